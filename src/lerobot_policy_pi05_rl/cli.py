@@ -1,0 +1,86 @@
+"""``pi05-rl <verb>``. Bad input ends in one line on stderr and exit code 2; ``--debug`` shows the traceback."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+VERBS = {
+    "offline": "pretrain policy and critic on LeRobot datasets: pi05-rl offline CONFIG [--key=value …]",
+    "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Console entry point."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        raise SystemExit(0 if arguments else 2)
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        print(f"pi05-rl: unknown verb {verb!r}\n{usage()}", file=sys.stderr)
+        raise SystemExit(2)
+    if rest in (["-h"], ["--help"]):
+        print(f"{VERBS[verb]}\n  --debug  show the traceback of an error")
+        raise SystemExit(0)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "libav", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    raise SystemExit(run_verb(globals()[f"run_{verb}"], rest, debug=debug))
+
+
+def run_verb(verb: Callable[[list[str]], int], arguments: list[str], *, debug: bool) -> int:
+    """Run a verb; a UserError becomes one line and exit code 2."""
+    from .errors import UserError
+
+    try:
+        return verb(arguments)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"pi05-rl: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run_offline(arguments: list[str]) -> int:
+    """``pi05-rl offline CONFIG`` (positional or ``--config_path``)."""
+    from .config import load_config
+    from .offline_learner import train_offline
+
+    path, overrides = split_config_path(arguments)
+    checkpoint = train_offline(load_config(path, overrides))
+    logging.getLogger(__name__).info("[OFFLINE LEARNER] Done: %s", checkpoint)
+    return 0
+
+
+def run_demo(arguments: list[str]) -> int:
+    """``pi05-rl demo``."""
+    from .demo.run import main as run
+
+    return run(arguments)
+
+
+def split_config_path(arguments: list[str]) -> tuple[str, list[str]]:
+    """The configuration's path, positional or ``--config_path``, and the remaining overrides.
+
+    Raises:
+        ConfigError: there is none, or there are two.
+    """
+    from .config import ConfigError
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config_path")
+    known, rest = parser.parse_known_args(arguments)
+    positional = rest.pop(0) if rest and not rest[0].startswith("--") else None
+    if (known.config_path is None) == (positional is None):
+        raise ConfigError("give one configuration file: pi05-rl offline CONFIG (or --config_path=CONFIG)")
+    return known.config_path or positional, rest
+
+
+def usage() -> str:
+    """The list of verbs."""
+    lines = [f"  {verb:8} {text}" for verb, text in VERBS.items()]
+    return "usage: pi05-rl <verb> …\n" + "\n".join(lines)

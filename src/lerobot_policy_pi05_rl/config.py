@@ -1,0 +1,259 @@
+"""One configuration file for the offline learner, the online learner and the actor.
+
+JSON or YAML, with ``--key=value`` overrides, decoded by draccus into a subclass of LeRobot's
+``TrainRLServerPipelineConfig``. A key nobody knows is an error that names it and the nearest known one.
+"""
+
+import dataclasses
+import difflib
+import json
+import logging
+import re
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+from draccus.utils import DecodingError
+from lerobot.configs import PreTrainedConfig
+from lerobot.configs.default import DatasetConfig, WandBConfig
+from lerobot.envs import EnvConfig
+from lerobot.rl.train_rl import TrainRLServerPipelineConfig
+
+from .configuration_pi05_rl import PI05RLConfig
+from .errors import UserError
+from .returns import RewardConfig
+
+logger = logging.getLogger(__name__)
+
+# Keys of earlier π0.5 RL learners that are accepted and do nothing: key → what replaces it.
+REPLACED_KEYS = {
+    "advantage_scaling": "the advantage is a tag, not a number: set advantage_positive_fraction",
+    "use_separate_critic": "the critic is always separate; its size is critic_llm_depth",
+    "critic_target_update_weight": "critic_target 'monte_carlo' has no target network",
+    "storage_device": "frames stay in the dataset's own files and are decoded when drawn",
+    "async_prefetch": "num_workers and prefetch_factor of the data loader prefetch",
+}
+# Fields that the shapes of a checkpoint's tensors (and its chunks) depend on.
+SIZE_FIELDS = [
+    "llm_width",
+    "llm_mlp_dim",
+    "llm_depth",
+    "expert_width",
+    "expert_mlp_dim",
+    "head_dim",
+    "num_kv_heads",
+    "vision_width",
+    "vision_mlp_dim",
+    "vision_depth",
+    "vision_heads",
+    "vision_patch_size",
+    "vocab_size",
+    "image_resolution",
+    "chunk_size",
+    "max_action_dim",
+    "max_state_dim",
+    "num_value_bins",
+    "critic_llm_depth",
+    "num_value_queries",
+]
+ALIASES = {"offline_output_dir": "output_dir_offline"}
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be read, or says something impossible."""
+
+
+@dataclass
+class OfflineDatasetConfig(DatasetConfig):
+    """LeRobot's dataset configuration, and more datasets of the same robot to learn from."""
+
+    additional_offline_dataset_paths: list[str] = field(default_factory=list)  # folders or Hub ids
+
+
+@dataclass
+class OfflineWandBConfig(WandBConfig):
+    """LeRobot's W&B configuration; the offline run may go to a project of its own."""
+
+    offline_project: str | None = None
+
+
+@dataclass(kw_only=True)
+class PI05RLTrainConfig(TrainRLServerPipelineConfig):
+    """The fields of design section 3; everything else is LeRobot's."""
+
+    dataset: OfflineDatasetConfig | None = None  # type: ignore[assignment]
+    wandb: OfflineWandBConfig = field(default_factory=OfflineWandBConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    output_dir_offline: Path | None = None  # the offline run writes here; None: output_dir
+    offline_save_freq: int | None = None  # wins over save_freq offline
+    keep_last_checkpoints: int | None = None  # None: all
+    seed: int = 1000  # LeRobot's default; here it also orders samples and draws noise, so it cannot be None
+
+    def validate(self) -> None:
+        """Check what does not need the data. LeRobot's own ``validate`` reads ``sys.argv`` and knows SAC only.
+
+        Raises:
+            ConfigError: something is missing or impossible.
+        """
+        if not isinstance(self.policy, PI05RLConfig):
+            raise ConfigError(f"policy.type must be pi05_rl, got {getattr(self.policy, 'type', None)!r}")
+        if self.dataset is None:
+            raise ConfigError("dataset.repo_id is missing: the offline learner learns from a LeRobot dataset")
+        if self.dataset.streaming:
+            raise ConfigError("dataset.streaming is not supported: samples are drawn in random order from local files")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.keep_last_checkpoints is not None and self.keep_last_checkpoints < 1:
+            raise ConfigError(f"keep_last_checkpoints must be at least 1, got {self.keep_last_checkpoints}")
+        if self.output_dir_offline and self.output_dir:
+            offline, online = Path(self.output_dir_offline).resolve(), Path(self.output_dir).resolve()
+            if offline == online:
+                raise ConfigError(
+                    f"output_dir_offline and output_dir are both {offline}; the two runs never share one"
+                )
+        if self.peft is not None or self.sample_weighting is not None:
+            raise ConfigError("peft and sample_weighting are not supported by the offline learner")
+        for key, replacement in REPLACED_KEYS.items():
+            if getattr(self.policy, key) is not None:
+                logger.warning("policy.%s is accepted and has no effect: %s", key, replacement)
+        self.job_name = self.job_name or "pi05_rl_offline"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the offline run writes.
+
+        Raises:
+            ConfigError: the configuration names no directory.
+        """
+        directory = self.output_dir_offline or self.output_dir
+        if directory is None:
+            raise ConfigError("output_dir_offline (or output_dir) is missing: where shall the run write?")
+        return Path(directory)
+
+    @property
+    def checkpoint_freq(self) -> int:
+        """Steps between checkpoints of the offline run."""
+        return self.save_freq if self.offline_save_freq is None else self.offline_save_freq
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> PI05RLTrainConfig:
+    """Read a JSON or YAML file, apply ``--key=value`` overrides, decode.
+
+    ``policy.type`` may be left out.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, a key is unknown, or a value has the wrong type.
+    """
+    raw = _read(Path(path))
+    for key, value in parse_overrides(overrides or []):
+        _assign(raw, key, value)
+    for alias, key in ALIASES.items():
+        if alias in raw:
+            raw.setdefault(key, raw.pop(alias))
+    policy = raw.setdefault("policy", {})
+    if isinstance(policy, dict):
+        policy.setdefault("type", "pi05_rl")
+        _inherit_sizes(policy)
+    raw.pop("checkpoint_path", None)  # LeRobot saves this field but does not read it back (init=False)
+    try:
+        return draccus.decode(PI05RLTrainConfig, raw)
+    except DecodingError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _inherit_sizes(policy: dict[str, Any]) -> None:
+    """Sizes that the configuration leaves out are those of the local checkpoint it starts from."""
+    checkpoint = policy.get("pi05_checkpoint")
+    file = Path(str(checkpoint)) / "config.json"
+    if not checkpoint or not file.is_file():
+        return
+    stored = _read(file)
+    for name in SIZE_FIELDS:
+        if name in stored:
+            policy.setdefault(name, stored[name])
+
+
+def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
+    """``--a.b=c`` and ``--a.b c`` → [("a.b", value)], values read as YAML.
+
+    Raises:
+        ConfigError: an argument is neither.
+    """
+    pairs, index = [], 0
+    while index < len(arguments):
+        argument = arguments[index]
+        if not argument.startswith("--"):
+            raise ConfigError(f"unexpected argument {argument!r}; overrides look like --policy.offline_steps=20")
+        key, separator, text = argument[2:].partition("=")
+        if not separator:
+            if index + 1 < len(arguments) and not arguments[index + 1].startswith("--"):
+                index += 1
+                text = arguments[index]
+            else:
+                text = "true"
+        pairs.append((key, _scalar(text)))
+        index += 1
+    return pairs
+
+
+def _scalar(text: str) -> Any:
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)  # YAML 1.1 reads 1e-4 as a string
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"the configuration file {path} does not exist")
+    try:
+        raw = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable as {path.suffix or 'YAML'}: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of keys")
+    return raw
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        if not isinstance(raw.get(parent), dict):
+            raw[parent] = {}
+        raw = raw[parent]
+    raw[last] = value
+
+
+def _explain(error: DecodingError) -> str:
+    """draccus's message with full key names and the nearest known key."""
+    prefix = ".".join(str(part) for part in error.key_path)
+    unknown = re.search(r"The fields? (.+) (?:are|is) not valid", error.message)
+    if not unknown:
+        return f"{prefix}: {error.message}" if prefix else error.message
+    known = _known_keys(PI05RLTrainConfig, list(error.key_path))
+    parts = []
+    for name in re.findall(r"`([^`]+)`", unknown.group(1)) or [unknown.group(1)]:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        full = f"{prefix}.{name}" if prefix else name
+        suggestion = f"; did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else ""
+        parts.append(f"unknown key {full}{suggestion}")
+    return "; ".join(parts)
+
+
+def _known_keys(cls: type, path: list) -> list[str]:
+    for part in path:
+        hints = typing.get_type_hints(cls)
+        options = [option for option in typing.get_args(hints.get(part)) or (hints.get(part),)]
+        cls = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        if cls is PreTrainedConfig:
+            cls = PI05RLConfig
+        if cls is None or cls is EnvConfig:
+            return []
+    return [field.name for field in dataclasses.fields(cls)] + (list(ALIASES) if not path else [])

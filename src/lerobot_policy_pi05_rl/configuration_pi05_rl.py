@@ -1,0 +1,196 @@
+"""The fields of the ``pi05_rl`` policy: stock π0.5's, sizes as data, the critic, the advantage, the schedule."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lerobot.configs import PreTrainedConfig
+from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
+from lerobot.policies.pi05.configuration_pi05 import PI05Config
+
+INFERENCE_ADVANTAGES = ("positive", "negative", "none")
+POLICY_EXTRACTIONS = ("conditioning", "none")
+CRITIC_TARGETS = ("monte_carlo",)
+TASKS_TOKENIZER = "tasks"  # value of `tokenizer`: build a small one from the dataset's tasks
+
+
+@dataclass
+class ActorLearnerConfig:
+    """Where the online learner listens and how often it pushes weights (names as in LeRobot's RL configs)."""
+
+    learner_host: str = "127.0.0.1"
+    learner_port: int = 50051
+    policy_parameters_push_frequency: float = 4  # seconds
+    queue_get_timeout: float = 2  # seconds
+
+
+@dataclass
+class ConcurrencyConfig:
+    """Threads or processes for the online actor and learner (names as in LeRobot's RL configs)."""
+
+    actor: str = "threads"
+    learner: str = "threads"
+    multiprocessing_context: str | None = "spawn"
+
+
+@PreTrainedConfig.register_subclass("pi05_rl")
+@dataclass
+class PI05RLConfig(PI05Config):
+    """π0.5 plus a value critic and an advantage tag (RECAP, arXiv 2511.14759).
+
+    Defaults are stock π0.5 at full size; every size is a field, so that a 1 M parameter model is the same code.
+    """
+
+    # What to start from: a directory or Hub id of a stock π0.5 or of one of our checkpoints. None: random weights.
+    pi05_checkpoint: str | None = None
+    task: str | None = None  # replaces the dataset's task text when set
+
+    # Sizes. Source of the defaults: lerobot/policies/pi05/modeling_pi05.py (get_gemma_config) and PaliGemma's
+    # vision config. Depth, head size and key-value heads are shared by both towers; 8 heads are fixed by the
+    # joint attention of LeRobot's π0.5.
+    llm_width: int = 2048
+    llm_mlp_dim: int = 16_384
+    expert_width: int = 1024
+    expert_mlp_dim: int = 4096
+    llm_depth: int = 18
+    head_dim: int = 256
+    num_kv_heads: int = 1
+    vision_width: int = 1152
+    vision_mlp_dim: int = 4304
+    vision_depth: int = 27
+    vision_heads: int = 16
+    vision_patch_size: int = 14
+    vocab_size: int = 257_152
+
+    # A Hub id, a local directory, or "tasks" (a small word tokenizer built from the dataset's tasks).
+    tokenizer: str = "google/paligemma-3b-pt-224"
+
+    # Parts that train, chosen by module (freeze_vision_encoder and train_expert_only are stock fields).
+    # Language layers below this one, and the token embedding if it is above 0, stay frozen.
+    train_language_from_layer: int = 0
+
+    # Critic
+    num_value_bins: int = 201  # RECAP, section IV-B
+    value_support_min: float = -1.0  # RECAP: returns normalised to [-1, 0]
+    value_support_max: float = 0.0
+    hl_gauss_sigma_ratio: float = 0.75  # σ / bin width; Farebrother et al. 2024 (arXiv 2403.03950); 0: two-hot
+    critic_llm_depth: int = 6
+    num_value_queries: int = 4
+    critic_target: str = "monte_carlo"
+
+    # Advantage
+    policy_extraction: str = "conditioning"  # none: plain behaviour cloning, no critic is trained
+    advantage_positive_fraction: float = 0.3  # RECAP, App. F
+    advantage_dropout: float = 0.3  # RECAP, section IV-C
+    advantage_window: int = 4096  # recent advantages per task from which the threshold is taken
+    inference_advantage: str = "positive"  # positive | negative | none
+
+    # Schedule
+    offline_steps: int = 10_000
+    offline_buffer_capacity: int | None = None  # cap on the transitions drawn from; None: all
+    policy_update_freq: int = 1  # the actor trains every so many steps
+    critic_warmup_steps: int = 0  # the actor waits that long
+    utd_ratio: int = 1  # critic updates per step, each on a fresh batch
+    gradient_accumulation_steps: int = 1
+
+    # Optimisation; None: π0.5's own preset (optimizer_lr, optimizer_grad_clip_norm)
+    actor_lr: float | None = None
+    critic_lr: float = 5e-5
+    grad_clip_norm: float | None = None
+
+    # Rewards of `reward.source: dataset`
+    discount: float = 1.0
+    reward_normalization_constant: float = 1.0
+    terminal_failure_reward: float = 0.0
+
+    # Online (the learner and the actor read these)
+    online_steps: int = 1_000_000
+    online_buffer_capacity: int = 100_000
+    online_step_before_learning: int = 100
+    actor_learner_config: ActorLearnerConfig = field(default_factory=ActorLearnerConfig)
+    concurrency: ConcurrencyConfig = field(default_factory=ConcurrencyConfig)
+    learner_device: str | None = None
+    actor_device: str | None = None
+
+    # Carried by configs of earlier π0.5 RL learners; accepted with a warning (config.py says what replaces them).
+    advantage_scaling: float | None = None
+    use_separate_critic: bool | None = None
+    critic_target_update_weight: float | None = None
+    storage_device: str | None = None
+    async_prefetch: bool | None = None
+
+    # Publishing needs a repo_id; people who train on their own robot rarely want it by default.
+    push_to_hub: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pi05_checkpoint and not self.pretrained_path:
+            # So that stock `lerobot-train --policy.pi05_checkpoint=…` loads it too.
+            self.pretrained_path = Path(self.pi05_checkpoint)
+        self.inference_advantage = _named_advantage(self.inference_advantage)
+        _require_choice("inference_advantage", self.inference_advantage, INFERENCE_ADVANTAGES)
+        _require_choice("policy_extraction", self.policy_extraction, POLICY_EXTRACTIONS)
+        _require_choice("critic_target", self.critic_target, CRITIC_TARGETS)
+        for name in ("advantage_positive_fraction", "advantage_dropout"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"policy.{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("offline_steps", "policy_update_freq", "utd_ratio", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"policy.{name} must be at least 1, got {getattr(self, name)}")
+        if self.value_support_min >= self.value_support_max:
+            raise ValueError(
+                f"policy.value_support_min ({self.value_support_min}) must be below "
+                f"policy.value_support_max ({self.value_support_max})"
+            )
+        if not 1 <= self.critic_llm_depth <= self.llm_depth:
+            raise ValueError(
+                f"policy.critic_llm_depth must be between 1 and llm_depth ({self.llm_depth}), "
+                f"got {self.critic_llm_depth}"
+            )
+        if not 0 <= self.train_language_from_layer <= self.llm_depth:
+            raise ValueError(
+                f"policy.train_language_from_layer must be between 0 and llm_depth ({self.llm_depth}), "
+                f"got {self.train_language_from_layer}"
+            )
+        if self.image_resolution[0] % self.vision_patch_size:
+            raise ValueError(
+                f"policy.image_resolution {tuple(self.image_resolution)} is not a multiple of "
+                f"policy.vision_patch_size ({self.vision_patch_size})"
+            )
+
+    @property
+    def resolved_actor_lr(self) -> float:
+        """Peak learning rate of the actor."""
+        return self.optimizer_lr if self.actor_lr is None else self.actor_lr
+
+    @property
+    def resolved_grad_clip_norm(self) -> float:
+        """Largest gradient norm, of each of the groups "actor" and "critic" by itself."""
+        return self.optimizer_grad_clip_norm if self.grad_clip_norm is None else self.grad_clip_norm
+
+    def get_optimizer_preset(self) -> AdamWConfig:
+        """π0.5's AdamW with the actor's learning rate (what stock ``lerobot-train`` uses)."""
+        preset = super().get_optimizer_preset()
+        preset.lr = self.resolved_actor_lr
+        preset.grad_clip_norm = self.resolved_grad_clip_norm
+        return preset
+
+    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
+        """π0.5's warm-up and cosine decay; the decay keeps the preset's ratio to the peak."""
+        preset = super().get_scheduler_preset()
+        preset.decay_lr = self.resolved_actor_lr * self.scheduler_decay_lr / self.optimizer_lr
+        preset.peak_lr = self.resolved_actor_lr
+        return preset
+
+
+def _named_advantage(value: str | float) -> str:
+    """Configs of earlier learners give a number (1.0: act as if the advantage were high)."""
+    try:
+        number = float(value)
+    except ValueError:
+        return str(value).lower()
+    return "positive" if number > 0 else "negative"
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"policy.{name} must be one of {', '.join(choices)}; got {value!r}")

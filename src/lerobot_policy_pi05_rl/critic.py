@@ -1,0 +1,103 @@
+"""The value critic V(o, task): value bins, HL-Gauss targets and the network (RECAP, section IV-B).
+
+The critic reads what the actor's prefix is made of (image features and prompt embeddings, detached) through
+its own few language layers, and never sees the advantage tag.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+from lerobot.policies.pi_gemma import PiGemmaModel
+from torch import Tensor, nn
+
+
+class ValueBins(nn.Module):
+    """A categorical distribution over returns: ``num_bins`` equal bins on [support_min, support_max].
+
+    Args:
+        sigma_ratio: standard deviation of the target's Gaussian in bin widths (HL-Gauss, arXiv 2403.03950);
+            0 spreads the return over the two nearest bin centres (two-hot).
+    """
+
+    def __init__(self, num_bins: int, support_min: float, support_max: float, sigma_ratio: float):
+        super().__init__()
+        self.support_min, self.support_max = support_min, support_max
+        self.width = (support_max - support_min) / num_bins
+        self.sigma = sigma_ratio * self.width
+        edges = torch.linspace(support_min, support_max, num_bins + 1, dtype=torch.float32)
+        self.register_buffer("edges", edges, persistent=False)
+        self.register_buffer("centers", (edges[:-1] + edges[1:]) / 2, persistent=False)
+
+    def target(self, returns: Tensor) -> Tensor:
+        """(B,) returns inside the support → (B, num_bins) probabilities, each row summing to 1."""
+        if self.sigma == 0:
+            return self._two_hot(returns)
+        cdf = torch.special.ndtr((self.edges - returns[:, None]) / self.sigma)
+        mass = cdf[:, 1:] - cdf[:, :-1]
+        return mass / mass.sum(dim=1, keepdim=True)  # the part of the Gaussian outside the support is cut off
+
+    def _two_hot(self, returns: Tensor) -> Tensor:
+        last = len(self.centers) - 1
+        position = ((returns - self.centers[0]) / self.width).clamp(0, last)
+        low = position.floor().long().clamp(max=last - 1)
+        high_share = (position - low)[:, None]
+        return F.one_hot(low, last + 1) * (1 - high_share) + F.one_hot(low + 1, last + 1) * high_share
+
+    def value(self, logits: Tensor) -> Tensor:
+        """(B, num_bins) logits → (B,) expected return, fp32."""
+        return logits.float().softmax(dim=1) @ self.centers
+
+    def cross_entropy(self, logits: Tensor, returns: Tensor) -> Tensor:
+        """(B, num_bins) logits, (B,) returns → (B,) cross-entropy in nats, fp32."""
+        return -(self.target(returns) * logits.float().log_softmax(dim=1)).sum(dim=1)
+
+
+class ValueCritic(nn.Module):
+    """A few learned value queries read the prefix through ``depth`` language layers of their own.
+
+    The queries form an attention block behind the prefix: they see it, it does not see them.
+    """
+
+    def __init__(self, text_config, *, depth: int, num_queries: int, bins: ValueBins):
+        super().__init__()
+        config = copy.deepcopy(text_config)
+        config.num_hidden_layers = depth
+        config.vocab_size, config.pad_token_id = 1, None  # the critic embeds nothing: no table is allocated
+        config._attn_implementation = "sdpa"
+        self.backbone = PiGemmaModel(config)
+        self.backbone.embed_tokens = None
+        self.queries = nn.Parameter(torch.randn(num_queries, config.hidden_size) * config.hidden_size**-0.5)
+        self.head = nn.Linear(num_queries * config.hidden_size, len(bins.centers))
+        nn.init.zeros_(self.head.weight)  # the first values are the middle of the support, not noise
+        nn.init.zeros_(self.head.bias)
+        self.bins = bins
+
+    @torch.no_grad()
+    def init_from_actor(self, language_model: nn.Module) -> None:
+        """Copy the actor's first language layers, parameter by parameter."""
+        actor_layers = language_model.layers[: len(self.backbone.layers)]
+        for critic_layer, actor_layer in zip(self.backbone.layers, actor_layers, strict=True):
+            critic_layer.load_state_dict(actor_layer.state_dict())
+
+    def forward(self, prefix_embs: Tensor, prefix_mask: Tensor) -> Tensor:
+        """Args:
+            prefix_embs: (B, P, width) detached image features and prompt embeddings of the actor.
+            prefix_mask: (B, P) bool, false at padding.
+
+        Returns:
+            (B, num_bins) fp32 logits.
+        """
+        batch, prefix_length = prefix_mask.shape
+        queries = self.queries.to(prefix_embs.dtype).expand(batch, -1, -1)
+        mask = torch.cat([prefix_mask, prefix_mask.new_ones(batch, queries.shape[1])], dim=1)
+        block = torch.zeros_like(mask)
+        block[:, prefix_length] = True  # the queries start a new block
+        hidden = self.backbone(
+            inputs_embeds=torch.cat([prefix_embs, queries], dim=1),
+            attention_mask=prepare_attention_masks_4d(make_att_2d_masks(mask, block)),
+            position_ids=torch.cumsum(mask, dim=1) - 1,
+            use_cache=False,
+        ).last_hidden_state
+        return self.head(hidden[:, prefix_length:].flatten(1)).float()

@@ -1,0 +1,1 @@
+"""LeRobot datasets → batches of observation, action chunk, return, task and intervention."""

@@ -1,0 +1,183 @@
+"""Label the frames of all sources: outcome and return of every episode, tasks, the held-out split."""
+
+import logging
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..configuration_pi05_rl import PI05RLConfig
+from ..returns import Outcome, RewardConfig, discounted_returns, episode_outcome, steps_to_success_returns
+from .sources import (
+    INTERVENTION_COLUMNS,
+    REWARD_COLUMN,
+    SUCCESS_COLUMNS,
+    TRUNCATED_COLUMNS,
+    DatasetError,
+    Source,
+    read_outcome_file,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One labelled episode: rows ``start`` to ``end`` of source ``source``."""
+
+    source: int
+    index: int  # the dataset's episode_index
+    start: int
+    end: int
+    task: int
+    outcome: Outcome
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class LabelledEpisodes:
+    """All episodes with the per-frame labels of their sources."""
+
+    episodes: list[Episode]
+    tasks: list[str]
+    task_lengths: np.ndarray  # (tasks,) longest episode, the normaliser of the returns
+    returns: list[np.ndarray]  # per source (frames,) float32, NaN where unknown
+    interventions: list[np.ndarray]  # per source (frames,) bool
+
+
+def label_episodes(
+    sources: list[Source], reward: RewardConfig, policy: PI05RLConfig, *, needs_returns: bool = True
+) -> LabelledEpisodes:
+    """Outcomes, rewards and returns of every episode of every source.
+
+    Args:
+        needs_returns: false for plain cloning, which learns from no label: unlabelled episodes are then allowed.
+
+    Raises:
+        DatasetError: unlabelled episodes under ``reward.unlabelled: error``, no label at all, a missing reward
+            column, or returns outside the critic's support.
+    """
+    tasks = sorted({policy.task or task for source in sources for task in source.tasks})
+    task_ids = {task: index for index, task in enumerate(tasks)}
+    unlabelled = Outcome(reward.unlabelled) if reward.unlabelled != "error" else None
+    episodes, unknown = [], []
+    for number, source in enumerate(sources):
+        given = read_outcome_file(reward.outcome_file, source, primary=number == 0)
+        for row, (start, end) in enumerate(zip(source.starts.tolist(), source.ends.tolist(), strict=True)):
+            index = int(source.columns["episode_index"][start])
+            outcome = episode_outcome(
+                given=given.get(index),
+                success=source.column(SUCCESS_COLUMNS, row),
+                reward=source.column((REWARD_COLUMN,), row),
+                truncated=source.column(TRUNCATED_COLUMNS, row),
+            )
+            if outcome is None:
+                unknown.append(f"{source.name}#{index}")
+                outcome = unlabelled or Outcome.TRUNCATED
+            task = task_ids[policy.task or source.tasks[row]]
+            episodes.append(Episode(number, index, start, end, task, outcome))
+    if needs_returns and unknown and unlabelled is None:
+        raise DatasetError(
+            f"{len(unknown)} of {len(episodes)} episodes have no outcome ({_shortened(unknown)}). Give a CSV "
+            "episode_index,outcome as reward.outcome_file, or set reward.unlabelled to success or failure"
+        )
+    counts = Counter(episode.outcome.value for episode in episodes)
+    logger.info("Outcomes of %d episodes: %s", len(episodes), dict(sorted(counts.items())))
+    if needs_returns and counts[Outcome.TRUNCATED.value] == len(episodes):
+        raise DatasetError(
+            "every episode was cut by a time limit and none is labelled: the critic has nothing to learn from. Give "
+            "a CSV episode_index,outcome as reward.outcome_file"
+        )
+
+    task_lengths = np.zeros(len(tasks), dtype=np.int64)
+    for episode in episodes:
+        task_lengths[episode.task] = max(task_lengths[episode.task], episode.length)
+    returns = [np.full(len(source.columns["index"]), np.nan, dtype=np.float32) for source in sources]
+    for episode in episodes if needs_returns else ():
+        source = sources[episode.source]
+        returns[episode.source][episode.start : episode.end] = _episode_returns(
+            episode, source, reward, policy, int(task_lengths[episode.task])
+        )
+    if needs_returns:
+        _check_support(returns, policy)
+    interventions = []
+    for source in sources:
+        name = next((name for name in INTERVENTION_COLUMNS if name in source.columns), None)
+        flags = source.columns[name] if name else np.zeros(len(source.columns["index"]))
+        interventions.append(flags.astype(bool))
+    return LabelledEpisodes(episodes, tasks, task_lengths, returns, interventions)
+
+
+def _episode_returns(
+    episode: Episode, source: Source, reward: RewardConfig, policy: PI05RLConfig, task_length: int
+) -> np.ndarray:
+    if reward.source == "steps_to_success":
+        return steps_to_success_returns(episode.length, episode.outcome, task_length)
+    if REWARD_COLUMN not in source.columns:
+        raise DatasetError(
+            f"reward.source is 'dataset' but {source.name} has no {REWARD_COLUMN} column; use steps_to_success"
+        )
+    return discounted_returns(
+        source.columns[REWARD_COLUMN][episode.start : episode.end],
+        episode.outcome,
+        discount=policy.discount,
+        reward_normalization_constant=policy.reward_normalization_constant,
+        terminal_failure_reward=policy.terminal_failure_reward,
+    )
+
+
+def _check_support(returns: list[np.ndarray], policy: PI05RLConfig) -> None:
+    low = min(float(np.nanmin(values)) for values in returns if not np.isnan(values).all())
+    high = max(float(np.nanmax(values)) for values in returns if not np.isnan(values).all())
+    if low < policy.value_support_min or high > policy.value_support_max:
+        raise DatasetError(
+            f"returns lie in [{low:.4g}, {high:.4g}], outside the critic's support "
+            f"[{policy.value_support_min:.4g}, {policy.value_support_max:.4g}]. Set policy.value_support_min and "
+            "value_support_max around them, or scale with policy.reward_normalization_constant"
+        )
+
+
+def split_episodes(episodes: list[Episode], eval_split: float) -> tuple[list[Episode], list[Episode]]:
+    """(training, held-out): the last ``ceil(n · eval_split)`` episodes of each task and source are held out.
+
+    As LeRobot's ``make_train_eval_datasets`` (datasets/factory.py) splits.
+
+    Raises:
+        DatasetError: nothing would be left to train on.
+    """
+    groups: dict[tuple[int, int], list[Episode]] = {}
+    for episode in episodes:
+        groups.setdefault((episode.source, episode.task), []).append(episode)
+    train, held_out = [], []
+    for group in groups.values():
+        cut = len(group) - math.ceil(len(group) * eval_split)
+        train.extend(group[:cut])
+        held_out.extend(group[cut:])
+    if not train:
+        raise DatasetError(f"dataset.eval_split={eval_split} leaves no episode to train on ({len(episodes)} in all)")
+    return train, held_out
+
+
+def cap_transitions(episodes: list[Episode], capacity: int | None, seed: int) -> list[Episode]:
+    """A random choice of episodes that together hold at most ``capacity`` transitions, the last one cut short.
+
+    A cut episode keeps its labels; only its later frames are not drawn (chunks still read the actions there).
+    """
+    if capacity is None or sum(episode.length for episode in episodes) <= capacity:
+        return episodes
+    kept, left = [], capacity
+    for number in np.random.default_rng(seed).permutation(len(episodes)):
+        if left <= 0:
+            break
+        episode = episodes[number]
+        kept.append(replace(episode, end=min(episode.end, episode.start + left)))
+        left -= episode.length
+    return sorted(kept, key=lambda episode: (episode.source, episode.start))
+
+
+def _shortened(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

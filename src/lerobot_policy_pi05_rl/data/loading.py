@@ -1,0 +1,202 @@
+"""From a training configuration to loaders: open, label, split, check against the policy, batch."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.datasets.compute_stats import aggregate_stats
+from lerobot.transforms import ImageTransforms
+from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.feature_utils import dataset_to_policy_features
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..config import PI05RLTrainConfig
+from .episodes import LabelledEpisodes, cap_transitions, label_episodes, split_episodes
+from .frames import FrameDataset, FrameIndex
+from .sampling import BatchPositions, SampleOrder
+from .sources import DatasetError, Source, load_source, open_dataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OfflineData:
+    """Everything the offline learner knows of its data."""
+
+    sources: list[Source]
+    labels: LabelledEpisodes
+    train: FrameDataset
+    held_out: FrameDataset | None
+    stats: dict[str, dict[str, Tensor]]
+
+    @property
+    def description(self) -> str:
+        """One line for the console."""
+        held_out = 0 if self.held_out is None else len(self.held_out)
+        return (
+            f"{len(self.labels.episodes)} episodes of {len(self.labels.tasks)} task(s) in {len(self.sources)} "
+            f"dataset(s): {len(self.train)} frames to train on, {held_out} held out"
+        )
+
+
+def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
+    """Open and label the datasets of ``cfg``; fills in the policy's features where the configuration has none.
+
+    Raises:
+        DatasetError: a dataset is missing, unlabelled, or does not fit the policy or the first dataset.
+    """
+    backend = cfg.dataset.video_backend
+    first = open_dataset(
+        cfg.dataset.repo_id,
+        cfg.dataset.root,
+        revision=cfg.dataset.revision,
+        episodes=cfg.dataset.episodes,
+        tolerance_s=cfg.tolerance_s,
+    )
+    sources = [load_source(cfg.dataset.repo_id, first, backend)]
+    for path in cfg.dataset.additional_offline_dataset_paths:
+        folder = Path(path)
+        local = folder.is_dir()
+        dataset = open_dataset(folder.name if local else path, folder if local else None, tolerance_s=cfg.tolerance_s)
+        sources.append(load_source(path, dataset, backend))
+    _set_features(cfg.policy, sources)
+    _check_sources(cfg, sources)
+    labels = label_episodes(sources, cfg.reward, cfg.policy, needs_returns=cfg.policy.policy_extraction != "none")
+    train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
+    train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
+    transforms = cfg.dataset.image_transforms
+    cameras = [key for key in cfg.policy.image_features if not key.startswith("observation.images.empty_camera")]
+
+    def frames(episodes, image_transforms=None) -> FrameDataset:
+        return FrameDataset(
+            sources,
+            labels,
+            FrameIndex.of(episodes),
+            cameras=cameras,
+            chunk_size=cfg.policy.chunk_size,
+            image_transforms=image_transforms,
+        )
+
+    return OfflineData(
+        sources,
+        labels,
+        frames(train, ImageTransforms(transforms) if transforms.enable else None),
+        frames(held_out) if held_out else None,
+        aggregate_stats([source.dataset.meta.stats for source in sources]),
+    )
+
+
+def make_train_loader(
+    cfg: PI05RLTrainConfig,
+    data: OfflineData,
+    *,
+    first_batch: int,
+    last_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Batches ``first_batch`` to ``last_batch`` of the run's sample order, collated, images as uint8."""
+    order = SampleOrder(len(data.train), cfg.seed)
+    batches = BatchPositions(
+        order, cfg.batch_size, rank=rank, world_size=world_size, first=first_batch, last=last_batch
+    )
+    return DataLoader(data.train, batch_sampler=batches, **_worker_kwargs(cfg))
+
+
+def make_held_out_loader(cfg: PI05RLTrainConfig, data: OfflineData) -> DataLoader | None:
+    """The held-out frames in order (evenly thinned to ``max_eval_samples`` if that is set), each once."""
+    if data.held_out is None:
+        return None
+    total = len(data.held_out)
+    stride = max(1, -(-total // cfg.max_eval_samples)) if cfg.max_eval_samples > 0 else 1
+    numbers = list(range(0, total, stride))
+    batches = [
+        [(number, number) for number in numbers[start : start + cfg.batch_size]]
+        for start in range(0, len(numbers), cfg.batch_size)
+    ]
+    return DataLoader(data.held_out, batch_sampler=batches)
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """Tensors to ``device``; uint8 images to fp32 in [0, 1], as stock ``lerobot-train`` does."""
+    moved = {}
+    for key, value in batch.items():
+        if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+            if value.dtype == torch.uint8:
+                value = value.to(torch.float32) / 255.0
+        moved[key] = value
+    return moved
+
+
+def _worker_kwargs(cfg: PI05RLTrainConfig) -> dict:
+    if cfg.num_workers == 0:
+        return {}
+    return {
+        "num_workers": cfg.num_workers,
+        "prefetch_factor": cfg.prefetch_factor,
+        "multiprocessing_context": cfg.dataloader_multiprocessing_context,
+        "pin_memory": torch.cuda.is_available(),
+    }
+
+
+def _set_features(policy, sources: list[Source]) -> None:
+    meta = sources[0].dataset.meta
+    features = dataset_to_policy_features(meta.features)
+    if not policy.input_features:
+        policy.input_features = {
+            key: feature
+            for key, feature in features.items()
+            if feature.type in (FeatureType.VISUAL, FeatureType.STATE)
+            and (feature.type is not FeatureType.STATE or key == OBS_STATE)
+        }
+    if not policy.output_features:
+        policy.output_features = {ACTION: features[ACTION]} if ACTION in features else {}
+    names = meta.features.get(ACTION, {}).get("names")
+    if policy.action_feature_names is None and isinstance(names, list):
+        policy.action_feature_names = names
+
+
+def _check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
+    policy = cfg.policy
+    if not policy.image_features:
+        raise DatasetError(f"dataset {sources[0].name} has no camera; π0.5 needs at least one")
+    wanted: dict[str, PolicyFeature] = {**policy.input_features, **policy.output_features}
+    if OBS_STATE not in wanted or ACTION not in wanted:
+        raise DatasetError(f"dataset {sources[0].name} needs the columns {OBS_STATE} and {ACTION}")
+    for source in sources:
+        features = source.dataset.meta.features
+        for key, feature in wanted.items():
+            if key.startswith("observation.images.empty_camera"):
+                continue
+            if key not in features:
+                raise DatasetError(
+                    f"dataset {source.name} has no {key}, which the policy reads; it has {sorted(features)}"
+                )
+            if feature.type is not FeatureType.VISUAL and tuple(features[key]["shape"]) != tuple(feature.shape):
+                raise DatasetError(
+                    f"dataset {source.name}: {key} has the shape {tuple(features[key]['shape'])}, "
+                    f"the policy expects {tuple(feature.shape)}"
+                )
+        for key in (OBS_STATE, ACTION):
+            mode = policy.normalization_mapping["STATE" if key == OBS_STATE else "ACTION"]
+            needed = {"QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}.get(mode.value, ())
+            absent = [name for name in needed if name not in source.dataset.meta.stats.get(key, {})]
+            if absent:
+                raise DatasetError(
+                    f"dataset {source.name} has no statistics {', '.join(absent)} of {key}; run LeRobot's "
+                    "augment_dataset_quantile_stats.py on it, or set policy.normalization_mapping"
+                )
+        fps = source.dataset.meta.fps
+        if fps != sources[0].dataset.meta.fps:
+            raise DatasetError(
+                f"dataset {source.name} was recorded at {fps} frames per second, {sources[0].name} at "
+                f"{sources[0].dataset.meta.fps}; one policy needs one rate"
+            )
+    if wanted[ACTION].shape[0] > policy.max_action_dim:
+        raise DatasetError(
+            f"actions have {wanted[ACTION].shape[0]} dimensions, policy.max_action_dim is {policy.max_action_dim}"
+        )

@@ -1,0 +1,125 @@
+"""Open LeRobot datasets and read their low-dimensional columns once."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.constants import ACTION, HF_LEROBOT_HOME, OBS_STATE
+
+from ..errors import UserError
+from ..returns import Outcome
+
+logger = logging.getLogger(__name__)
+
+INTERVENTION_COLUMNS = ("intervention", "is_intervention", "complementary_info.is_intervention")
+SUCCESS_COLUMNS = ("next.success", "success")
+TRUNCATED_COLUMNS = ("next.truncated", "truncated")
+REWARD_COLUMN = "next.reward"
+
+
+class DatasetError(UserError):
+    """A dataset that is missing, incomplete or does not fit the policy."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset: its LeRobot object (metadata, frames) and its columns, one row per frame, in file order."""
+
+    name: str
+    dataset: LeRobotDataset
+    video_backend: str
+    columns: dict[str, np.ndarray]
+    starts: np.ndarray  # (episodes,) first row of each episode
+    ends: np.ndarray  # (episodes,) one past its last row
+    tasks: list[str]  # (episodes,) task text
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.starts)
+
+    def column(self, names: tuple[str, ...], episode: int) -> np.ndarray | None:
+        """The episode's rows of the first of these columns that exists, (T,); None if none does."""
+        for name in names:
+            if name in self.columns:
+                return self.columns[name][self.starts[episode] : self.ends[episode]].reshape(-1)
+        return None
+
+
+def open_dataset(repo_id: str, root: str | Path | None, **kwargs) -> LeRobotDataset:
+    """LeRobot's dataset, with one clear error where LeRobot has a traceback and an empty folder.
+
+    Raises:
+        DatasetError: nothing readable lies at ``root`` (or in LeRobot's home), and the Hub has no such dataset.
+    """
+    folder = Path(root) if root is not None else HF_LEROBOT_HOME / repo_id
+    existed = folder.exists()
+    try:
+        return LeRobotDataset(repo_id, root=root, **kwargs)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        if folder.is_dir() and not existed and not any(folder.iterdir()):
+            folder.rmdir()  # LeRobot creates the folder before it looks for the dataset
+        if (folder / "meta" / "info.json").is_file():
+            raise DatasetError(f"the dataset in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+        raise DatasetError(
+            f"no dataset {repo_id!r}: {folder} has no meta/info.json and the Hub gave none "
+            f"({type(error).__name__}). Set dataset.root to the dataset's folder, or dataset.repo_id to its Hub id"
+        ) from error
+
+
+def load_source(name: str, dataset: LeRobotDataset, video_backend: str) -> Source:
+    """Read every low-dimensional column of ``dataset`` into memory (images stay where they are)."""
+    meta = dataset.meta
+    table = dataset.hf_dataset.data
+    columns = {}
+    for key, feature in meta.features.items():
+        if feature["dtype"] in ("image", "video", "string") or key not in table.column_names:
+            continue
+        column = table.column(key).combine_chunks()
+        width = int(np.prod(feature["shape"])) if feature.get("shape") else 1
+        while hasattr(column, "flatten") and column.type.num_fields:  # nested lists: one row each
+            column = column.flatten()
+        values = column.to_numpy(zero_copy_only=False)
+        columns[key] = values.reshape(-1, width) if width > 1 or key in (ACTION, OBS_STATE) else values
+    episodes = columns["episode_index"]
+    starts = np.flatnonzero(np.r_[True, episodes[1:] != episodes[:-1]])
+    ends = np.r_[starts[1:], len(episodes)]
+    task_texts = [str(task) for task in meta.tasks.index]
+    tasks = [task_texts[index] for index in columns["task_index"][starts]]
+    return Source(name, dataset, video_backend, columns, starts, ends, tasks)
+
+
+def read_outcome_file(path: str | None, source: Source, *, primary: bool) -> dict[int, Outcome]:
+    """Episode → outcome from a CSV ``episode_index,outcome[,dataset]``; rows without a dataset are the primary's.
+
+    Raises:
+        DatasetError: the file, a column, an episode or an outcome is not what it should be.
+    """
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise DatasetError(f"reward.outcome_file {path} does not exist")
+    table = pd.read_csv(path)
+    missing = {"episode_index", "outcome"} - set(table.columns)
+    if missing:
+        raise DatasetError(f"{path} lacks the column(s) {', '.join(sorted(missing))}; it has {list(table.columns)}")
+    if "dataset" in table.columns:
+        table = table[table["dataset"].isna() & primary | (table["dataset"] == source.name)]
+    elif not primary:
+        return {}
+    known = set(source.columns["episode_index"][source.starts].tolist())
+    outcomes = {}
+    for row in table.itertuples():
+        if row.episode_index not in known:
+            raise DatasetError(f"{path}: dataset {source.name} has no episode {row.episode_index}")
+        try:
+            outcomes[int(row.episode_index)] = Outcome(str(row.outcome).strip().lower())
+        except ValueError:
+            choices = ", ".join(outcome.value for outcome in Outcome)
+            raise DatasetError(
+                f"{path}: episode {row.episode_index} has the outcome {row.outcome!r}; it must be one of {choices}"
+            ) from None
+    return outcomes

@@ -1,0 +1,136 @@
+"""The demo simulator as a LeRobot environment: `lerobot-eval --env.type=panda_pick_cube`.
+
+Importing this module registers the environment type and needs neither MuJoCo nor gym-hil.
+"""
+
+import importlib
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.envs.configs import EnvConfig
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+
+from .constants import (
+    ACTION_NAMES,
+    CAMERA_NAMES,
+    CONTROL_HZ,
+    CUBE_JITTER_M,
+    IMAGE_SIZE,
+    MAX_EPISODE_STEPS,
+    STATE_NAMES,
+    TASK,
+)
+
+_NO_SIMULATOR = (
+    "The demo simulator needs gym-hil and MuJoCo. Install them with: pip install 'lerobot_policy_pi05_rl[demo]'"
+)
+
+
+@dataclass(frozen=True)
+class SimulatorFactory:
+    """Callable that builds one simulator; picklable, so that it also works in a fresh worker process.
+
+    LeRobot's default passes a closure around `gym.make`; a spawned worker has not imported the plugin and
+    would not find the environment's name in the registry.
+    """
+
+    image_size: int
+    max_episode_steps: int
+    cube_jitter: float
+    freeze_finished: bool
+
+    def __call__(self) -> gym.Env:
+        """Import and build the simulator.
+
+        Raises:
+            ImportError: when gym-hil or MuJoCo is missing, with the command that installs them.
+        """
+        os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports MuJoCo
+        try:
+            simulator = importlib.import_module("lerobot_policy_pi05_rl.demo.simulator")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] not in ("gym_hil", "mujoco"):
+                raise
+            raise ImportError(_NO_SIMULATOR) from error
+        env: gym.Env = simulator.PandaPickCubeSimulator(
+            image_size=self.image_size,
+            max_episode_steps=self.max_episode_steps,
+            cube_jitter=self.cube_jitter,
+        )
+        if self.freeze_finished:
+            from lerobot.envs.utils import FreezeAfterEpisodeEnd
+
+            env = FreezeAfterEpisodeEnd(env)
+        return env
+
+
+@EnvConfig.register_subclass("panda_pick_cube")
+@dataclass
+class PandaPickCubeEnv(EnvConfig):
+    """Configuration of the demo environment.
+
+    Attributes:
+        task: instruction given to the policy.
+        fps: control steps per second; the simulator has only this rate.
+        image_size: height and width of both pictures, pixels.
+        episode_length: control steps until truncation.
+        cube_jitter: half width of the uniform jitter of the cube's x and y, metres.
+        freeze_finished: a finished environment of a batch repeats its last transition until the next
+            `rollout` instead of simulating an episode nobody counts. Only LeRobot's `rollout` may then
+            reset the environment (it passes the option that thaws it), hence off by default.
+        features: keys as LeRobot's `rollout` and its recording of evaluations look them up.
+        features_map: from those keys to the policy's.
+    """
+
+    task: str | None = TASK
+    fps: int = CONTROL_HZ
+    image_size: int = IMAGE_SIZE
+    episode_length: int = MAX_EPISODE_STEPS
+    cube_jitter: float = CUBE_JITTER_M
+    freeze_finished: bool = False
+    features: dict[str, PolicyFeature] = field(default_factory=dict)
+    features_map: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.fps != CONTROL_HZ:
+            raise ValueError(f"panda_pick_cube runs at {CONTROL_HZ} steps per second, got fps={self.fps}.")
+        if self.task != TASK:
+            raise ValueError(f"panda_pick_cube has one task, {TASK!r}, got {self.task!r}.")
+        # The pictures carry the policy's names here, not "pixels/front": `lerobot-eval --eval.recording=true`
+        # makes them dataset features, and those may not contain a slash.
+        cameras = [f"{OBS_IMAGES}.{name}" for name in CAMERA_NAMES]
+        size = self.image_size
+        self.features = {
+            ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(len(ACTION_NAMES),)),
+            "agent_pos": PolicyFeature(type=FeatureType.STATE, shape=(len(STATE_NAMES),)),
+            **{key: PolicyFeature(type=FeatureType.VISUAL, shape=(size, size, 3)) for key in cameras},
+        }
+        self.features_map = {ACTION: ACTION, "agent_pos": OBS_STATE, **{key: key for key in cameras}}
+
+    @property
+    def gym_kwargs(self) -> dict[str, Any]:
+        """Arguments of the simulator's constructor."""
+        return {
+            "image_size": self.image_size,
+            "max_episode_steps": self.episode_length,
+            "cube_jitter": self.cube_jitter,
+        }
+
+    def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, VectorEnv]]:
+        """Build `{"panda_pick_cube": {0: vector environment}}`, in this process or one process each.
+
+        Raises:
+            ImportError: when gym-hil or MuJoCo is missing (or, in worker processes, fails to import).
+        """
+        factories = [SimulatorFactory(**self.gym_kwargs, freeze_finished=self.freeze_finished)] * n_envs
+        mode = AutoresetMode.SAME_STEP
+        if use_async_envs and n_envs > 1:
+            # A forked child of a process that holds an OpenGL context or threads may hang; a fresh one not.
+            vector: VectorEnv = AsyncVectorEnv(factories, autoreset_mode=mode, context="forkserver")
+        else:
+            vector = SyncVectorEnv(factories, autoreset_mode=mode)
+        return {self.type: {0: vector}}

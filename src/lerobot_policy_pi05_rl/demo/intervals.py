@@ -1,0 +1,87 @@
+"""Confidence intervals for closed-loop results."""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a success rate (E. B. Wilson, JASA 22, 1927, p. 209).
+
+    Args:
+        successes: number of successes among the trials.
+        n: number of trials.
+        confidence: coverage of the two-sided interval, between 0 and 1.
+
+    Returns:
+        Lower and upper bound, both in [0, 1].
+
+    Raises:
+        ValueError: for n < 1, successes outside 0..n, or a confidence outside (0, 1).
+    """
+    if n < 1 or not 0 <= successes <= n or not 0.0 < confidence < 1.0:
+        raise ValueError(
+            f"Need 0 <= successes <= n, n >= 1 and 0 < confidence < 1, got {successes=}, {n=}, {confidence=}."
+        )
+    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
+    rate = successes / n
+    centre = (rate + z * z / (2 * n)) / (1.0 + z * z / n)
+    half_width = z / (1.0 + z * z / n) * (rate * (1.0 - rate) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+
+
+def successes_per_1000_steps(success: Sequence[bool], steps: Sequence[int]) -> float:
+    """Throughput: successes per thousand environment steps, failed episodes' steps counted as well.
+
+    Args:
+        success: one entry per episode.
+        steps: environment steps until success or truncation, one entry per episode.
+
+    Raises:
+        ValueError: when the lengths differ, nothing was given, or a step count is not positive.
+    """
+    won, taken = _checked(success, steps)
+    return float(1000.0 * won.sum() / taken.sum())
+
+
+def bootstrap_interval(
+    success: Sequence[bool],
+    steps: Sequence[int],
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `successes_per_1000_steps`, episodes drawn with replacement.
+
+    Args:
+        success: one entry per episode.
+        steps: one entry per episode.
+        confidence: coverage of the two-sided interval.
+        resamples: number of bootstrap samples.
+        seed: of the NumPy generator that draws them.
+
+    Returns:
+        Lower and upper bound, successes per thousand steps.
+
+    Raises:
+        ValueError: as `successes_per_1000_steps`, or for a confidence outside (0, 1) or resamples < 1.
+    """
+    won, taken = _checked(success, steps)
+    if not 0.0 < confidence < 1.0 or resamples < 1:
+        raise ValueError(f"Need 0 < confidence < 1 and resamples >= 1, got {confidence=}, {resamples=}.")
+    drawn = np.random.default_rng(seed).integers(len(won), size=(resamples, len(won)))
+    throughput = 1000.0 * won[drawn].sum(axis=1) / taken[drawn].sum(axis=1)
+    low, high = np.quantile(throughput, [0.5 - confidence / 2.0, 0.5 + confidence / 2.0])
+    return float(low), float(high)
+
+
+def _checked(success: Sequence[bool], steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays (episodes,): bool and int64."""
+    won, taken = np.asarray(success, dtype=bool), np.asarray(steps, dtype=np.int64)
+    if won.ndim != 1 or won.shape != taken.shape or len(won) == 0 or (taken < 1).any():
+        raise ValueError(
+            "Need as many step counts as success flags, at least one, all positive; "
+            f"got {len(won)} flags and steps {taken.tolist()}."
+        )
+    return won, taken

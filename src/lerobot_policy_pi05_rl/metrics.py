@@ -1,0 +1,111 @@
+"""Where numbers go: means over the log window, ``metrics.jsonl``, W&B."""
+
+import copy
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from lerobot.common.wandb_utils import WandBLogger
+
+logger = logging.getLogger(__name__)
+
+STEP_KEY = "Optimization step"
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWindow:
+    """Means of scalars since the last log line; its state is part of the checkpoint, so a resumed run's first
+    line equals the uninterrupted run's."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, float]) -> None:
+        """Add one step's scalars; NaN (nothing to average in that step) is left out."""
+        for name, value in values.items():
+            if not math.isnan(value):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def flush(self) -> dict[str, float]:
+        """The means, and start anew."""
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-ready state."""
+        return {"sums": self.sums, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+
+
+class MetricsWriter:
+    """One line per log step in ``metrics.jsonl``, and the same to W&B if that is enabled."""
+
+    def __init__(self, cfg: Any, run_dir: Path, *, resumed_step: int | None):
+        self.path = run_dir / METRICS_FILE
+        if resumed_step is not None:
+            drop_lines_after(self.path, resumed_step)
+        self._file = self.path.open("a")
+        self._wandb = _make_wandb(cfg, run_dir, resume=resumed_step is not None)
+
+    def log(self, step: int, values: dict[str, float], *, mode: str = "train") -> None:
+        """Write scalars of ``step``."""
+        prefix = "" if mode == "train" else f"{mode}/"
+        line = {"step": step, **{f"{prefix}{name}": value for name, value in sorted(values.items())}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log_dict({STEP_KEY: step, **values}, mode=mode, custom_step_key=STEP_KEY)
+
+    def log_histograms(self, step: int, histograms: dict[str, Any]) -> None:
+        """Histograms of (B,) tensors; W&B only."""
+        if self._wandb is None or not histograms:
+            return
+        import wandb
+
+        arrays = {name: values[~values.isnan()].float().cpu().numpy() for name, values in histograms.items()}
+        data = {f"train/{name}": wandb.Histogram(array) for name, array in arrays.items() if array.size}
+        wandb.log({**data, f"train/{STEP_KEY}": step})
+
+    def close(self) -> None:
+        """Flush and end the W&B run."""
+        self._file.close()
+        if self._wandb is not None:
+            import wandb
+
+            wandb.finish()
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Forget lines that a run wrote after the checkpoint it resumes from (and a half-written last line)."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            logger.warning("%s: a half-written line was dropped", path)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in kept))
+    partial.replace(path)
+
+
+def _make_wandb(cfg: Any, run_dir: Path, *, resume: bool) -> WandBLogger | None:
+    if not cfg.wandb.enable:
+        return None
+    view = copy.copy(cfg)  # LeRobot's logger reads output_dir, resume and wandb.project
+    view.wandb = copy.copy(cfg.wandb)
+    view.wandb.project = cfg.wandb.offline_project or cfg.wandb.project
+    view.output_dir = run_dir
+    view.resume = resume and (run_dir / "wandb" / "latest-run").exists()
+    logger.info("W&B project %s, mode %s", view.wandb.project, view.wandb.mode or "online")
+    return WandBLogger(view)

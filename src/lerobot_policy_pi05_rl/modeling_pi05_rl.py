@@ -1,0 +1,384 @@
+"""π0.5 with the advantage tag in an attention block of its own, and the value critic beside it.
+
+Prefix (images, prompt) and actions are stock π0.5 (lerobot/policies/pi05/modeling_pi05.py). The tag tokens lie
+between them: the prefix cannot see the tag, the actions can. With no tag the block is left out and the network
+is stock π0.5 bit for bit.
+"""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.common.flow_matching import euler_integrate
+from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+from lerobot.policies.pi05.modeling_pi05 import PaliGemmaWithExpertModel, PI05Policy, PI05Pytorch
+from lerobot.policies.pi_gemma import PaliGemmaModelWithPiGemma, PiGemmaModel
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from torch import Tensor, nn
+from transformers.models.auto import CONFIG_MAPPING
+
+from .configuration_pi05_rl import PI05RLConfig
+from .critic import ValueBins, ValueCritic
+from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
+from .weights import load_policy_weights
+
+logger = logging.getLogger(__name__)
+
+ADVANTAGE_TAG = "advantage_tag"  # batch key: (B,) int64 of the three values below
+TAG_NEGATIVE, TAG_POSITIVE, TAG_NONE = 0, 1, -1
+_TAG_BY_NAME = {"negative": TAG_NEGATIVE, "positive": TAG_POSITIVE}
+
+
+class Block(NamedTuple):
+    """Embedded tokens and their masks, as LeRobot's ``embed_prefix`` returns them."""
+
+    embs: Tensor  # (B, N, width)
+    pad_masks: Tensor  # (B, N) bool, false where no token is
+    att_masks: Tensor  # (B, N) bool, true where a new attention block starts
+
+
+class _WithoutLogitsHead(nn.Module):
+    """Holds ``model`` under stock's attribute path; stock's logits head, which nothing uses, is never built."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+
+class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
+    """Stock's two towers with every size taken from the configuration."""
+
+    def __init__(self, config: PI05RLConfig):
+        nn.Module.__init__(self)  # stock's own constructor knows two sizes only
+        self.freeze_vision_encoder = config.freeze_vision_encoder
+        self.train_expert_only = config.train_expert_only
+        text = {
+            "intermediate_size": config.llm_mlp_dim,
+            "num_attention_heads": 8,  # fixed in LeRobot's compute_layer_complete
+            "head_dim": config.head_dim,
+            "num_hidden_layers": config.llm_depth,
+            "num_key_value_heads": config.num_kv_heads,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "dtype": "float32",
+            "vocab_size": config.vocab_size,
+        }
+        vlm = CONFIG_MAPPING["paligemma"]()
+        vlm._vocab_size = vlm.image_token_index = config.vocab_size
+        _set(vlm.text_config, hidden_size=config.llm_width, use_adarms=False, adarms_cond_dim=None, **text)
+        _set(
+            vlm.vision_config,
+            image_size=config.image_resolution[0],
+            hidden_size=config.vision_width,
+            intermediate_size=config.vision_mlp_dim,
+            num_hidden_layers=config.vision_depth,
+            num_attention_heads=config.vision_heads,
+            patch_size=config.vision_patch_size,
+            projection_dim=config.llm_width,
+            projector_hidden_act="gelu_fast",
+            dtype="float32",
+        )
+        expert = CONFIG_MAPPING["gemma"](
+            **text | {"hidden_size": config.expert_width, "intermediate_size": config.expert_mlp_dim},
+            use_adarms=True,
+            adarms_cond_dim=config.expert_width,
+        )
+        expert.vocab_size, expert.pad_token_id = 1, None  # its token embedding is dropped: do not allocate it
+        self.paligemma = _WithoutLogitsHead(PaliGemmaModelWithPiGemma(vlm))
+        self.gemma_expert = _WithoutLogitsHead(PiGemmaModel(expert))
+        self.gemma_expert.model.embed_tokens = None
+        self.to(torch.float32)  # fp32 master weights; compute precision is autocast's business
+
+
+class PI05RLPytorch(PI05Pytorch):
+    """The network: stock π0.5, the tag block, the critic (``critic`` is None when it was not asked for)."""
+
+    def __init__(self, config: PI05RLConfig, rtc_processor=None, *, with_critic: bool = True):
+        nn.Module.__init__(self)
+        if config.image_resolution[0] != config.image_resolution[1]:
+            raise ValueError(f"π0.5 expects square images, got image_resolution {config.image_resolution}")
+        self.config, self.rtc_processor = config, rtc_processor
+        self.gradient_checkpointing_enabled = False
+        self.paligemma_with_expert = PaliGemmaWithExpert(config)
+        self.action_in_proj = nn.Linear(config.max_action_dim, config.expert_width)
+        self.action_out_proj = nn.Linear(config.expert_width, config.max_action_dim)
+        self.time_mlp_in = nn.Linear(config.expert_width, config.expert_width)
+        self.time_mlp_out = nn.Linear(config.expert_width, config.expert_width)
+        self.critic = None
+        if with_critic:
+            bins = ValueBins(
+                config.num_value_bins,
+                config.value_support_min,
+                config.value_support_max,
+                config.hl_gauss_sigma_ratio,
+            )
+            self.critic = ValueCritic(
+                self.language_model.config,
+                depth=config.critic_llm_depth,
+                num_queries=config.num_value_queries,
+                bins=bins,
+            )
+            self.critic.init_from_actor(self.language_model)
+        if config.compile_model:
+            torch.set_float32_matmul_precision("high")
+            self.sample_actions = torch.compile(self.sample_actions, mode=config.compile_mode)
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The actor's language tower."""
+        return self.paligemma_with_expert.paligemma.model.language_model
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The SigLIP tower, shared by actor and critic (the critic reads it detached)."""
+        return self.paligemma_with_expert.paligemma.model.vision_tower
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Checkpoint each layer by itself, never nested (stock wraps the whole forward around its layers)."""
+        self.paligemma_with_expert.gemma_expert.model.gradient_checkpointing = True  # read by the joint layers
+        self.vision_tower.gradient_checkpointing_enable()
+        if self.critic is not None:
+            self.critic.backbone.gradient_checkpointing_enable()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo :meth:`gradient_checkpointing_enable`."""
+        self.paligemma_with_expert.gemma_expert.model.gradient_checkpointing = False
+        self.vision_tower.gradient_checkpointing_disable()
+        if self.critic is not None:
+            self.critic.backbone.gradient_checkpointing_disable()
+
+    def embed_tag(self, tokens: Tensor, masks: Tensor) -> Block:
+        """(B, L) tag token ids and bool mask → the tag's block; it opens a new attention block."""
+        att_masks = torch.zeros_like(masks)
+        att_masks[:, 0] = True
+        return Block(self.paligemma_with_expert.embed_language_tokens(tokens), masks, att_masks)
+
+    def velocity(self, prefix: Block, tag: Block | None, x_t: Tensor, time: Tensor) -> Tensor:
+        """One joint pass over prefix, tag and noisy actions.
+
+        Args:
+            x_t: (B, H, A) noisy actions; time: (B,) in (0, 1], 1 is noise.
+
+        Returns:
+            (B, H, A) fp32 predicted velocity ``noise - actions``.
+        """
+        suffix_embs, suffix_pad, suffix_att, adarms_cond = self.embed_suffix(x_t, time)
+        context = prefix if tag is None else _concatenate(prefix, tag)
+        pad_masks = torch.cat([context.pad_masks, suffix_pad], dim=1)
+        att_masks = torch.cat([context.att_masks, suffix_att], dim=1)
+        (_, suffix_out), _ = self.paligemma_with_expert(
+            attention_mask=prepare_attention_masks_4d(make_att_2d_masks(pad_masks, att_masks)),
+            position_ids=torch.cumsum(pad_masks, dim=1) - 1,
+            inputs_embeds=[context.embs, suffix_embs],
+            use_cache=False,
+            adarms_cond=[None, adarms_cond],
+        )
+        suffix_out = suffix_out[:, -self.config.chunk_size :].to(torch.float32)
+        with torch.autocast(suffix_out.device.type, enabled=False):
+            return self.action_out_proj(suffix_out)
+
+    def flow_matching_error(
+        self, prefix: Block, tag: Block | None, actions: Tensor, noise: Tensor, time: Tensor
+    ) -> Tensor:
+        """(B, H, A) squared error of the velocity; ``actions`` and ``noise`` are (B, H, A), ``time`` (B,)."""
+        expanded = time[:, None, None]
+        x_t = expanded * noise + (1 - expanded) * actions
+        return F.mse_loss(noise - actions, self.velocity(prefix, tag, x_t, time), reduction="none")
+
+    def forward(self, images, img_masks, tokens, masks, actions, noise, time) -> Tensor:
+        """Stock's training forward (no tag): (B, H, A) squared errors."""
+        prefix = Block(*self.embed_prefix(images, img_masks, tokens, masks))
+        return self.flow_matching_error(prefix, None, actions, noise, time)
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        images,
+        img_masks,
+        tokens,
+        masks,
+        tag_tokens=None,
+        tag_masks=None,
+        noise=None,
+        num_steps=None,
+        **rtc,
+    ) -> Tensor:
+        """Denoise a chunk (B, H, A) with one cached pass over the prefix, and one over the tag.
+
+        Args:
+            tag_tokens, tag_masks: (B, L) the advantage tag; None: plain π0.5.
+            noise: (B, H, A) start of the integration; None: drawn.
+            rtc: ``inference_delay``, ``prev_chunk_left_over``, ``execution_horizon`` (LeRobot's
+                real-time chunking).
+        """
+        if noise is None:
+            shape = (tokens.shape[0], self.config.chunk_size, self.config.max_action_dim)
+            noise = self.sample_noise(shape, tokens.device)
+        prefix = Block(*self.embed_prefix(images, img_masks, tokens, masks))
+        context_mask, cache = self._prefill(prefix)
+        if tag_tokens is not None:
+            context_mask, cache = self._prefill(self.embed_tag(tag_tokens, tag_masks), context_mask, cache)
+        return euler_integrate(
+            lambda x_t, time: self.denoise_step(context_mask, cache, x_t, time),
+            noise,
+            num_steps or self.config.num_inference_steps,
+            rtc_processor=self.rtc_processor,
+            rtc_enabled=self._rtc_enabled(),
+            **rtc,
+        )
+
+    def _prefill(self, block: Block, past_mask: Tensor | None = None, cache=None):
+        """Append a bidirectional block to the key-value cache; returns the context's mask and the cache."""
+        mask = block.pad_masks
+        attention = mask[:, None, :] & mask[:, :, None]
+        positions = torch.cumsum(mask, dim=1) - 1
+        if past_mask is not None:
+            attention = torch.cat([past_mask[:, None, :] & mask[:, :, None], attention], dim=2)
+            positions = positions + past_mask.sum(dim=1, keepdim=True)
+            mask = torch.cat([past_mask, mask], dim=1)
+        self.language_model.config._attn_implementation = "eager"  # as stock, whose results these equal
+        _, cache = self.paligemma_with_expert(
+            attention_mask=prepare_attention_masks_4d(attention),
+            position_ids=positions,
+            past_key_values=cache,
+            inputs_embeds=[block.embs, None],
+            use_cache=True,
+        )
+        return mask, cache
+
+
+class PI05RLPolicy(PI05Policy):
+    """The LeRobot policy ``pi05_rl``."""
+
+    config_class = PI05RLConfig
+    name = "pi05_rl"
+
+    def __init__(self, config: PI05RLConfig, *, load_critic: bool = True, **kwargs):
+        """``load_critic=False`` builds the actor alone; other keyword arguments of ``make_policy`` are unused."""
+        PreTrainedPolicy.__init__(self, config)
+        config.validate_features()
+        self.config = config
+        self.init_rtc_processor()
+        self.model = PI05RLPytorch(config, self.rtc_processor, with_critic=load_critic)
+        if config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.model.to(config.device)
+        self._warned_untagged = False
+        self.reset()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        load_critic: bool = True,
+        strict: bool = True,
+        **kwargs,
+    ) -> "PI05RLPolicy":
+        """Load one of our checkpoints, or a stock π0.5 whose critic then starts from the actor (and says so).
+
+        LeRobot's own ``PI05Policy.from_pretrained`` prints and returns random weights on a missing file or a
+        wrong shape; this one raises.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected or of another shape.
+        """
+        hub_keys = ("force_download", "cache_dir", "token", "revision", "local_files_only")
+        hub_kwargs = {key: kwargs[key] for key in hub_keys if kwargs.get(key) is not None}
+        if config is None:
+            config = PreTrainedConfig.from_pretrained(pretrained_name_or_path, **hub_kwargs)
+            if not isinstance(config, PI05RLConfig):
+                raise ValueError(
+                    f"{pretrained_name_or_path} holds a policy of type {config.type!r}; pass config=PI05RLConfig(…) "
+                    "to start a pi05_rl policy from its weights"
+                )
+        policy = cls(config, load_critic=load_critic)
+        load_policy_weights(policy, pretrained_name_or_path, **hub_kwargs)
+        policy.to(config.device)
+        return policy.eval()
+
+    def get_optim_params(self) -> list[nn.Parameter]:
+        """What stock ``lerobot-train`` optimises: the actor (it computes no critic loss)."""
+        return [p for name, p in self.named_parameters() if not name.startswith("model.critic.")]
+
+    def autocast(self) -> torch.autocast:
+        """bf16 compute where the configuration asks for it and the device has it; weights stay fp32."""
+        device = next(self.parameters()).device.type
+        wanted = self.config.dtype == "bfloat16" and device == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=wanted)
+
+    def embed_observation(self, batch: dict[str, Tensor]) -> Block:
+        """The prefix: each image through the vision tower once, and the prompt."""
+        images, img_masks = self._preprocess_images(batch)
+        return Block(
+            *self.model.embed_prefix(images, img_masks, batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK])
+        )
+
+    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict]:
+        """Behaviour cloning without a tag, for stock ``lerobot-train``.
+
+        The RL update is :class:`~lerobot_policy_pi05_rl.recap.RecapLosses`.
+        """
+        if self.training and not self._warned_untagged:
+            self._warned_untagged = True
+            self.config.inference_advantage = "none"
+            logger.warning(
+                "lerobot-train clones with pi05_rl: no critic is trained and no advantage tag is seen, so "
+                "inference_advantage is set to 'none'. Use `pi05-rl offline CONFIG` for RL."
+            )
+        with self.autocast():
+            return super().forward(batch, reduction)
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs) -> Tensor:
+        """(B, H, action_dim) normalised actions, conditioned on ``config.inference_advantage``."""
+        self.eval()
+        images, img_masks = self._preprocess_images(batch)
+        tag_tokens, tag_masks = self._inference_tag(batch)
+        with self.autocast():
+            actions = self.model.sample_actions(
+                images,
+                img_masks,
+                batch[OBS_LANGUAGE_TOKENS],
+                batch[OBS_LANGUAGE_ATTENTION_MASK],
+                tag_tokens=tag_tokens,
+                tag_masks=tag_masks,
+                **kwargs,
+            )
+        return actions[:, :, : self.config.output_features[ACTION].shape[0]]
+
+    def _inference_tag(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        if self.config.inference_advantage == "none" or self.config.policy_extraction == "none":
+            return None, None
+        if ADVANTAGE_TOKENS not in batch:
+            raise KeyError(
+                f"{ADVANTAGE_TOKENS} is not in the batch: the preprocessor is not pi05_rl's. Load the one saved in "
+                "the checkpoint, or set --policy.inference_advantage=none"
+            )
+        tags = torch.full((batch[ADVANTAGE_TOKENS].shape[0],), _TAG_BY_NAME[self.config.inference_advantage])
+        return select_tag(batch, tags.to(batch[ADVANTAGE_TOKENS].device))
+
+
+def select_tag(batch: dict[str, Tensor], tags: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, L) token ids and mask of each sample's tag; all masked where the tag is ``TAG_NONE``.
+
+    Args:
+        batch: holds the tokens of both tags, (B, 2, L), as the preprocessor makes them.
+        tags: (B,) of TAG_NEGATIVE, TAG_POSITIVE, TAG_NONE.
+    """
+    rows = torch.arange(len(tags), device=tags.device)
+    index = tags.clamp(min=0)
+    return batch[ADVANTAGE_TOKENS][rows, index], batch[ADVANTAGE_MASKS][rows, index] & (tags >= 0)[:, None]
+
+
+def _concatenate(first: Block, second: Block) -> Block:
+    return Block(*(torch.cat(pair, dim=1) for pair in zip(first, second, strict=True)))
+
+
+def _set(config, **values) -> None:
+    for name, value in values.items():
+        setattr(config, name, value)

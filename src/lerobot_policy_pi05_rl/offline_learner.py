@@ -1,0 +1,299 @@
+"""Offline pretraining of policy and critic: dataset in, checkpoint out.
+
+pi05-rl offline CONFIG [--key=value …]
+python -m lerobot_policy_pi05_rl.offline_learner CONFIG [--key=value …]
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from lerobot.common.train_utils import should_save_checkpoint
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
+from lerobot.utils.random_utils import set_seed
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch.utils.data import DataLoader
+
+from .checkpointing import last_checkpoint, load_training_state, save_checkpoint
+from .config import ConfigError, PI05RLTrainConfig
+from .data.frames import INTERVENTION, POSITION, RETURN, TASK_INDEX
+from .data.loading import OfflineData, make_held_out_loader, make_train_loader, open_offline_data, to_device
+from .metrics import MetricsWindow, MetricsWriter
+from .modeling_pi05_rl import PI05RLPolicy
+from .processor_pi05_rl import make_pi05_rl_pre_post_processors, tokenizer_from_checkpoint
+from .recap import RecapAlgorithm, RecapConfig
+
+logger = logging.getLogger(__name__)
+
+TAG = "[OFFLINE LEARNER]"
+RL_COLUMNS = (RETURN, TASK_INDEX, INTERVENTION, POSITION)
+
+
+def train_offline(cfg: PI05RLTrainConfig) -> Path:
+    """Train ``cfg.policy.offline_steps`` steps and return the last checkpoint's directory.
+
+    SIGINT and SIGTERM finish the step, save and return.
+
+    Raises:
+        UserError: bad input; nothing of an earlier run is lost.
+    """
+    cfg.validate()
+    checkpoint = find_checkpoint(cfg)
+    set_seed(cfg.seed)
+    cfg.policy.device = cfg.policy.learner_device or cfg.policy.device
+    data = open_offline_data(cfg)
+    logger.info("%s Data: %s", TAG, data.description)
+    policy = make_policy(cfg, checkpoint)
+    processors = make_processors(cfg, data, policy, checkpoint)
+    algorithm = RecapAlgorithm(
+        policy,
+        RecapConfig(policy_config=cfg.policy, seed=cfg.seed, total_steps=cfg.policy.offline_steps),
+        num_tasks=len(data.labels.tasks),
+        preprocess=make_preprocess(processors[0], next(policy.parameters()).device),
+    )
+    window, first_step = MetricsWindow(), 0
+    if checkpoint is not None:
+        window.load_state_dict(load_training_state(checkpoint, algorithm))
+        first_step = algorithm.optimization_step
+    cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    announce(cfg, data, algorithm, checkpoint)
+    writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=first_step if checkpoint else None)
+    try:
+        return run_loop(cfg, data, algorithm, processors, window, writer) or checkpoint or cfg.run_dir
+    finally:
+        writer.close()
+
+
+def run_loop(
+    cfg: PI05RLTrainConfig,
+    data: OfflineData,
+    algorithm: RecapAlgorithm,
+    processors: tuple,
+    window: MetricsWindow,
+    writer: MetricsWriter,
+) -> Path | None:
+    """The loop itself; returns the last checkpoint it wrote."""
+    total, saved = cfg.policy.offline_steps, None
+    first = algorithm.optimization_step
+    per_step = algorithm.batches_per_step
+    loader = make_train_loader(cfg, data, first_batch=first * per_step, last_batch=total * per_step)
+    held_out = make_held_out_loader(cfg, data)
+    batches = TimedIterator(loader)
+    stop = StopSignal()
+    with stop, progress_bar() as progress:
+        bar = progress.add_task("Offline", total=total, completed=first)
+        window_start, window_steps = time.perf_counter(), 0
+        while algorithm.optimization_step < total and not stop.requested:
+            stats = algorithm.update(batches)
+            step = algorithm.optimization_step
+            window.add(stats.to_log_dict())
+            window_steps += 1
+            progress.update(bar, completed=step)
+            if step % max(1, cfg.log_freq) == 0 or step == total:
+                means = window.flush()
+                means["lr_actor"] = algorithm.optimizer.param_groups[0]["lr"]
+                seconds = time.perf_counter() - window_start
+                speed = throughput(cfg, algorithm, seconds, window_steps, batches.flush())
+                writer.log(step, {**means, **speed})
+                writer.log_histograms(step, algorithm.histograms)
+                logger.info("%s Optimization step: %d/%d %s", TAG, step, total, summary({**means, **speed}))
+                window_start, window_steps = time.perf_counter(), 0
+            if held_out is not None and cfg.eval_steps > 0 and (step % cfg.eval_steps == 0 or step == total):
+                means = algorithm.evaluate(iter(held_out))
+                writer.log(step, means, mode="eval")
+                logger.info("%s Held out at step %d: %s", TAG, step, summary(means))
+            if cfg.save_checkpoint and (should_save_checkpoint(step, cfg.checkpoint_freq, total) or stop.requested):
+                logger.info("%s Saving checkpoint at step %d", TAG, step)
+                saved = save_checkpoint(
+                    cfg.run_dir,
+                    cfg=cfg,
+                    algorithm=algorithm,
+                    processors=processors,
+                    metrics_state=window.state_dict(),
+                    total_steps=total,
+                    keep_last=cfg.keep_last_checkpoints,
+                )
+    if stop.requested and algorithm.optimization_step < total:
+        logger.info("%s Stopped at step %d; resume=true goes on from there", TAG, algorithm.optimization_step)
+    return saved
+
+
+def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
+    """The checkpoint to resume from, or None for a fresh run.
+
+    Raises:
+        ConfigError: the output directory holds another run and ``resume`` is false.
+    """
+    if not cfg.resume:
+        if cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):
+            raise ConfigError(
+                f"the output directory {cfg.run_dir} already exists. Set resume=true to go on with its run, or choose "
+                "another output_dir_offline"
+            )
+        return None
+    checkpoint = last_checkpoint(cfg.run_dir)
+    if checkpoint is None:
+        logger.info("%s resume=true, but %s has no checkpoint: starting a fresh run", TAG, cfg.run_dir)
+    return checkpoint
+
+
+def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy:
+    """The policy of the checkpoint to resume, else of ``pi05_checkpoint``, else with random weights."""
+    source = cfg.policy.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
+    if source is not None:
+        logger.info("%s Loading weights from %s", TAG, source)
+        return PI05RLPolicy.from_pretrained(source, config=cfg.policy)
+    logger.warning("%s policy.pi05_checkpoint is null: the policy starts from RANDOM weights", TAG)
+    policy = PI05RLPolicy(cfg.policy)
+    return policy.to(cfg.policy.device)
+
+
+def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPolicy, checkpoint: Path | None) -> tuple:
+    """The checkpoint's processors on resume; else new ones with the data's statistics."""
+    if checkpoint is not None:
+        return make_pre_post_processors(
+            cfg.policy,
+            pretrained_path=str(checkpoint / PRETRAINED_MODEL_DIR),
+            preprocessor_overrides={"device_processor": {"device": cfg.policy.device}},
+        )
+    tokenizer = None
+    if cfg.policy.pi05_checkpoint and Path(cfg.policy.pi05_checkpoint).is_dir():
+        tokenizer = tokenizer_from_checkpoint(cfg.policy.pi05_checkpoint)
+    if tokenizer is None:
+        from .processor_pi05_rl import make_tokenizer
+
+        tokenizer = make_tokenizer(cfg.policy, data.labels.tasks)
+    return make_pi05_rl_pre_post_processors(cfg.policy, data.stats, tokenizer=tokenizer)
+
+
+def make_preprocess(preprocessor: Callable[[dict], dict], device: torch.device) -> Callable[[dict], dict]:
+    """Collated samples → what the losses read. LeRobot's pipeline drops columns it does not know; they are put
+    back."""
+
+    def preprocess(samples: dict) -> dict:
+        batch = to_device(samples, device)
+        return {**preprocessor(batch), **{key: batch[key] for key in RL_COLUMNS}}
+
+    return preprocess
+
+
+def announce(cfg: PI05RLTrainConfig, data: OfflineData, algorithm: RecapAlgorithm, checkpoint: Path | None) -> None:
+    """Say what is about to happen, once."""
+    accumulation = cfg.policy.gradient_accumulation_steps
+    logger.info(
+        "%s Effective batch size: %d x 1 process x %d accumulation = %d",
+        TAG,
+        cfg.batch_size,
+        accumulation,
+        cfg.batch_size * accumulation,
+    )
+    total = sum(parameter.numel() for parameter in algorithm.policy.parameters())
+    trained = {name: sum(p.numel() for p in params) for name, params in algorithm.parameters.items()}
+    logger.info(
+        "%s Parameters: %s in all; trainable: %s",
+        TAG,
+        f"{total:,}",
+        {k: f"{v:,}" for k, v in trained.items()},
+    )
+    logger.info("%s Output directory: %s", TAG, cfg.run_dir)
+    if checkpoint is not None:
+        logger.info("%s Resuming at step %d from %s", TAG, algorithm.optimization_step, checkpoint)
+
+
+def throughput(
+    cfg: PI05RLTrainConfig, algorithm: RecapAlgorithm, seconds: float, steps: int, data_seconds: float
+) -> dict[str, float]:
+    """samples_per_s, and seconds per step spent waiting for data and updating; peak memory on a GPU."""
+    samples = steps * algorithm.batches_per_step * cfg.batch_size
+    speed = {
+        "samples_per_s": samples / seconds,
+        "data_time": data_seconds / steps,
+        "update_time": (seconds - data_seconds) / steps,
+    }
+    if torch.cuda.is_available():
+        speed["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+    return speed
+
+
+def summary(values: dict[str, float]) -> str:
+    """The scalars a person looks at, short."""
+    names = ("loss_critic", "loss_actor", "advantage_mean", "advantage_positive_fraction", "samples_per_s")
+    return " ".join(f"{name}={values[name]:.4g}" for name in names if name in values)
+
+
+class TimedIterator:
+    """Iterates a loader once and adds up the seconds spent waiting for it."""
+
+    def __init__(self, loader: DataLoader):
+        self._loader, self._iterator, self._seconds = loader, None, 0.0
+
+    def __iter__(self) -> Iterator[dict]:
+        return self
+
+    def __next__(self) -> dict:
+        start = time.perf_counter()
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        batch = next(self._iterator)
+        self._seconds += time.perf_counter() - start
+        return batch
+
+    def flush(self) -> float:
+        """Seconds waited since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a request to stop after the step; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: object) -> None:
+        logger.warning("%s %s: finishing the step, then saving", TAG, signal.Signals(number).name)
+        self.requested = True
+        for number_, handler in self._previous.items():
+            signal.signal(number_, handler)
+
+
+def progress_bar() -> Progress:
+    """A bar with ETA on a terminal; silent in a log file."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        transient=True,
+        disable=not os.isatty(2),
+    )
+
+
+if __name__ == "__main__":
+    from .cli import main
+
+    main(["offline", *sys.argv[1:]])

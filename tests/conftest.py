@@ -1,0 +1,193 @@
+"""A tiny π0.5 and tiny LeRobot datasets; nothing is downloaded."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the Hub must fail at once
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
+from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
+
+torch.set_num_threads(1)
+
+TINY_SIZES = {
+    "llm_width": 64,
+    "llm_mlp_dim": 128,
+    "expert_width": 32,
+    "expert_mlp_dim": 64,
+    "llm_depth": 3,
+    "head_dim": 8,
+    "vision_width": 32,
+    "vision_mlp_dim": 64,
+    "vision_depth": 2,
+    "vision_heads": 4,
+    "vision_patch_size": 16,
+    "image_resolution": [32, 32],
+    "vocab_size": 300,
+    "critic_llm_depth": 2,
+    "num_value_queries": 2,
+    "chunk_size": 6,
+    "n_action_steps": 3,
+    "max_action_dim": 8,
+    "max_state_dim": 8,
+}
+CAMERAS = ("observation.images.front", "observation.images.wrist")
+
+
+def tiny_config(**overrides) -> PI05RLConfig:
+    """A π0.5 of some ten thousand parameters, on CPU."""
+    values = {
+        **TINY_SIZES,
+        "image_resolution": (32, 32),
+        "device": "cpu",
+        "tokenizer": "tasks",
+        "tokenizer_max_length": 48,
+        "input_features": {
+            **{camera: PolicyFeature(FeatureType.VISUAL, (3, 32, 32)) for camera in CAMERAS},
+            "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
+        },
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
+    }
+    return PI05RLConfig(**{**values, **overrides})
+
+
+@pytest.fixture
+def tiny_policy() -> PI05RLPolicy:
+    """A tiny policy whose every parameter matters (stock zero-initialises some)."""
+    torch.manual_seed(0)
+    return randomised(PI05RLPolicy(tiny_config()))
+
+
+def randomised(policy: PI05RLPolicy) -> PI05RLPolicy:
+    """Random values where the initialisation has zeros, so that equality tests compare something."""
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    return policy
+
+
+def model_inputs(batch: int = 3, text: int = 12, seed: int = 1) -> dict[str, torch.Tensor]:
+    """What the network reads, drawn: two cameras, padded text, both tags, actions, noise, time."""
+    g = torch.Generator().manual_seed(seed)
+    masks = torch.ones(batch, text, dtype=torch.bool)
+    masks[0, text - 4 :] = False
+    return {
+        "images": [torch.rand(batch, 3, 32, 32, generator=g) * 2 - 1 for _ in CAMERAS],
+        "img_masks": [torch.ones(batch, dtype=torch.bool) for _ in CAMERAS],
+        "tokens": torch.randint(2, 300, (batch, text), generator=g),
+        "masks": masks,
+        "tag_tokens": torch.randint(2, 300, (batch, 3), generator=g),
+        "actions": torch.randn(batch, 6, 8, generator=g),
+        "noise": torch.randn(batch, 6, 8, generator=g),
+        "time": torch.rand(batch, generator=g),
+    }
+
+
+def make_dataset(
+    root: Path,
+    episodes: list[dict],
+    *,
+    video: bool = False,
+    columns: tuple[str, ...] = ("next.reward", "next.success"),
+    fps: int = 10,
+    seed: int = 0,
+) -> LeRobotDataset:
+    """A LeRobot dataset of drawn frames.
+
+    Args:
+        episodes: per episode ``length``, and optionally ``success``, ``truncated``, ``reward`` (of the last
+            frame), ``task``, ``intervention`` (first frame of a correction).
+        columns: which label columns exist.
+    """
+    shapes = {"observation.state": (4,), "action": (3,)}
+    features = {key: {"dtype": "float32", "shape": shape, "names": None} for key, shape in shapes.items()}
+    for camera in CAMERAS:
+        features[camera] = {
+            "dtype": "video" if video else "image",
+            "shape": (32, 32, 3),
+            "names": ["height", "width", "channels"],
+        }
+    dtypes = {"next.reward": "float32"}
+    for column in columns:
+        features[column] = {"dtype": dtypes.get(column, "bool"), "shape": (1,), "names": None}
+    dataset = LeRobotDataset.create("test/tiny", fps=fps, features=features, root=root, use_videos=video)
+    rng = np.random.default_rng(seed)
+    for number, episode in enumerate(episodes):
+        for step in range(episode["length"]):
+            last = step == episode["length"] - 1
+            labels = {
+                "next.reward": np.array([episode.get("reward", 0.0) if last else 0.0], dtype=np.float32),
+                "next.success": np.array([last and episode.get("success", False)]),
+                "next.truncated": np.array([last and episode.get("truncated", False)]),
+                "intervention": np.array([step >= episode.get("intervention", 10**6)]),
+            }
+            dataset.add_frame(
+                {
+                    "observation.state": rng.normal(size=4).astype(np.float32),
+                    # The action names its episode and step, so that a test can read where a chunk comes from.
+                    "action": np.array([number, step, rng.normal()], dtype=np.float32),
+                    **{camera: rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for camera in CAMERAS},
+                    **{column: labels[column] for column in columns},
+                    "task": episode.get("task", "pick the cube"),
+                }
+            )
+        dataset.save_episode()
+    dataset.finalize()
+    return LeRobotDataset("test/tiny", root=root)
+
+
+MIXED_EPISODES = [
+    {"length": 9, "success": True},
+    {"length": 12, "success": False},
+    {"length": 7, "success": True},
+    {"length": 10, "success": False},
+]
+
+
+@pytest.fixture(scope="session")
+def mixed_dataset(tmp_path_factory) -> Path:
+    """Four short episodes, two of them successes, with images in the Parquet file."""
+    root = tmp_path_factory.mktemp("data") / "mixed"
+    make_dataset(root, MIXED_EPISODES)
+    return root
+
+
+def write_config(path: Path, dataset: Path, run_dir: Path, **changes) -> Path:
+    """A configuration for a run of a few steps on the CPU; dotted keys in ``changes`` override."""
+    raw = {
+        "output_dir_offline": str(run_dir),
+        "seed": 7,
+        "num_workers": 0,
+        "batch_size": 4,
+        "log_freq": 1,
+        "save_freq": 100,
+        "dataset": {"repo_id": "test/tiny", "root": str(dataset)},
+        "policy": {
+            **TINY_SIZES,
+            "device": "cpu",
+            "tokenizer": "tasks",
+            "tokenizer_max_length": 48,
+            "offline_steps": 4,
+            "actor_lr": 1e-3,
+            "critic_lr": 1e-3,
+        },
+    }
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = raw
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    path.write_text(json.dumps(raw))
+    return path

@@ -1,0 +1,111 @@
+"""The network: equal to stock π0.5 without a tag, and consistent between training and sampling."""
+
+import torch
+from conftest import model_inputs, randomised, tiny_config
+
+from lerobot.policies.pi05.configuration_pi05 import PI05Config
+from lerobot.policies.pi05.modeling_pi05 import PI05Policy, PI05Pytorch
+from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
+from lerobot_policy_pi05_rl.modeling_pi05_rl import Block, PI05RLPolicy
+
+PREFIX = ("images", "img_masks", "tokens", "masks")
+TRAIN = (*PREFIX, "actions", "noise", "time")
+
+
+def values(inputs, names):
+    return [inputs[name] for name in names]
+
+
+def test_without_a_tag_loss_and_samples_are_stocks_bit_for_bit(tiny_policy):
+    model, inputs = tiny_policy.model, model_inputs()
+    ours = model.forward(*values(inputs, TRAIN))
+    stock = PI05Pytorch.forward(model, *values(inputs, TRAIN))  # stock's code on the same weights
+    assert torch.equal(ours, stock)
+
+    ours = model.sample_actions(*values(inputs, PREFIX), noise=inputs["noise"], num_steps=3)
+    stock = PI05Pytorch.sample_actions(model, *values(inputs, PREFIX), noise=inputs["noise"], num_steps=3)
+    assert torch.equal(ours, stock)
+
+
+def test_a_masked_tag_equals_stock_to_rounding_beside_tagged_samples(tiny_policy):
+    model, inputs = tiny_policy.model, model_inputs()
+    tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
+    prefix = Block(*model.embed_prefix(*values(inputs, PREFIX)))
+    tag = model.embed_tag(inputs["tag_tokens"], tag_masks)
+    tagged = model.flow_matching_error(prefix, tag, *values(inputs, ("actions", "noise", "time")))
+    stock = PI05Pytorch.forward(model, *values(inputs, TRAIN))
+    torch.testing.assert_close(tagged[1], stock[1], rtol=1e-5, atol=1e-5)
+    assert (tagged[0] - stock[0]).abs().max() > 1e-3, "the tag must reach the actions"
+
+    sample = dict(noise=inputs["noise"], num_steps=3)
+    tagged = model.sample_actions(
+        *values(inputs, PREFIX), tag_tokens=inputs["tag_tokens"], tag_masks=tag_masks, **sample
+    )
+    stock = PI05Pytorch.sample_actions(model, *values(inputs, PREFIX), **sample)
+    torch.testing.assert_close(tagged[1], stock[1], rtol=1e-5, atol=1e-5)
+    assert (tagged[0] - stock[0]).abs().max() > 1e-3
+
+
+def test_training_forward_equals_cached_sampling(tiny_policy):
+    model, inputs = tiny_policy.model, model_inputs()
+    tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
+    prefix = Block(*model.embed_prefix(*values(inputs, PREFIX)))
+    tag = model.embed_tag(inputs["tag_tokens"], tag_masks)
+    trained = model.velocity(prefix, tag, inputs["noise"], inputs["time"])
+    mask, cache = model._prefill(prefix)
+    mask, cache = model._prefill(tag, mask, cache)
+    sampled = model.denoise_step(mask, cache, inputs["noise"], inputs["time"])
+    torch.testing.assert_close(sampled, trained, rtol=1e-5, atol=1e-5)
+
+
+def test_the_prefix_cannot_see_the_tag(tiny_policy):
+    model, inputs = tiny_policy.model, model_inputs()
+    prefix = Block(*model.embed_prefix(*values(inputs, PREFIX)))
+    masks = torch.ones(3, 3, dtype=torch.bool)
+    seen = []
+
+    def keep(_, __, output):
+        seen.append(output)
+
+    handle = model.language_model.layers[0].mlp.register_forward_hook(keep)
+    for seed in (1, 2):
+        tag = model.embed_tag(model_inputs(seed=seed)["tag_tokens"], masks)
+        model.velocity(prefix, tag, inputs["noise"], inputs["time"])
+    handle.remove()
+    length, valid = prefix.embs.shape[1], prefix.pad_masks  # rows of padding attend everywhere; nobody reads them
+    assert torch.equal(seen[0][:, :length][valid], seen[1][:, :length][valid])
+    assert not torch.equal(seen[0][:, length:], seen[1][:, length:])
+
+
+def test_full_size_has_every_tensor_stock_uses_under_the_same_name():
+    with torch.device("meta"):
+        ours = PI05RLPolicy(PI05RLConfig(device="cpu"))
+        stock = PI05Policy(PI05Config(device="cpu"))
+    ours_shapes = {k: tuple(v.shape) for k, v in ours.state_dict().items() if not k.startswith("model.critic.")}
+    heads = {
+        "model.paligemma_with_expert.paligemma.lm_head.weight",
+        "model.paligemma_with_expert.gemma_expert.lm_head.weight",
+    }
+    stock_shapes = {k: tuple(v.shape) for k, v in stock.state_dict().items() if k not in heads}
+    assert ours_shapes == stock_shapes
+    assert len(stock_shapes) > 500
+
+
+def test_gradient_checkpointing_changes_nothing_and_recomputes_each_layer_once():
+    inputs, results = model_inputs(), []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        policy = randomised(PI05RLPolicy(tiny_config(gradient_checkpointing=checkpointing))).train()
+        calls = []
+        layer = next(m for n, m in policy.model.vision_tower.named_modules() if n.endswith("layers.0"))
+        layer.mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        loss = policy.model.forward(*values(inputs, TRAIN)).mean()
+        loss.backward()
+        gradient = policy.model.action_in_proj.weight.grad
+        vision = next(p.grad for n, p in policy.named_parameters() if n.endswith("patch_embedding.weight"))
+        results.append((loss.detach(), gradient, vision, len(calls)))
+    (loss, grad, vision, calls), (loss2, grad2, vision2, calls2) = results
+    assert torch.equal(loss, loss2)
+    torch.testing.assert_close(grad, grad2)
+    torch.testing.assert_close(vision, vision2)
+    assert (calls, calls2) == (2, 4)  # two cameras; each layer is recomputed once
