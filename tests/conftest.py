@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 
@@ -123,7 +123,7 @@ def make_dataset(
         features[column] = {"dtype": dtypes.get(column, "bool"), "shape": (1,), "names": None}
     dataset = LeRobotDataset.create("test/tiny", fps=fps, features=features, root=root, use_videos=video)
     rng = np.random.default_rng(seed)
-    for number, episode in enumerate(episodes):
+    for episode in episodes:
         for step in range(episode["length"]):
             last = step == episode["length"] - 1
             labels = {
@@ -135,8 +135,7 @@ def make_dataset(
             dataset.add_frame(
                 {
                     "observation.state": rng.normal(size=4).astype(np.float32),
-                    # The action names its episode and step, so that a test can read where a chunk comes from.
-                    "action": np.array([number, step, rng.normal()], dtype=np.float32),
+                    "action": np.array([step, *rng.normal(size=2)], dtype=np.float32),
                     **{camera: rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for camera in CAMERAS},
                     **{column: labels[column] for column in columns},
                     "task": episode.get("task", "pick the cube"),

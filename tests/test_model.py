@@ -2,11 +2,11 @@
 
 import torch
 from conftest import model_inputs, randomised, tiny_config
-
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
-from lerobot.policies.pi05.modeling_pi05 import PI05Policy, PI05Pytorch
+from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
+
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.modeling_pi05_rl import Block, PI05RLPolicy
+from lerobot_policy_pi05_rl.modeling_pi05_rl import Block, PI05RLPolicy, PI05RLPytorch
 
 PREFIX = ("images", "img_masks", "tokens", "masks")
 TRAIN = (*PREFIX, "actions", "noise", "time")
@@ -79,13 +79,10 @@ def test_the_prefix_cannot_see_the_tag(tiny_policy):
 
 def test_full_size_has_every_tensor_stock_uses_under_the_same_name():
     with torch.device("meta"):
-        ours = PI05RLPolicy(PI05RLConfig(device="cpu"))
-        stock = PI05Policy(PI05Config(device="cpu"))
-    ours_shapes = {k: tuple(v.shape) for k, v in ours.state_dict().items() if not k.startswith("model.critic.")}
-    heads = {
-        "model.paligemma_with_expert.paligemma.lm_head.weight",
-        "model.paligemma_with_expert.gemma_expert.lm_head.weight",
-    }
+        ours = PI05RLPytorch(PI05RLConfig(device="cpu"))
+        stock = PI05Pytorch(PI05Config(device="cpu"))
+    ours_shapes = {k: tuple(v.shape) for k, v in ours.state_dict().items() if not k.startswith("critic.")}
+    heads = {"paligemma_with_expert.paligemma.lm_head.weight", "paligemma_with_expert.gemma_expert.lm_head.weight"}
     stock_shapes = {k: tuple(v.shape) for k, v in stock.state_dict().items() if k not in heads}
     assert ours_shapes == stock_shapes
     assert len(stock_shapes) > 500
@@ -98,7 +95,7 @@ def test_gradient_checkpointing_changes_nothing_and_recomputes_each_layer_once()
         policy = randomised(PI05RLPolicy(tiny_config(gradient_checkpointing=checkpointing))).train()
         calls = []
         layer = next(m for n, m in policy.model.vision_tower.named_modules() if n.endswith("layers.0"))
-        layer.mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        layer.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         loss = policy.model.forward(*values(inputs, TRAIN)).mean()
         loss.backward()
         gradient = policy.model.action_in_proj.weight.grad

@@ -5,6 +5,8 @@ import logging
 import sys
 from collections.abc import Callable
 
+from lerobot.utils.utils import init_logging
+
 VERBS = {
     "offline": "pretrain policy and critic on LeRobot datasets: pi05-rl offline CONFIG [--key=value …]",
     "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
@@ -26,10 +28,30 @@ def main(argv: list[str] | None = None) -> None:
     if rest in (["-h"], ["--help"]):
         print(f"{VERBS[verb]}\n  --debug  show the traceback of an error")
         raise SystemExit(0)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "libav", "datasets"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_up_logging()
     raise SystemExit(run_verb(globals()[f"run_{verb}"], rest, debug=debug))
+
+
+def set_up_logging() -> None:
+    """LeRobot's console format; its noisiest warning shortened."""
+    init_logging()
+    logging.getLogger("lerobot.utils.import_utils").addFilter(ShortTorchcodecWarning())
+    for noisy in ("libav", "datasets", "PIL", "matplotlib", "urllib3", "filelock", "fsspec", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class ShortTorchcodecWarning(logging.Filter):
+    """Without ffmpeg's libraries LeRobot logs torchcodec's whole traceback each time it picks a video backend
+    (lerobot/utils/import_utils.py); one line, once, says as much."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "torchcodec" not in record.msg:
+            return True
+        first, self.said = not self.said, True
+        record.msg = "torchcodec cannot be loaded (install ffmpeg for faster decoding); videos are read with pyav"
+        return first
 
 
 def run_verb(verb: Callable[[list[str]], int], arguments: list[str], *, debug: bool) -> int:

@@ -6,6 +6,7 @@ is stock π0.5 bit for bit.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from lerobot.policies.pi_gemma import PaliGemmaModelWithPiGemma, PiGemmaModel
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto import CONFIG_MAPPING
 
 from .configuration_pi05_rl import PI05RLConfig
@@ -138,17 +141,19 @@ class PI05RLPytorch(PI05Pytorch):
 
     def gradient_checkpointing_enable(self) -> None:
         """Checkpoint each layer by itself, never nested (stock wraps the whole forward around its layers)."""
-        self.paligemma_with_expert.gemma_expert.model.gradient_checkpointing = True  # read by the joint layers
-        self.vision_tower.gradient_checkpointing_enable()
-        if self.critic is not None:
-            self.critic.backbone.gradient_checkpointing_enable()
+        self._checkpoint_layers(True)
 
     def gradient_checkpointing_disable(self) -> None:
         """Undo :meth:`gradient_checkpointing_enable`."""
-        self.paligemma_with_expert.gemma_expert.model.gradient_checkpointing = False
-        self.vision_tower.gradient_checkpointing_disable()
-        if self.critic is not None:
-            self.critic.backbone.gradient_checkpointing_disable()
+        self._checkpoint_layers(False)
+
+    def _checkpoint_layers(self, enabled: bool) -> None:
+        self.paligemma_with_expert.gemma_expert.model.gradient_checkpointing = enabled  # read by the joint layers
+        for tower in (self.vision_tower, self.critic):
+            for layer in () if tower is None else tower.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.gradient_checkpointing = enabled
+                    layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def embed_tag(self, tokens: Tensor, masks: Tensor) -> Block:
         """(B, L) tag token ids and bool mask → the tag's block; it opens a new attention block."""

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.compute_stats import aggregate_stats
@@ -20,6 +21,8 @@ from .sampling import BatchPositions, SampleOrder
 from .sources import DatasetError, Source, load_source, open_dataset
 
 logger = logging.getLogger(__name__)
+
+LARGEST_NORMALISED = 100.0  # a value this many times its quantile range away has broken statistics, not an outlier
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,7 @@ def _check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
                     f"dataset {source.name} has no statistics {', '.join(absent)} of {key}; run LeRobot's "
                     "augment_dataset_quantile_stats.py on it, or set policy.normalization_mapping"
                 )
+            _check_spread(source, key, mode.value)
         fps = source.dataset.meta.fps
         if fps != sources[0].dataset.meta.fps:
             raise DatasetError(
@@ -199,4 +203,22 @@ def _check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
     if wanted[ACTION].shape[0] > policy.max_action_dim:
         raise DatasetError(
             f"actions have {wanted[ACTION].shape[0]} dimensions, policy.max_action_dim is {policy.max_action_dim}"
+        )
+
+
+def _check_spread(source: Source, key: str, mode: str) -> None:
+    """A dimension whose quantiles (nearly) coincide while its values do not explodes when it is normalised."""
+    bounds = {"QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90"), "MIN_MAX": ("min", "max")}.get(mode)
+    if bounds is None:
+        return
+    low, high = (np.asarray(source.dataset.meta.stats[key][name], dtype=np.float64) for name in bounds)
+    values = source.columns[key]
+    beyond = np.maximum(low - values.min(axis=0), values.max(axis=0) - high)
+    bad = np.flatnonzero(beyond > LARGEST_NORMALISED * np.maximum(high - low, 1e-8))
+    if bad.size:
+        raise DatasetError(
+            f"dataset {source.name}: dimension {bad[0]} of {key} runs from {values[:, bad[0]].min():.4g} to "
+            f"{values[:, bad[0]].max():.4g}, but its statistics {bounds[0]} and {bounds[1]} are {low[bad[0]]:.4g} and "
+            f"{high[bad[0]]:.4g}: normalised values would exceed {LARGEST_NORMALISED:g}. Recompute the statistics, or "
+            f"set policy.normalization_mapping of {key} to MIN_MAX"
         )
