@@ -1,0 +1,285 @@
+"""The update: what trains and what does not, how often each network runs, what the schedule means."""
+
+import math
+
+import pytest
+import torch
+from conftest import CAMERAS, randomised, tiny_config
+
+from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, INTERVENTION, POSITION, RETURN, TASK_INDEX
+from lerobot_policy_pi05_rl.draws import draw
+from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
+from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
+from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
+from lerobot_policy_pi05_rl.trainable import select_trainable
+
+PARTS = {
+    "vision tower": "vision_tower.",
+    "projector": "multi_modal_projector.",
+    "token embedding": "embed_tokens.",
+    "first language layer": "language_model.layers.0.",
+    "second language layer": "language_model.layers.1.",
+    "last language layer's keys": "language_model.layers.2.self_attn.k_proj",
+    "expert": "gemma_expert.",
+    "action in": "action_in_proj.",
+    "action out": "action_out_proj.",
+    "time": "time_mlp_",
+    "critic layers": "critic.backbone.layers.",
+    "critic queries": "critic.queries",
+    "critic head": "critic.head.",
+}
+
+
+def make_batch(first: int = 0, size: int = 6) -> dict:
+    """A preprocessed batch, drawn from its positions."""
+    g = torch.Generator().manual_seed(first)
+    return {
+        **{camera: torch.rand(size, 3, 32, 32, generator=g) for camera in CAMERAS},
+        "observation.language.tokens": torch.randint(2, 300, (size, 9), generator=g),
+        "observation.language.attention_mask": torch.ones(size, 9, dtype=torch.bool),
+        ADVANTAGE_TOKENS: torch.tensor([[2, 3, 4], [2, 3, 5]]).expand(size, -1, -1),
+        ADVANTAGE_MASKS: torch.ones(size, 2, 3, dtype=torch.bool),
+        "action": torch.randn(size, 6, 3, generator=g),
+        ACTION_IS_PAD: torch.arange(6).expand(size, -1) >= torch.randint(1, 7, (size, 1), generator=g),
+        RETURN: -torch.rand(size, generator=g),
+        TASK_INDEX: torch.zeros(size, dtype=torch.long),
+        INTERVENTION: torch.zeros(size, dtype=torch.bool),
+        POSITION: torch.arange(first, first + size),
+    }
+
+
+def make_algorithm(steps: int = 10, **overrides) -> RecapAlgorithm:
+    torch.manual_seed(0)
+    values = {"advantage_window": 4, "actor_lr": 1e-3, "critic_lr": 1e-3, **overrides}
+    policy = randomised(PI05RLPolicy(tiny_config(**values)))
+    return RecapAlgorithm(policy, RecapConfig(policy_config=policy.config, seed=3, total_steps=steps), num_tasks=1)
+
+
+def batches():
+    first = 0
+    while True:
+        yield make_batch(first)
+        first += 6
+
+
+def part_parameters(policy, part: str):
+    return {name: p for name, p in policy.named_parameters() if part in name}
+
+
+def moved_parts(algorithm: RecapAlgorithm, steps: int = 2) -> set[str]:
+    before = {name: p.detach().clone() for name, p in algorithm.policy.named_parameters()}
+    iterator = batches()
+    for _ in range(steps):
+        algorithm.update(iterator)
+    now = dict(algorithm.policy.named_parameters())
+    moved = set()
+    for label, part in PARTS.items():
+        names = part_parameters(algorithm.policy, part)
+        assert names, f"no parameter of the {label}"
+        if any(not torch.equal(before[name], now[name]) for name in names):
+            moved.add(label)
+    return moved
+
+
+def test_every_part_meant_to_train_gets_a_gradient_and_moves():
+    algorithm = make_algorithm()
+    trained = [p for group in algorithm.parameters.values() for p in group]
+    iterator = batches()
+    for _ in range(2):
+        loss, _, _ = algorithm.losses(
+            batch := next(iterator), draw(3, batch[POSITION], algorithm.policy.config), train_actor=True
+        )
+        loss.backward()
+    names = {id(p): name for name, p in algorithm.policy.named_parameters()}
+    without = [names[id(p)] for p in trained if p.grad is None or not p.grad.any()]
+    assert without == []
+    algorithm.optimizer.zero_grad()
+    assert moved_parts(algorithm) == set(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "frozen"),
+    [
+        ({"freeze_vision_encoder": True}, {"vision tower"}),
+        (
+            {"train_expert_only": True},
+            {
+                "vision tower",
+                "projector",
+                "token embedding",
+                "first language layer",
+                "second language layer",
+                "last language layer's keys",
+            },
+        ),
+        ({"train_language_from_layer": 2}, {"token embedding", "first language layer", "second language layer"}),
+        ({"policy_extraction": "none"}, {"critic layers", "critic queries", "critic head"}),
+    ],
+)
+def test_each_frozen_part_stays(overrides, frozen):
+    algorithm = make_algorithm(**overrides)
+    assert moved_parts(algorithm) == set(PARTS) - frozen
+    held = {id(p) for group in algorithm.optimizer.param_groups for p in group["params"]}
+    for label in frozen:
+        for name, parameter in part_parameters(algorithm.policy, PARTS[label]).items():
+            assert id(parameter) not in held, f"{name} is frozen but has optimizer state"
+
+
+def test_what_only_serves_unread_outputs_has_no_gradient_anyway():
+    """select_trainable freezes the last language layer's MLP and queries: check that nothing is lost."""
+    algorithm = make_algorithm()
+    trained = {id(p) for group in algorithm.parameters.values() for p in group}
+    policy = algorithm.policy.requires_grad_(True)
+    batch = make_batch()
+    algorithm.losses(make_batch(100), draw(3, batch[POSITION], policy.config), train_actor=True)
+    loss, _, _ = algorithm.losses(batch, draw(3, batch[POSITION], policy.config), train_actor=True)
+    loss.backward()
+    left_out = {n: p for n, p in policy.named_parameters() if id(p) not in trained}
+    assert left_out, "nothing is frozen"
+    assert [n for n, p in left_out.items() if p.grad is not None and p.grad.any()] == []
+
+
+def test_gradients_of_critic_and_actor_never_mix():
+    algorithm = make_algorithm()
+    policy, batch = algorithm.policy, make_batch()
+    prefix = policy.embed_observation(batch)
+    critic = {id(p) for p in policy.model.critic.parameters()}
+
+    loss, _, _ = algorithm.losses.critic_loss(prefix, batch)
+    loss.backward()
+    touched = {id(p) for p in policy.parameters() if p.grad is not None and p.grad.any()}
+    assert touched and touched <= critic
+
+    policy.zero_grad()
+    tags = torch.tensor([1, 0, -1, 1, 0, -1])
+    loss, _ = algorithm.losses.actor_loss(prefix, tags, batch, draw(3, batch[POSITION], policy.config))
+    loss.backward()
+    touched = {id(p) for p in policy.parameters() if p.grad is not None and p.grad.any()}
+    assert touched and not touched & critic
+
+
+def test_each_image_is_seen_once_and_each_language_model_runs_once_a_step():
+    algorithm = make_algorithm()
+    model, calls = algorithm.policy.model, {"vision": 0, "actor": 0, "critic": 0}
+
+    def count(name):
+        def hook(*_):
+            calls[name] += 1
+
+        return hook
+
+    model.vision_tower.register_forward_hook(count("vision"))
+    model.language_model.layers[0].self_attn.q_proj.register_forward_hook(count("actor"))
+    model.critic.backbone.register_forward_hook(count("critic"))
+    algorithm.update(batches())
+    assert calls == {"vision": len(CAMERAS), "actor": 1, "critic": 1}
+
+
+def test_critic_only_steps_leave_the_actor_alone_and_do_not_run_it():
+    algorithm = make_algorithm(policy_update_freq=2, critic_warmup_steps=2)
+    iterator, runs = batches(), []
+    algorithm.policy.model.language_model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: runs.append(1))
+    actor_moved, critic_moved = [], []
+    for _ in range(6):
+        before = {n: p.detach().clone() for n, p in algorithm.policy.named_parameters()}
+        algorithm.update(iterator)
+        moved = {n for n, p in algorithm.policy.named_parameters() if not torch.equal(p, before[n])}
+        actor_moved.append(any("critic" not in n for n in moved))
+        critic_moved.append(any("critic" in n for n in moved))
+    assert actor_moved == [False, False, True, False, True, False]
+    assert all(critic_moved)
+    assert len(runs) == 2
+
+
+def test_utd_ratio_and_accumulation_consume_their_batches():
+    algorithm = make_algorithm(utd_ratio=3, gradient_accumulation_steps=2)
+    seen = []
+
+    def counted():
+        for batch in batches():
+            seen.append(int(batch[POSITION][0]))
+            yield batch
+
+    algorithm.update(counted())
+    assert len(seen) == algorithm.batches_per_step == 6
+    assert len(set(seen)) == 6
+
+
+def test_accumulation_equals_one_large_batch():
+    """Two batches of three, accumulated, give the parameters of one batch of six (fp32 rounding)."""
+    halves, whole = (
+        make_algorithm(gradient_accumulation_steps=2, advantage_dropout=1.0),
+        make_algorithm(advantage_dropout=1.0),
+    )
+    batch = make_batch()
+    split = [{k: v[rows] for k, v in batch.items()} for rows in (slice(0, 3), slice(3, 6))]
+    halves.update(iter(split))
+    whole.update(iter([batch]))
+    for (name, a), (_, b) in zip(halves.policy.named_parameters(), whole.policy.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_padded_actions_do_not_reach_the_loss():
+    algorithm = make_algorithm()
+    policy, batch = algorithm.policy, make_batch()
+    batch["action"] = batch["action"].clone()
+    draws = draw(3, batch[POSITION], policy.config)
+    prefix = policy.embed_observation(batch)
+    # The noisy actions are the network's input, so a padded action may reach other steps through attention; the
+    # loss itself must ignore it: with the input fixed, changing the target behind the padding changes nothing.
+    fixed = policy.model.velocity
+    policy.model.velocity = lambda *args: torch.zeros(6, 6, 8)
+    first, _ = algorithm.losses.actor_loss(prefix, None, batch, draws)
+    batch["action"][batch[ACTION_IS_PAD]] += 100
+    second, _ = algorithm.losses.actor_loss(prefix, None, batch, draws)
+    batch["action"][~batch[ACTION_IS_PAD]] += 1
+    third, _ = algorithm.losses.actor_loss(prefix, None, batch, draws)
+    policy.model.velocity = fixed
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_unknown_returns_train_no_critic_and_carry_no_tag():
+    algorithm = make_algorithm()
+    batch = make_batch()
+    draws = draw(3, batch[POSITION], algorithm.policy.config)
+    some = dict(batch, **{RETURN: torch.where(torch.arange(6) < 3, batch[RETURN], math.nan)})
+    loss, values, _ = algorithm.losses.critic_loss(algorithm.policy.embed_observation(some), some)
+    first = {k: v[:3] for k, v in batch.items()}
+    half, _, _ = algorithm.losses.critic_loss(algorithm.policy.embed_observation(first), first)
+    torch.testing.assert_close(loss, half / 2)
+    tags, _ = algorithm.losses.advantage_tags(some[RETURN] - values, some, draws)
+    assert (tags[3:] == -1).all()
+
+
+def test_draws_depend_on_seed_and_position_alone():
+    config = tiny_config()
+    a = draw(1, torch.tensor([5, 6, 7]), config)
+    b = draw(1, torch.tensor([7, 5]), config)
+    assert torch.equal(a.noise[0], b.noise[1]) and torch.equal(a.time[2], b.time[0])
+    assert not torch.equal(a.noise[0], a.noise[1])
+    assert not torch.equal(a.noise[0], draw(2, torch.tensor([5]), config).noise[0])
+    many = draw(1, torch.arange(4000), config)
+    assert abs(many.dropped.float().mean() - config.advantage_dropout) < 0.03
+    assert abs(many.time.mean() - 0.6) < 0.02  # Beta(1.5, 1) has mean 0.6
+    assert abs(many.noise.mean()) < 0.01 and abs(many.noise.std() - 1) < 0.01
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_moves_a_weight():
+    from lerobot_policy_pi05_rl.errors import UserError
+
+    algorithm = make_algorithm()
+    before = {n: p.detach().clone() for n, p in algorithm.policy.named_parameters()}
+    batch = make_batch()
+    batch["action"] = batch["action"] * math.inf
+    with pytest.raises(UserError, match="not finite"):
+        algorithm.update(iter([batch]))
+    assert all(torch.equal(p, before[n]) for n, p in algorithm.policy.named_parameters())
+
+
+def test_optimizer_groups_have_their_own_learning_rates():
+    algorithm = make_algorithm(actor_lr=3e-4, critic_lr=7e-4, optimizer_weight_decay=0.02)
+    groups = {g["name"]: g for g in algorithm.optimizer.param_groups}
+    assert groups["actor"]["initial_lr"] == 3e-4 and groups["critic"]["initial_lr"] == 7e-4
+    assert {g["weight_decay"] for g in groups.values()} == {0.02}
+    assert set(select_trainable(algorithm.policy)) == {"actor", "critic"}
