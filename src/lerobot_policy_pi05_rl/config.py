@@ -16,7 +16,7 @@ from typing import Any
 
 import draccus
 import yaml
-from draccus.utils import DecodingError
+from draccus.utils import DecodingError, DraccusException
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import DatasetConfig, WandBConfig
 from lerobot.envs import EnvConfig
@@ -104,10 +104,10 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             raise ConfigError("dataset.repo_id is missing: the offline learner learns from a LeRobot dataset")
         if self.dataset.streaming:
             raise ConfigError("dataset.streaming is not supported: samples are drawn in random order from local files")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.keep_last_checkpoints is not None and self.keep_last_checkpoints < 1:
-            raise ConfigError(f"keep_last_checkpoints must be at least 1, got {self.keep_last_checkpoints}")
+        for name, least in (("batch_size", 1), ("keep_last_checkpoints", 1), ("num_workers", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
         if self.output_dir_offline and self.output_dir:
             offline, online = Path(self.output_dir_offline).resolve(), Path(self.output_dir).resolve()
             if offline == online:
@@ -149,21 +149,23 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> PI05RLT
     """
     raw = _read(Path(path))
     for key, value in parse_overrides(overrides or []):
-        _assign(raw, key, value)
+        _assign(raw, ALIASES.get(key, key), value)
     for alias, key in ALIASES.items():
         if alias in raw:
             raw.setdefault(key, raw.pop(alias))
     policy = raw.setdefault("policy", {})
     if isinstance(policy, dict):
-        policy.setdefault("type", "pi05_rl")
+        if policy.setdefault("type", "pi05_rl") != "pi05_rl":
+            raise ConfigError(f"{path}: policy.type must be pi05_rl, got {policy['type']!r}")
         _inherit_sizes(policy)
     raw.pop("checkpoint_path", None)  # LeRobot saves this field but does not read it back (init=False)
+    nulls = _forbidden_nulls(PI05RLTrainConfig, raw)
+    if nulls:
+        raise ConfigError(f"{path}: null is not a value of {', '.join(nulls)}")
     try:
         return draccus.decode(PI05RLTrainConfig, raw)
-    except DecodingError as error:
+    except (DraccusException, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _inherit_sizes(policy: dict[str, Any]) -> None:
@@ -216,7 +218,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable as {path.suffix or 'YAML'}: {error}") from error
+        raise ConfigError(
+            f"{path} is not readable as {path.suffix or 'YAML'}: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of keys")
     return raw
@@ -231,13 +235,39 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
     raw[last] = value
 
 
-def _explain(error: DecodingError) -> str:
-    """draccus's message with full key names and the nearest known key."""
-    prefix = ".".join(str(part) for part in error.key_path)
+def _forbidden_nulls(cls: type, raw: dict[str, Any], prefix: str = "") -> list[str]:
+    """Full names of the keys that hold null and may not."""
+    names = []
+    for key, hint in typing.get_type_hints(cls).items():
+        options = typing.get_args(hint) or (hint,)
+        if key in raw and raw[key] is None and type(None) not in options:
+            names.append(prefix + key)
+        nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        nested = PI05RLConfig if nested is PreTrainedConfig else nested
+        if nested is not None and isinstance(raw.get(key), dict):
+            names += _forbidden_nulls(nested, raw[key], f"{prefix}{key}.")
+    return names
+
+
+def _explain(error: Exception) -> str:
+    """One line out of draccus's nested messages: the innermost one, full key names and the nearest known key."""
+    path: tuple[str, ...] = ()
+    while True:
+        path = tuple(getattr(error, "key_path", path)) or path
+        if not isinstance(error.__cause__, DraccusException):
+            break
+        error = error.__cause__
+    prefix = ".".join(path)
+    if not isinstance(error, DecodingError):  # raised by a dataclass itself: our own messages name the key
+        message = str(error.__cause__ or error).partition("\n")[0]
+        return message if not prefix or prefix in message else f"{prefix}: {message}"
     unknown = re.search(r"The fields? (.+) (?:are|is) not valid", error.message)
     if not unknown:
-        return f"{prefix}: {error.message}" if prefix else error.message
-    known = _known_keys(PI05RLTrainConfig, list(error.key_path))
+        message = error.message.partition("\n")[0]
+        message = re.sub(r"^Failed when parsing value='(.*)' into field .*", r"\1 is not a value of this key", message)
+        message = re.sub(r"^Could not decode the value into any of.*", "the value is of the wrong type", message)
+        return f"{prefix}: {message}" if prefix else message
+    known = _known_keys(PI05RLTrainConfig, list(path))
     parts = []
     for name in re.findall(r"`([^`]+)`", unknown.group(1)) or [unknown.group(1)]:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

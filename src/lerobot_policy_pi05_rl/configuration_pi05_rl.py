@@ -10,6 +10,17 @@ from lerobot.policies.pi05.configuration_pi05 import PI05Config
 INFERENCE_ADVANTAGES = ("positive", "negative", "none")
 POLICY_EXTRACTIONS = ("conditioning", "none")
 CRITIC_TARGETS = ("monte_carlo",)
+LEAST_VALUES = {
+    "offline_steps": 1,
+    "policy_update_freq": 1,
+    "utd_ratio": 1,
+    "gradient_accumulation_steps": 1,
+    "offline_buffer_capacity": 1,
+    "advantage_window": 1,
+    "num_value_queries": 1,
+    "num_value_bins": 2,
+    "hl_gauss_sigma_ratio": 0,
+}
 TASKS_TOKENIZER = "tasks"  # value of `tokenizer`: build a small one from the dataset's tasks
 
 
@@ -133,9 +144,10 @@ class PI05RLConfig(PI05Config):
         for name in ("advantage_positive_fraction", "advantage_dropout"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"policy.{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("offline_steps", "policy_update_freq", "utd_ratio", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"policy.{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in LEAST_VALUES.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"policy.{name} must be at least {least}, got {value}")
         if self.value_support_min >= self.value_support_max:
             raise ValueError(
                 f"policy.value_support_min ({self.value_support_min}) must be below "

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lerobot.datasets.video_utils import decode_video_frames
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .episodes import Episode, LabelledEpisodes
 from .sources import Source
+from .video import read_frame
 
 RETURN = "return"
 TASK_INDEX = "task_index"
@@ -99,13 +99,7 @@ class FrameDataset(Dataset):
         return images
 
     def _video_frame(self, source: Source, camera: str, row: int) -> Tensor:
-        dataset, episode_index = source.dataset, int(source.columns["episode_index"][row])
-        start = dataset.meta.episodes[episode_index][f"videos/{camera}/from_timestamp"]
-        frames = decode_video_frames(
-            dataset.root / dataset.meta.get_video_file_path(episode_index, camera),
-            [start + float(source.columns["timestamp"][row])],
-            dataset.tolerance_s,
-            source.video_backend,
-            return_uint8=True,
-        )
-        return frames[0]
+        episode_index = int(source.columns["episode_index"][row])
+        path, start = source.videos[camera][episode_index]
+        timestamp = start + float(source.columns["timestamp"][row])
+        return read_frame(path, timestamp, tolerance_s=source.dataset.tolerance_s, backend=source.video_backend)

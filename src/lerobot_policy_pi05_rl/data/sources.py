@@ -36,6 +36,7 @@ class Source:
     starts: np.ndarray  # (episodes,) first row of each episode
     ends: np.ndarray  # (episodes,) one past its last row
     tasks: list[str]  # (episodes,) task text
+    videos: dict[str, dict[int, tuple[Path, float]]]  # camera → episode_index → file, where it starts there (s)
 
     @property
     def num_episodes(self) -> int:
@@ -89,7 +90,14 @@ def load_source(name: str, dataset: LeRobotDataset, video_backend: str) -> Sourc
     ends = np.r_[starts[1:], len(episodes)]
     task_texts = [str(task) for task in meta.tasks.index]
     tasks = [task_texts[index] for index in columns["task_index"][starts]]
-    return Source(name, dataset, video_backend, columns, starts, ends, tasks)
+    videos = {}
+    for camera in meta.video_keys:
+        begins = meta.episodes[f"videos/{camera}/from_timestamp"]
+        videos[camera] = {
+            int(index): (dataset.root / meta.get_video_file_path(int(index), camera), float(begins[int(index)]))
+            for index in episodes[starts]
+        }
+    return Source(name, dataset, video_backend, columns, starts, ends, tasks, videos)
 
 
 def read_outcome_file(path: str | None, source: Source, *, primary: bool) -> dict[int, Outcome]:
