@@ -6,6 +6,7 @@ JSON or YAML, with ``--key=value`` overrides, decoded by draccus into a subclass
 
 import dataclasses
 import difflib
+import importlib
 import json
 import logging
 import re
@@ -21,6 +22,8 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import DatasetConfig, WandBConfig
 from lerobot.envs import EnvConfig
 from lerobot.rl.train_rl import TrainRLServerPipelineConfig
+from lerobot.utils.device_utils import is_torch_device_available
+from lerobot.utils.import_utils import register_third_party_plugins
 
 from .configuration_pi05_rl import PI05RLConfig
 from .errors import UserError
@@ -53,6 +56,7 @@ SIZE_FIELDS = [
     "vocab_size",
     "image_resolution",
     "chunk_size",
+    "n_action_steps",
     "max_action_dim",
     "max_state_dim",
     "num_value_bins",
@@ -116,6 +120,9 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
                 )
         if self.peft is not None or self.sample_weighting is not None:
             raise ConfigError("peft and sample_weighting are not supported by the offline learner")
+        device = self.policy.learner_device
+        if device is not None and not is_torch_device_available(device):
+            raise ConfigError(f"policy.learner_device is {device!r}, which this machine does not have")
         for key, replacement in REPLACED_KEYS.items():
             if getattr(self.policy, key) is not None:
                 logger.warning("policy.%s is accepted and has no effect: %s", key, replacement)
@@ -158,6 +165,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> PI05RLT
         if policy.setdefault("type", "pi05_rl") != "pi05_rl":
             raise ConfigError(f"{path}: policy.type must be pi05_rl, got {policy['type']!r}")
         _inherit_sizes(policy)
+    env = raw.get("env")
+    if isinstance(env, dict) and env.get("type") == "gym_manipulator":
+        _register_devices()
     raw.pop("checkpoint_path", None)  # LeRobot saves this field but does not read it back (init=False)
     nulls = _forbidden_nulls(PI05RLTrainConfig, raw)
     if nulls:
@@ -178,6 +188,25 @@ def _inherit_sizes(policy: dict[str, Any]) -> None:
     for name in SIZE_FIELDS:
         if name in stored:
             policy.setdefault(name, stored[name])
+
+
+def _register_devices() -> None:
+    """Make LeRobot's cameras, robots and teleoperators known to draccus, so that a robot's configuration parses.
+
+    The same ones as ``lerobot.rl.gym_manipulator`` imports, and plugins; no hardware is touched.
+    """
+    for module in (
+        "lerobot.cameras.opencv",
+        "lerobot.cameras.realsense",
+        "lerobot.robots.so_follower",
+        "lerobot.robots.koch_follower",
+        "lerobot.teleoperators.so_leader",
+        "lerobot.teleoperators.koch_leader",
+        "lerobot.teleoperators.gamepad",
+        "lerobot.teleoperators.keyboard",
+    ):
+        importlib.import_module(module)
+    register_third_party_plugins()
 
 
 def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
@@ -207,9 +236,12 @@ def _scalar(text: str) -> Any:
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
         return float(text)  # YAML 1.1 reads 1e-4 as a string
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+    prose = isinstance(value, dict) and not text.startswith("{")  # a task's text: "pick: the cube"
+    word = isinstance(value, bool) and text.lower() not in ("true", "false")  # yes, no, on, off
+    return text if prose or word else value
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -141,7 +141,11 @@ class PI05RLConfig(PI05Config):
         _require_choice("inference_advantage", self.inference_advantage, INFERENCE_ADVANTAGES)
         _require_choice("policy_extraction", self.policy_extraction, POLICY_EXTRACTIONS)
         _require_choice("critic_target", self.critic_target, CRITIC_TARGETS)
-        for name in ("advantage_positive_fraction", "advantage_dropout"):
+        if not self.reward_normalization_constant > 0:
+            raise ValueError(
+                f"policy.reward_normalization_constant must be above 0, got {self.reward_normalization_constant}"
+            )
+        for name in ("advantage_positive_fraction", "advantage_dropout", "discount"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"policy.{name} must be in [0, 1], got {getattr(self, name)}")
         for name, least in LEAST_VALUES.items():

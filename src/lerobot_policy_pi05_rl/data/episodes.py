@@ -16,6 +16,7 @@ from .sources import (
     TRUNCATED_COLUMNS,
     DatasetError,
     Source,
+    check_outcome_file_datasets,
     read_outcome_file,
 )
 
@@ -64,6 +65,7 @@ def label_episodes(
     tasks = sorted({policy.task or task for source in sources for task in source.tasks})
     task_ids = {task: index for index, task in enumerate(tasks)}
     unlabelled = Outcome(reward.unlabelled) if reward.unlabelled != "error" else None
+    check_outcome_file_datasets(reward.outcome_file, sources)
     episodes, unknown = [], []
     for number, source in enumerate(sources):
         given = read_outcome_file(reward.outcome_file, source, primary=number == 0)

@@ -171,6 +171,8 @@ def _check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
     if OBS_STATE not in wanted or ACTION not in wanted:
         raise DatasetError(f"dataset {sources[0].name} needs the columns {OBS_STATE} and {ACTION}")
     for source in sources:
+        if source.dataset.meta.stats is None:
+            raise DatasetError(f"dataset {source.name} has no statistics (meta/stats.json)")
         features = source.dataset.meta.features
         for key, feature in wanted.items():
             if key.startswith("observation.images.empty_camera"):

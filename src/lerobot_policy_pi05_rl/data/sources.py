@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, HF_LEROBOT_HOME, OBS_STATE
 
@@ -57,14 +56,16 @@ def open_dataset(repo_id: str, root: str | Path | None, **kwargs) -> LeRobotData
         DatasetError: nothing readable lies at ``root`` (or in LeRobot's home), and the Hub has no such dataset.
     """
     folder = Path(root) if root is not None else HF_LEROBOT_HOME / repo_id
-    existed = folder.exists()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         return LeRobotDataset(repo_id, root=root, **kwargs)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        if folder.is_dir() and not existed and not any(folder.iterdir()):
-            folder.rmdir()  # LeRobot creates the folder before it looks for the dataset
+    except Exception as error:  # LeRobot, datasets and the Hub raise a dozen unrelated types on a damaged dataset
+        for path in missing:  # LeRobot creates the folder before it looks for the dataset
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
         if (folder / "meta" / "info.json").is_file():
-            raise DatasetError(f"the dataset in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise DatasetError(f"the dataset in {folder} cannot be read: {reason[:300]}") from error
         raise DatasetError(
             f"no dataset {repo_id!r}: {folder} has no meta/info.json and the Hub gave none "
             f"({type(error).__name__}). Set dataset.root to the dataset's folder, or dataset.repo_id to its Hub id"
@@ -100,6 +101,34 @@ def load_source(name: str, dataset: LeRobotDataset, video_backend: str) -> Sourc
     return Source(name, dataset, video_backend, columns, starts, ends, tasks, videos)
 
 
+def check_outcome_file_datasets(path: str | None, sources: list[Source]) -> None:
+    """Refuse rows of an outcome file that name a dataset nobody opened: their labels would be lost silently.
+
+    Raises:
+        DatasetError: there is such a row.
+    """
+    table = None if path is None else _read_outcome_table(path)
+    if table is None or "dataset" not in table.columns:
+        return
+    names = [source.name for source in sources]
+    unknown = sorted(set(table["dataset"].dropna().astype(str)) - set(names))
+    if unknown:
+        raise DatasetError(f"{path} names the dataset {unknown[0]}, which is not one of {', '.join(names)}")
+
+
+def _read_outcome_table(path: str) -> pd.DataFrame:
+    if not Path(path).is_file():
+        raise DatasetError(f"reward.outcome_file {path} does not exist")
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:  # empty, unbalanced quotes, not text
+        raise DatasetError(f"reward.outcome_file {path} is not a CSV: {' '.join(str(error).split())}") from error
+    missing = {"episode_index", "outcome"} - set(table.columns)
+    if missing:
+        raise DatasetError(f"{path} lacks the column(s) {', '.join(sorted(missing))}; it has {list(table.columns)}")
+    return table
+
+
 def read_outcome_file(path: str | None, source: Source, *, primary: bool) -> dict[int, Outcome]:
     """Episode → outcome from a CSV ``episode_index,outcome[,dataset]``; rows without a dataset are the primary's.
 
@@ -108,12 +137,7 @@ def read_outcome_file(path: str | None, source: Source, *, primary: bool) -> dic
     """
     if path is None:
         return {}
-    if not Path(path).is_file():
-        raise DatasetError(f"reward.outcome_file {path} does not exist")
-    table = pd.read_csv(path)
-    missing = {"episode_index", "outcome"} - set(table.columns)
-    if missing:
-        raise DatasetError(f"{path} lacks the column(s) {', '.join(sorted(missing))}; it has {list(table.columns)}")
+    table = _read_outcome_table(path)
     if "dataset" in table.columns:
         table = table[table["dataset"].isna() & primary | (table["dataset"] == source.name)]
     elif not primary:
@@ -123,6 +147,8 @@ def read_outcome_file(path: str | None, source: Source, *, primary: bool) -> dic
     for row in table.itertuples():
         if row.episode_index not in known:
             raise DatasetError(f"{path}: dataset {source.name} has no episode {row.episode_index}")
+        if row.episode_index in outcomes:
+            raise DatasetError(f"{path} gives episode {row.episode_index} of dataset {source.name} twice")
         try:
             outcomes[int(row.episode_index)] = Outcome(str(row.outcome).strip().lower())
         except ValueError:

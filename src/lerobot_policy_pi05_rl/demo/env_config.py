@@ -26,7 +26,11 @@ from .constants import (
 )
 
 _NO_SIMULATOR = (
-    "The demo simulator needs gym-hil and MuJoCo. Install them with: pip install 'lerobot_policy_pi05_rl[demo]'"
+    "The demo simulator needs gym-hil and MuJoCo; to install them: pip install 'lerobot_policy_pi05_rl[demo]'"
+)
+_NO_OPENGL = (
+    "If MuJoCo found no OpenGL: apt-get install libegl1 libopengl0 libgl1-mesa-dri "
+    "(or install libosmesa6 and set MUJOCO_GL=osmesa)."
 )
 
 
@@ -52,15 +56,19 @@ class SimulatorFactory:
         os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports MuJoCo
         try:
             simulator = importlib.import_module("lerobot_policy_pi05_rl.demo.simulator")
+            env: gym.Env = simulator.PandaPickCubeSimulator(
+                image_size=self.image_size,
+                max_episode_steps=self.max_episode_steps,
+                cube_jitter=self.cube_jitter,
+            )
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] not in ("gym_hil", "mujoco"):
                 raise
             raise ImportError(_NO_SIMULATOR) from error
-        env: gym.Env = simulator.PandaPickCubeSimulator(
-            image_size=self.image_size,
-            max_episode_steps=self.max_episode_steps,
-            cube_jitter=self.cube_jitter,
-        )
+        except (AttributeError, ImportError, RuntimeError) as error:
+            # What MuJoCo and PyOpenGL raise without an OpenGL library; their messages do not say so.
+            error.add_note(_NO_OPENGL)
+            raise
         if self.freeze_finished:
             from lerobot.envs.utils import FreezeAfterEpisodeEnd
 

@@ -1,0 +1,206 @@
+"""The demo: simulator → dataset → offline pretraining → closed-loop comparison with plain cloning.
+
+    pi05-rl demo [--output outputs/demo] [--config configs/demo.json] …
+
+Two policies are trained by the same code for as many steps, one with RECAP's conditioning, one plain behaviour
+cloning, side by side in two single-thread processes; then both meet the same start states. Each stage is skipped
+when its result is already there, so an interrupted demo goes on where it stopped.
+"""
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import UserError
+from .evaluate import ClosedLoopResult, summarize
+from .record import record_dataset
+
+logger = logging.getLogger(__name__)
+
+VARIANTS = {"bc": ["--policy.policy_extraction=none"], "recap": []}
+LABELS = {"bc": "behaviour cloning", "recap": "RECAP (this project)"}
+REPO_ID = "local/panda_pick_cube"
+POLL_S = 2.0
+REPORT_S = 30.0
+
+
+def main(argv: list[str]) -> int:
+    """Run the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="pi05-rl demo", description="simulator → dataset → RL → comparison")
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.json"), help="what both policies train with")
+    parser.add_argument("--episodes", type=int, default=120, help="demonstrations to record")
+    parser.add_argument("--steps", type=int, help="optimization steps (default: the configuration's)")
+    parser.add_argument("--eval-episodes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of recording, training and evaluation")
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    dataset = record_dataset(args.output / "dataset", REPO_ID, args.episodes, args.seed)
+    train_variants(args, dataset)
+    results = evaluate_variants(args)
+    results_file = args.output / "results.json"
+    results_file.write_text(json.dumps(results, indent=1) + "\n")
+    picture = draw_comparison(results, args.output / "results.png")
+    print_table(results)
+    logger.info("[DEMO] Wrote %s and %s; %.0f s in all", results_file, picture, time.perf_counter() - start)
+    return 0
+
+
+def train_variants(args: argparse.Namespace, dataset: Path) -> None:
+    """Train both policies with ``pi05-rl offline``, each in a process of its own."""
+    if not args.config.is_file():
+        raise UserError(f"the demo's configuration {args.config} does not exist; give --config")
+    steps = args.steps or json.loads(args.config.read_text())["policy"]["offline_steps"]
+    commands = {}
+    for name, overrides in VARIANTS.items():
+        run_dir = args.output / name
+        if checkpoint_path(args.output, name).is_dir() and last_step(run_dir) >= steps:
+            logger.info("[DEMO] Found the trained policy of %s in %s", name, run_dir)
+            continue
+        commands[name] = [
+            *(sys.executable, "-m", "lerobot_policy_pi05_rl.offline_learner", str(args.config)),
+            *(f"--dataset.repo_id={REPO_ID}", f"--dataset.root={dataset}", f"--output_dir_offline={run_dir}"),
+            *(f"--policy.offline_steps={steps}", f"--seed={args.seed}", f"--resume={str(run_dir.exists()).lower()}"),
+            *overrides,
+        ]
+    run_side_by_side(
+        "Training", commands, args.output, progress=lambda name: f"{last_step(args.output / name)}/{steps} steps"
+    )
+
+
+def evaluate_variants(args: argparse.Namespace) -> dict[str, ClosedLoopResult]:
+    """Closed-loop results of both policies on the same start states."""
+    commands, files = {}, {}
+    for name in VARIANTS:
+        policy = checkpoint_path(args.output, name)
+        step = os.readlink(policy.parent)
+        files[name] = args.output / f"eval_{name}_{step}_{args.eval_episodes}.json"
+        if not files[name].is_file():
+            commands[name] = [
+                *(sys.executable, "-m", "lerobot_policy_pi05_rl.demo.evaluate", str(policy)),
+                *("--episodes", str(args.eval_episodes), "--seed", str(10_000 * (args.seed + 1))),
+                *("--output", str(files[name])),
+            ]
+    run_side_by_side("Evaluation", commands, args.output, progress=lambda name: last_line(args.output, name, "[EVAL]"))
+    stored = {name: json.loads(file.read_text()) for name, file in files.items()}
+    return {name: {"success": data["success"], "steps": data["steps"]} for name, data in stored.items()}
+
+
+def run_side_by_side(
+    stage: str, commands: dict[str, list[str]], output: Path, *, progress: Callable[[str], str]
+) -> None:
+    """Run the commands at once, one thread each, their output in ``<output>/<stage>_<name>.log``.
+
+    Raises:
+        UserError: one of them failed; the others are ended.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
+    logs = {name: output / f"{stage.lower()}_{name}.log" for name in commands}
+    processes = {}
+    for name, command in commands.items():
+        with logs[name].open("w") as log:
+            processes[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if processes:
+        logger.info("[DEMO] %s of %s; logs: %s", stage, ", ".join(commands), ", ".join(map(str, logs.values())))
+    reported = time.perf_counter()
+    try:
+        while any(process.poll() is None for process in processes.values()):
+            for name, process in processes.items():
+                if process.poll():
+                    tail = " | ".join(logs[name].read_text().splitlines()[-3:])
+                    raise UserError(f"{stage} of {name} failed with exit code {process.returncode}: {tail}")
+            if time.perf_counter() - reported > REPORT_S:
+                reported = time.perf_counter()
+                logger.info("[DEMO] %s: %s", stage, "; ".join(f"{name} {progress(name)}" for name in processes))
+            time.sleep(POLL_S)
+    finally:
+        for process in processes.values():
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    failed = [name for name, process in processes.items() if process.returncode]
+    if failed:
+        tail = " | ".join(logs[failed[0]].read_text().splitlines()[-3:])
+        raise UserError(f"{stage} of {failed[0]} failed: {tail}")
+
+
+def checkpoint_path(output: Path, name: str) -> Path:
+    """The newest checkpoint of a variant, as LeRobot's tools want it."""
+    return output / name / "checkpoints" / "last" / "pretrained_model"
+
+
+def last_step(run_dir: Path) -> int:
+    """The last step in the run's metrics; 0 before the first."""
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def last_line(output: Path, name: str, marker: str) -> str:
+    """What follows the marker in the last such line of the evaluation's log."""
+    lines = [line for line in (output / f"evaluation_{name}.log").read_text().splitlines() if marker in line]
+    return lines[-1].split(marker)[-1].strip() if lines else "starting"
+
+
+def print_table(results: dict[str, ClosedLoopResult]) -> None:
+    """The comparison, with 95 % intervals."""
+    episodes = len(next(iter(results.values()))["success"])
+    table = Table(title=f"PandaPickCube, {episodes} episodes each, same start states, 95 % intervals")
+    for column in ("policy", "success", "mean steps", "successes per 1000 steps"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for name, result in results.items():
+        s = summarize(result)
+        low, high = s["success_rate_interval_95"]
+        low_1000, high_1000 = s["successes_per_1000_steps_interval_95"]
+        table.add_row(
+            LABELS[name],
+            f"{s['success_rate']:.2f} [{low:.2f}, {high:.2f}]",
+            f"{s['mean_steps']:.1f}",
+            f"{s['successes_per_1000_steps']:.1f} [{low_1000:.1f}, {high_1000:.1f}]",
+        )
+    Console(width=100).print(table)
+
+
+def draw_comparison(results: dict[str, ClosedLoopResult], path: Path) -> Path:
+    """Success and successes per 1000 steps with their intervals, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = (
+        ("success_rate", "success rate"),
+        ("successes_per_1000_steps", "successes per 1000 steps"),
+    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(8, 3), layout="constrained")
+    summaries = {name: summarize(result) for name, result in results.items()}
+    for axis, (key, label) in zip(axes, panels, strict=True):
+        values = [summaries[name][key] for name in results]
+        intervals = [summaries[name][f"{key}_interval_95"] for name in results]
+        errors = [
+            [value - low for value, (low, _) in zip(values, intervals, strict=True)],
+            [high - value for value, (_, high) in zip(values, intervals, strict=True)],
+        ]
+        bars = axis.barh([LABELS[name] for name in results], values, xerr=errors, color=["#9aa5b1", "#1f77b4"])
+        axis.bar_label(bars, [f"{value:.2f}" if value < 2 else f"{value:.1f}" for value in values], label_type="center")
+        axis.set_xlabel(label)
+        axis.set_xlim(left=0)
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].set_yticklabels([])
+    episodes = len(next(iter(results.values()))["success"])
+    figure.suptitle(f"PandaPickCube, {episodes} episodes each, bars: 95 % intervals", fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

@@ -1,0 +1,516 @@
+"""From LeRobot datasets to samples: chunks, order, pictures, labels, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CAMERAS, MIXED_EPISODES, make_dataset, write_config
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from lerobot_policy_pi05_rl.config import load_config
+from lerobot_policy_pi05_rl.data import frames as frames_module
+from lerobot_policy_pi05_rl.data.loading import OfflineData, make_held_out_loader, make_train_loader, open_offline_data
+from lerobot_policy_pi05_rl.data.sampling import BatchPositions, SampleOrder
+from lerobot_policy_pi05_rl.data.sources import DatasetError
+from lerobot_policy_pi05_rl.data.video import read_frame
+
+LENGTHS = [episode["length"] for episode in MIXED_EPISODES]
+TOTAL = sum(LENGTHS)
+CHUNK = 6
+VIDEO_EPISODES = [
+    {"length": 8, "truncated": True, "task": "lift", "intervention": 5},
+    {"length": 5, "task": "push", "reward": 1.0},
+    {"length": 6, "task": "lift", "reward": 1.0},
+    {"length": 7, "task": "push", "reward": 1.0},
+]
+
+
+@pytest.fixture(scope="module")
+def video_dataset(tmp_path_factory):
+    """Two tasks, two cameras as videos; labelled by reward and time limit."""
+    root = tmp_path_factory.mktemp("data") / "video"
+    make_dataset(root, VIDEO_EPISODES, video=True, columns=("next.reward", "next.truncated", "intervention"), seed=1)
+    return root
+
+
+@pytest.fixture
+def open_data(tmp_path):
+    """Opens a dataset under a configuration with the given changes."""
+
+    def open_(dataset, **changes) -> OfflineData:
+        cfg = load_config(write_config(tmp_path / "run.json", dataset, tmp_path / "run", **changes))
+        cfg.validate()
+        open_.cfg = cfg
+        return open_offline_data(cfg)
+
+    return open_
+
+
+@pytest.fixture
+def outcome_file(tmp_path):
+    """Writes a CSV and returns its path."""
+
+    def write(*lines: str) -> str:
+        (tmp_path / "outcomes.csv").write_text("\n".join(lines) + "\n")
+        return str(tmp_path / "outcomes.csv")
+
+    return write
+
+
+def drawn_rows(data: OfflineData) -> list[tuple[int, int]]:
+    """(source, row) of every frame that can be drawn."""
+    found = (data.train.frames[number] for number in range(len(data.train)))
+    return [(episode.source, row) for episode, row in found]
+
+
+def outcomes(data: OfflineData) -> list[str]:
+    return [episode.outcome.value for episode in data.labels.episodes]
+
+
+# ── Samples ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_sample_equals_the_datasets_columns_and_no_chunk_crosses_an_episodes_end(mixed_dataset, open_data):
+    data = open_data(mixed_dataset)
+    columns = data.sources[0].columns
+    stock = LeRobotDataset("test/tiny", root=mixed_dataset)
+    ends = np.cumsum(LENGTHS)
+    assert drawn_rows(data) == [(0, row) for row in range(TOTAL)]  # each episode's last frame among them
+    for row in range(TOTAL):
+        end = ends[ends > row][0]
+        inside = min(CHUNK, end - row)
+        sample, reference = data.train[(1000 + row, row)], stock[row]
+        assert sample["action"].shape == (CHUNK, 3)
+        np.testing.assert_array_equal(sample["action"][:inside], columns["action"][row : row + inside])
+        np.testing.assert_array_equal(sample["action"][inside:], np.tile(columns["action"][end - 1], (6 - inside, 1)))
+        assert sample["action_is_pad"].tolist() == [step >= inside for step in range(CHUNK)]
+        assert torch.equal(sample["action"][0], reference["action"])
+        assert torch.equal(sample["observation.state"], reference["observation.state"])
+        for camera in CAMERAS:
+            assert sample[camera].dtype == torch.uint8
+            assert torch.equal(sample[camera], (reference[camera] * 255).round().to(torch.uint8))
+        assert sample["task"] == reference["task"]
+        assert sample["position"] == 1000 + row
+
+
+def test_every_video_frame_equals_lerobots(video_dataset, open_data):
+    data = open_data(video_dataset)
+    stock = LeRobotDataset("test/tiny", root=video_dataset, return_uint8=True)
+    for row in np.random.default_rng(0).permutation(len(data.train)).tolist():  # decoders are reused out of order
+        sample, reference = data.train[(0, row)], stock[row]
+        for camera in CAMERAS:
+            assert sample[camera].dtype == torch.uint8
+            assert torch.equal(sample[camera], reference[camera])
+
+
+def test_a_selection_of_episodes_reads_those_episodes(video_dataset, open_data):
+    data = open_data(video_dataset, dataset__episodes=[1, 3])
+    stock = LeRobotDataset("test/tiny", root=video_dataset, return_uint8=True)
+    rows = [*range(8, 13), *range(19, 26)]  # episodes 1 and 3
+    assert len(data.train) == len(rows)
+    for number, row in enumerate(rows):
+        sample, reference = data.train[(0, number)], stock[row]
+        assert torch.equal(sample["action"][0], reference["action"])
+        assert torch.equal(sample[CAMERAS[0]], reference[CAMERAS[0]])
+        assert sample["task"] == "push"
+
+
+@pytest.mark.parametrize("cameras", [CAMERAS, CAMERAS[1:]])
+def test_only_the_declared_cameras_are_decoded_once_each(video_dataset, open_data, monkeypatch, cameras):
+    features = {camera: {"type": "VISUAL", "shape": [3, 32, 32]} for camera in cameras}
+    features["observation.state"] = {"type": "STATE", "shape": [4]}
+    data = open_data(video_dataset, policy__input_features=features)
+    read = []
+
+    def counted(path, *args, **kwargs):
+        read.append(path.parents[1].name)
+        return read_frame(path, *args, **kwargs)
+
+    monkeypatch.setattr(frames_module, "read_frame", counted)
+    sample = data.train[(0, 3)]
+    assert read == list(cameras)
+    assert [key for key in sample if key.startswith("observation.images")] == list(cameras)
+
+
+def test_labels_reach_the_samples(video_dataset, open_data):
+    data = open_data(video_dataset)
+    samples = [data.train[(0, row)] for row in range(len(data.train))]
+    assert data.labels.tasks == ["lift", "push"]
+    assert data.labels.task_lengths.tolist() == [8, 7]
+    assert [int(sample["task_index"]) for sample in samples] == [0] * 8 + [1] * 5 + [0] * 6 + [1] * 7
+    assert [bool(sample["intervention"]) for sample in samples] == [False] * 5 + [True] * 3 + [False] * 18
+    returns = torch.stack([sample["return"] for sample in samples])
+    assert returns[:8].isnan().all()  # cut by the time limit
+    torch.testing.assert_close(returns[8:13], -torch.arange(4, -1, -1) / 14)
+    torch.testing.assert_close(returns[13:19], -torch.arange(5, -1, -1) / 16)
+    torch.testing.assert_close(returns[19:], -torch.arange(6, -1, -1) / 14)
+
+
+def test_the_configured_task_replaces_the_datasets(video_dataset, open_data):
+    data = open_data(video_dataset, policy__task="tidy up")
+    assert {data.train[(0, row)]["task"] for row in (0, 9)} == {"tidy up"}
+    assert data.labels.tasks == ["tidy up"]
+    assert data.labels.task_lengths.tolist() == [8]
+
+
+def test_a_dataset_without_interventions_has_none(mixed_dataset, open_data):
+    assert not open_data(mixed_dataset).labels.interventions[0].any()
+
+
+# ── Order ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_epoch_draws_every_frame_exactly_once_in_an_order_of_its_own():
+    order = SampleOrder(TOTAL, seed=7)
+    first, second = ([order[position] for position in range(epoch * TOTAL, (epoch + 1) * TOTAL)] for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(TOTAL))
+    assert first != second
+    again = SampleOrder(TOTAL, seed=7)
+    assert [again[position] for position in range(TOTAL, 2 * TOTAL)] == second  # without having been asked for epoch 0
+    assert [again[position] for position in range(TOTAL)] == first
+    assert [SampleOrder(TOTAL, seed=8)[position] for position in range(TOTAL)] != first
+
+
+def test_the_loader_draws_every_frame_once_per_epoch_the_last_of_each_episode_too(mixed_dataset, open_data):
+    data = open_data(mixed_dataset, batch_size=TOTAL)
+    (batch,) = make_train_loader(open_data.cfg, data, first_batch=0, last_batch=1)
+    assert batch["position"].tolist() == list(range(TOTAL))
+    drawn = {tuple(state) for state in batch["observation.state"].tolist()}
+    assert drawn == {tuple(state) for state in data.sources[0].columns["observation.state"].tolist()}
+    only_one_step = batch["action_is_pad"].sum(dim=1) == CHUNK - 1
+    assert int(only_one_step.sum()) == len(LENGTHS)
+    assert sorted(batch["return"][only_one_step].tolist()) == [-0.5, -0.5, 0.0, 0.0]
+
+
+def test_two_ranks_draw_together_what_one_draws_with_twice_the_batch():
+    def batches(size, **kwargs):
+        return list(BatchPositions(SampleOrder(TOTAL, seed=7), size, last=20, **kwargs))
+
+    whole = batches(6)
+    ranks = [batches(3, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [left + right for left, right in zip(*ranks, strict=True)] == whole
+    positions = [position for batch in whole for position, _ in batch]
+    assert positions == list(range(120))  # over three epochs: no batch is cut, nothing is drawn twice
+
+
+def test_a_resumed_sequence_is_the_tail_of_the_whole_one():
+    def batches(first):
+        return BatchPositions(SampleOrder(TOTAL, seed=7), 4, first=first, last=25)
+
+    assert list(batches(11)) == list(batches(0))[11:]
+    assert len(batches(11)) == len(list(batches(11))) == 14
+
+
+# ── Outcomes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_outcomes_come_from_the_success_column(mixed_dataset, open_data):
+    data = open_data(mixed_dataset)
+    assert outcomes(data) == ["success", "failure", "success", "failure"]
+    assert data.labels.returns[0][[0, 8, 9, 20]] == pytest.approx([-8 / 24, 0, -(11 + 12) / 24, -0.5])
+
+
+def test_outcomes_come_from_reward_and_time_limit(video_dataset, open_data):
+    assert outcomes(open_data(video_dataset)) == ["truncated", "success", "success", "success"]
+
+
+def test_an_outcome_file_wins_over_the_columns(mixed_dataset, open_data, outcome_file):
+    path = outcome_file("episode_index,outcome", "0,failure", "1, Success ", "2,truncated")
+    data = open_data(mixed_dataset, reward__outcome_file=path)
+    assert outcomes(data) == ["failure", "success", "truncated", "failure"]
+
+
+@pytest.mark.parametrize("column", [(), ("next.reward",), ("next.truncated",)])
+def test_unlabelled_episodes_are_named_or_become_what_the_configuration_says(
+    tmp_path, open_data, outcome_file, column
+):
+    make_dataset(tmp_path / "data", [{"length": 3}, {"length": 4, "reward": 1.0}, {"length": 3}], columns=column)
+    known = [1] if column == ("next.reward",) else []
+    unknown = [f"test/tiny#{index}" for index in range(3) if index not in known]
+    with pytest.raises(DatasetError) as error:
+        open_data(tmp_path / "data")
+    assert f"{len(unknown)} of 3 episodes have no outcome ({', '.join(unknown)})" in str(error.value)
+    expected = ["success" if index in known else "failure" for index in range(3)]
+    assert outcomes(open_data(tmp_path / "data", reward__unlabelled="failure")) == expected
+    path = outcome_file("episode_index,outcome", "0,success", "1,failure", "2,success")
+    assert outcomes(open_data(tmp_path / "data", reward__outcome_file=path)) == ["success", "failure", "success"]
+
+
+def test_plain_cloning_needs_no_label(tmp_path, open_data):
+    make_dataset(tmp_path / "data", [{"length": 3}], columns=())
+    assert len(open_data(tmp_path / "data", policy__policy_extraction="none").train) == 3
+
+
+def test_a_dataset_of_time_limits_alone_is_refused(tmp_path, open_data):
+    make_dataset(tmp_path / "data", [{"length": 3, "truncated": True}] * 2, columns=("next.truncated",))
+    with pytest.raises(DatasetError, match="every episode was cut by a time limit"):
+        open_data(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (["episode_index,outcome", "4,success"], "test/tiny has no episode 4"),
+        (["episode_index,outcome", "-1,success"], "test/tiny has no episode -1"),
+        (["episode_index,outcome", "0.5,success"], "test/tiny has no episode 0.5"),
+        (["episode_index,outcome", "0,won"], "episode 0 has the outcome 'won'; it must be one of success, failure"),
+        (["episode_index,outcome", "0,"], "episode 0 has the outcome nan"),
+        (["episode_index,outcome", "0,success", "0,failure"], "episode 0 of dataset test/tiny twice"),
+        (["episode,outcome", "0,success"], "lacks the column(s) episode_index"),
+        (["episode_index;outcome", "0;success"], "lacks the column(s) episode_index, outcome"),
+        (["episode_index,outcome,dataset", "0,success,other"], "names the dataset other"),
+        ([""], "is not a CSV"),
+        (['"episode_index,outcome', "0,success"], "is not a CSV"),
+    ],
+)
+def test_a_wrong_outcome_file_is_refused(mixed_dataset, open_data, outcome_file, lines, complaint):
+    path = outcome_file(*lines)
+    with pytest.raises(DatasetError) as error:
+        open_data(mixed_dataset, reward__outcome_file=path)
+    assert path in str(error.value)
+    assert complaint in str(error.value)
+
+
+def test_a_missing_outcome_file_is_named(mixed_dataset, open_data, tmp_path):
+    with pytest.raises(DatasetError, match=r"outcome_file .*none\.csv does not exist"):
+        open_data(mixed_dataset, reward__outcome_file=str(tmp_path / "none.csv"))
+
+
+def test_rewards_of_the_dataset_become_discounted_returns(video_dataset, open_data):
+    data = open_data(
+        video_dataset,
+        reward__source="dataset",
+        policy__discount=0.5,
+        policy__reward_normalization_constant=4.0,
+        policy__value_support_max=1.0,
+    )
+    np.testing.assert_allclose(data.labels.returns[0][8:13], 0.25 * 0.5 ** np.arange(4, -1, -1))
+
+
+def test_a_missing_reward_column_is_named(tmp_path, open_data):
+    make_dataset(tmp_path / "data", [{"length": 3, "success": True}], columns=("next.success",))
+    with pytest.raises(DatasetError, match=r"test/tiny has no next\.reward"):
+        open_data(tmp_path / "data", reward__source="dataset")
+
+
+def test_returns_outside_the_critics_support_are_refused(mixed_dataset, video_dataset, open_data):
+    with pytest.raises(DatasetError, match=r"\[-0\.9583, 0\], outside the critic's support \[-0\.5, 0\]"):
+        open_data(mixed_dataset, policy__value_support_min=-0.5)
+    with pytest.raises(DatasetError, match=r"outside the critic's support \[-1, 0\].*value_support_min"):
+        open_data(video_dataset, reward__source="dataset")
+
+
+# ── More datasets, less data ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def other_dataset(tmp_path):
+    root = tmp_path / "other"
+    make_dataset(root, [{"length": 4, "task": "push"}, {"length": 15}], columns=(), seed=2)
+    return root
+
+
+def test_additional_datasets_are_drawn_with_their_own_outcomes(mixed_dataset, other_dataset, open_data, outcome_file):
+    path = outcome_file(
+        "episode_index,outcome,dataset", "1,success,", f"0,failure,{other_dataset}", f"1,success,{other_dataset}"
+    )
+    data = open_data(
+        mixed_dataset,
+        dataset__additional_offline_dataset_paths=[str(other_dataset)],
+        reward__outcome_file=path,
+        batch_size=TOTAL + 19,
+    )
+    assert outcomes(data) == ["success", "success", "success", "failure", "failure", "success"]
+    assert drawn_rows(data) == [(0, row) for row in range(TOTAL)] + [(1, row) for row in range(19)]
+    stock = LeRobotDataset("test/other", root=other_dataset)
+    for row in (0, 3, 18):
+        sample = data.train[(0, TOTAL + row)]
+        assert torch.equal(sample["action"][0], stock[row]["action"])
+        assert torch.equal(sample[CAMERAS[1]], (stock[row][CAMERAS[1]] * 255).round().to(torch.uint8))
+        assert sample["task"] == stock[row]["task"]
+    assert data.labels.task_lengths.tolist() == [15, 4]  # the longest of a task, whichever dataset it is in
+    assert data.labels.returns[0][0] == pytest.approx(-8 / 30)
+    (batch,) = make_train_loader(open_data.cfg, data, first_batch=0, last_batch=1)
+    assert sorted(set(batch["task"])) == ["pick the cube", "push"]
+    low = min(source.columns["action"].min() for source in data.sources)
+    assert data.stats["action"]["min"].min() == pytest.approx(low)
+
+
+def test_an_outcome_file_without_a_dataset_column_speaks_of_the_first_dataset(
+    mixed_dataset, other_dataset, open_data, outcome_file
+):
+    path = outcome_file("episode_index,outcome", "0,failure", "1,success")
+    with pytest.raises(DatasetError) as error:
+        open_data(
+            mixed_dataset,
+            dataset__additional_offline_dataset_paths=[str(other_dataset)],
+            reward__outcome_file=path,
+        )
+    assert f"2 of 6 episodes have no outcome ({other_dataset}#0, {other_dataset}#1)" in str(error.value)
+
+
+def change_info(root, change):
+    path = root / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    change(info)
+    path.write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            lambda info: info["features"]["action"].update(shape=[2]),
+            "action has the shape (2,), the policy expects (3,)",
+        ),
+        (lambda info: info["features"]["observation.state"].update(shape=[9]), "observation.state has the shape (9,)"),
+        (lambda info: info["features"].pop(CAMERAS[1]), f"has no {CAMERAS[1]}"),
+        (lambda info: info.update(fps=30), "was recorded at 30 frames per second"),
+    ],
+)
+def test_an_additional_dataset_that_does_not_fit_is_named(mixed_dataset, tmp_path, open_data, change, complaint):
+    other = tmp_path / "other"
+    shape = {"action": (2,), "observation.state": (9,)}
+    make_dataset(other, [{"length": 4, "success": True}])
+    if "shape" in complaint:  # a dataset whose files really have the other shape
+        key = next(key for key in shape if key in complaint)
+        rewrite_column(other, key, shape[key][0])
+    change_info(other, change)
+    with pytest.raises(DatasetError) as error:
+        open_data(mixed_dataset, dataset__additional_offline_dataset_paths=[str(other)])
+    assert str(other) in str(error.value)
+    assert complaint in str(error.value)
+
+
+def rewrite_column(root, key, width):
+    (path,) = (root / "data").rglob("*.parquet")
+    table = pd.read_parquet(path)
+    table[key] = [np.zeros(width, dtype=np.float32) for _ in range(len(table))]
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    table.to_parquet(path)
+
+
+@pytest.mark.parametrize("capacity", [1, 11, TOTAL - 1, TOTAL, 1000])
+def test_the_buffer_capacity_caps_the_frames_that_are_drawn(mixed_dataset, open_data, capacity):
+    data = open_data(mixed_dataset, policy__offline_buffer_capacity=capacity)
+    whole = open_data(mixed_dataset)
+    assert len(data.train) == len(set(drawn_rows(data))) == min(capacity, TOTAL)
+    for number, (_, row) in enumerate(drawn_rows(data)):  # a frame's labels do not depend on the cap
+        capped, reference = data.train[(0, number)], whole.train[(0, row)]
+        for key in ("action", "action_is_pad", "return", CAMERAS[0]):
+            assert torch.equal(capped[key], reference[key])
+
+
+def test_which_frames_a_cap_keeps_depends_on_the_seed_alone(mixed_dataset, open_data):
+    kept = {
+        seed: [drawn_rows(open_data(mixed_dataset, policy__offline_buffer_capacity=11, seed=seed)) for _ in range(2)]
+        for seed in range(4)
+    }
+    assert all(first == second for first, second in kept.values())
+    assert len({tuple(first) for first, _ in kept.values()}) > 1
+
+
+def test_the_last_episodes_of_each_task_are_held_out_and_never_drawn(video_dataset, open_data):
+    data = open_data(video_dataset, dataset__eval_split=0.5, batch_size=5)
+    assert [(e.index, e.task) for e in data.train.frames.episodes] == [(0, 0), (1, 1)]
+    assert [(e.index, e.task) for e in data.held_out.frames.episodes] == [(2, 0), (3, 1)]
+    assert drawn_rows(data) == [(0, row) for row in range(13)]
+    seen = [batch["position"] for batch in make_held_out_loader(open_data.cfg, data)]
+    assert torch.cat(seen).tolist() == list(range(13))  # each held-out frame once
+    assert data.held_out[(0, 0)]["action"][0].equal(torch.from_numpy(data.sources[0].columns["action"][13]))
+
+
+def test_the_held_out_frames_can_be_thinned(video_dataset, open_data):
+    data = open_data(video_dataset, dataset__eval_split=0.5, max_eval_samples=5)
+    seen = [batch["position"] for batch in make_held_out_loader(open_data.cfg, data)]
+    assert torch.cat(seen).tolist() == [0, 3, 6, 9, 12]
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(mixed_dataset, open_data):
+    with pytest.raises(DatasetError, match=r"eval_split=0\.9 leaves no episode"):
+        open_data(mixed_dataset, dataset__eval_split=0.9)
+    assert make_held_out_loader(None, open_data(mixed_dataset)) is None
+
+
+# ── Damage ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def damaged(mixed_dataset, tmp_path):
+    root = tmp_path / "damaged"
+    shutil.copytree(mixed_dataset, root)
+    return root
+
+
+def test_degenerate_statistics_are_refused_with_the_dimension(damaged, open_data):
+    path = damaged / "meta" / "stats.json"
+    stats = json.loads(path.read_text())
+    stats["action"]["q99"][2] = stats["action"]["q01"][2]
+    path.write_text(json.dumps(stats))
+    with pytest.raises(DatasetError, match=r"test/tiny: dimension 2 of action runs from .* q01 and q99"):
+        open_data(damaged)
+    mapping = {"VISUAL": "IDENTITY", "STATE": "QUANTILES", "ACTION": "MIN_MAX"}
+    assert len(open_data(damaged, policy__normalization_mapping=mapping).train) == TOTAL
+
+
+def test_missing_quantiles_are_refused(damaged, open_data):
+    path = damaged / "meta" / "stats.json"
+    stats = json.loads(path.read_text())
+    del stats["observation.state"]["q01"]
+    path.write_text(json.dumps(stats))
+    with pytest.raises(DatasetError, match=r"no statistics q01 of observation\.state"):
+        open_data(damaged)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda root: (root / "meta" / "info.json").write_text("{"),
+        lambda root: (root / "meta" / "info.json").write_text("{}"),
+        lambda root: change_info(root, lambda info: info.update(codebase_version="v2.1")),
+        lambda root: (root / "meta" / "stats.json").write_text("{"),
+        lambda root: (root / "meta" / "tasks.parquet").unlink(),
+        lambda root: shutil.rmtree(root / "data"),
+        lambda root: truncate(next((root / "data").rglob("*.parquet"))),
+        lambda root: truncate(next((root / "meta" / "episodes").rglob("*.parquet"))),
+    ],
+)
+def test_a_damaged_dataset_is_a_one_line_error_that_names_its_folder(damaged, open_data, damage):
+    damage(damaged)
+    with pytest.raises(DatasetError, match=f"^the dataset in {damaged} cannot be read: .+") as error:
+        open_data(damaged)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_statistics_are_refused(damaged, open_data):
+    (damaged / "meta" / "stats.json").unlink()
+    with pytest.raises(DatasetError, match="test/tiny has no statistics"):
+        open_data(damaged)
+
+
+def test_a_missing_dataset_leaves_no_folder_behind(tmp_path, open_data):
+    with pytest.raises(DatasetError, match=f"{tmp_path}/a/b/c has no meta/info.json"):
+        open_data(tmp_path / "a" / "b" / "c")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_missing_additional_dataset_is_named(mixed_dataset, tmp_path, open_data):
+    with pytest.raises(DatasetError, match=f"{tmp_path}/none"):
+        open_data(mixed_dataset, dataset__additional_offline_dataset_paths=[f"{tmp_path}/none"])
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_dataset_without_cameras_or_with_too_many_actions_is_refused(mixed_dataset, open_data):
+    state = {"observation.state": {"type": "STATE", "shape": [4]}}
+    with pytest.raises(DatasetError, match="no camera"):
+        open_data(mixed_dataset, policy__input_features=state)
+    with pytest.raises(DatasetError, match=r"3 dimensions, policy\.max_action_dim is 2"):
+        open_data(mixed_dataset, policy__max_action_dim=2)
