@@ -26,8 +26,8 @@ $(STAMP): requirements.txt pyproject.toml .python-version | system-libraries
 system-libraries:
 	@ldconfig -p | grep -q 'libEGL\.so\.1' && ldconfig -p | grep -q 'libEGL_mesa\|libEGL_nvidia' \
 	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
-	     && apt-get update -qq && apt-get install -y -qq libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri >/dev/null; } \
-	|| { echo "MuJoCo needs EGL. Install it: sudo apt-get install libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri"; exit 1; }
+	     && apt-get update -qq && apt-get install -y -qq --no-install-recommends libegl1 libopengl0 libgl1-mesa-dri >/dev/null; } \
+	|| { echo "MuJoCo needs EGL. Install it: sudo apt-get install libegl1 libopengl0 libgl1-mesa-dri"; exit 1; }
 
 demo: install
 	$(PYTHON) -m lerobot_policy_pi05_rl.cli demo

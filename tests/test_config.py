@@ -156,6 +156,9 @@ def test_every_unknown_key_is_named_and_none_is_guessed_from_nothing(config):
         ("policy.policy_extraction", "awr"),
         ("policy.critic_target", "td"),
         ("policy.advantage_dropout", 1.5),
+        ("policy.discount", 1.01),
+        ("policy.reward_normalization_constant", 0.0),
+        ("policy.learner_device", "abacus"),
         ("policy.critic_llm_depth", 4),
         ("policy.train_language_from_layer", 4),
         ("policy.image_resolution", [33, 32]),
@@ -198,6 +201,24 @@ def test_exactly_one_configuration_file_is_given():
 def test_an_argument_that_is_no_override_is_refused(config):
     with pytest.raises(ConfigError, match=r"'policy\.offline_steps=3'"):
         config(None, "policy.offline_steps=3")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("pick: the cube", "pick: the cube"),
+        ("no", "no"),
+        ("true", True),
+        ("null", None),
+        ("1e-4", 1e-4),
+        ("{ACTION: MIN_MAX}", {"ACTION": "MIN_MAX"}),
+        ("[1, 2]", [1, 2]),
+        ("[1", "[1"),
+        ("a=b", "a=b"),
+    ],
+)
+def test_an_overrides_text_is_read_as_yaml_unless_it_is_prose(text, value):
+    assert parse_overrides([f"--key={text}"]) == parse_overrides(["--key", text]) == [("key", value)]
 
 
 def test_keys_of_earlier_learners_are_accepted_and_those_without_effect_warn_once(config, caplog):

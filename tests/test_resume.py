@@ -8,11 +8,11 @@ import threading
 import pytest
 import torch
 from conftest import write_config
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import make_policy as lerobot_make_policy
+from lerobot.policies.factory import make_pre_post_processors
 from safetensors.torch import load_file
 
-from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import make_pre_post_processors
-from lerobot.policies.factory import make_policy as lerobot_make_policy
 from lerobot_policy_pi05_rl.config import load_config
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 

@@ -63,7 +63,9 @@ def run_verb(verb: Callable[[list[str]], int], arguments: list[str], *, debug: b
     except UserError as error:
         if debug:
             raise
-        print(f"pi05-rl: error: {error}", file=sys.stderr)
+        reason = str(error).strip().splitlines()[-1]  # a data-loading worker puts its traceback in front
+        reason = reason.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+        print(f"pi05-rl: error: {reason}", file=sys.stderr)
         return 2
 
 

@@ -121,7 +121,7 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         if self.peft is not None or self.sample_weighting is not None:
             raise ConfigError("peft and sample_weighting are not supported by the offline learner")
         device = self.policy.learner_device
-        if device is not None and not is_torch_device_available(device):
+        if device is not None and not _is_available(device):
             raise ConfigError(f"policy.learner_device is {device!r}, which this machine does not have")
         for key, replacement in REPLACED_KEYS.items():
             if getattr(self.policy, key) is not None:
@@ -176,6 +176,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> PI05RLT
         return draccus.decode(PI05RLTrainConfig, raw)
     except (DraccusException, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
+
+
+def _is_available(device: str) -> bool:
+    try:
+        return is_torch_device_available(device)
+    except ValueError:  # no such kind of device
+        return False
 
 
 def _inherit_sizes(policy: dict[str, Any]) -> None:

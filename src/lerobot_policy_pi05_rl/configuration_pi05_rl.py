@@ -167,6 +167,8 @@ class PI05RLConfig(PI05Config):
                 f"policy.train_language_from_layer must be between 0 and llm_depth ({self.llm_depth}), "
                 f"got {self.train_language_from_layer}"
             )
+        if self.image_resolution[0] != self.image_resolution[1]:
+            raise ValueError(f"policy.image_resolution must be square, got {tuple(self.image_resolution)}")
         if self.image_resolution[0] % self.vision_patch_size:
             raise ValueError(
                 f"policy.image_resolution {tuple(self.image_resolution)} is not a multiple of "

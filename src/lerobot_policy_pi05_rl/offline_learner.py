@@ -33,7 +33,13 @@ from .data.frames import INTERVENTION, POSITION, RETURN, TASK_INDEX
 from .data.loading import OfflineData, make_held_out_loader, make_train_loader, open_offline_data, to_device
 from .metrics import MetricsWindow, MetricsWriter
 from .modeling_pi05_rl import PI05RLPolicy
-from .processor_pi05_rl import make_pi05_rl_pre_post_processors, tokenizer_from_checkpoint
+from .processor_pi05_rl import (
+    check_prompt_lengths,
+    damaged_processors,
+    make_pi05_rl_pre_post_processors,
+    make_tokenizer,
+    tokenizer_from_checkpoint,
+)
 from .recap import RecapAlgorithm, RecapConfig
 
 logger = logging.getLogger(__name__)
@@ -58,6 +64,7 @@ def train_offline(cfg: PI05RLTrainConfig) -> Path:
     logger.info("%s Data: %s", TAG, data.description)
     policy = make_policy(cfg, checkpoint)
     processors = make_processors(cfg, data, policy, checkpoint)
+    check_prompt_lengths(processors[0], data.labels.tasks, cfg.policy.robot_state_feature.shape[0])
     algorithm = RecapAlgorithm(
         policy,
         RecapConfig(policy_config=cfg.policy, seed=cfg.seed, total_steps=cfg.policy.offline_steps),
@@ -68,7 +75,10 @@ def train_offline(cfg: PI05RLTrainConfig) -> Path:
     if checkpoint is not None:
         window.load_state_dict(load_training_state(checkpoint, algorithm))
         first_step = algorithm.optimization_step
-    cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the output directory {cfg.run_dir} cannot be created: {error.strerror}") from error
     announce(cfg, data, algorithm, checkpoint)
     writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=first_step if checkpoint else None)
     try:
@@ -137,6 +147,8 @@ def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
     Raises:
         ConfigError: the output directory holds another run and ``resume`` is false.
     """
+    if cfg.run_dir.exists() and not cfg.run_dir.is_dir():
+        raise ConfigError(f"the output directory {cfg.run_dir} is a file")
     if not cfg.resume:
         if cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):
             raise ConfigError(
@@ -164,17 +176,19 @@ def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy
 def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPolicy, checkpoint: Path | None) -> tuple:
     """The checkpoint's processors on resume; else new ones with the data's statistics."""
     if checkpoint is not None:
-        return make_pre_post_processors(
-            cfg.policy,
-            pretrained_path=str(checkpoint / PRETRAINED_MODEL_DIR),
-            preprocessor_overrides={"device_processor": {"device": cfg.policy.device}},
-        )
+        path = checkpoint / PRETRAINED_MODEL_DIR
+        try:
+            return make_pre_post_processors(
+                cfg.policy,
+                pretrained_path=str(path),
+                preprocessor_overrides={"device_processor": {"device": cfg.policy.device}},
+            )
+        except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
+            raise damaged_processors(path, error) from error
     tokenizer = None
     if cfg.policy.pi05_checkpoint and Path(cfg.policy.pi05_checkpoint).is_dir():
         tokenizer = tokenizer_from_checkpoint(cfg.policy.pi05_checkpoint)
     if tokenizer is None:
-        from .processor_pi05_rl import make_tokenizer
-
         tokenizer = make_tokenizer(cfg.policy, data.labels.tasks)
     return make_pi05_rl_pre_post_processors(cfg.policy, data.stats, tokenizer=tokenizer)
 

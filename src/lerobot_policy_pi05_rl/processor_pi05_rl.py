@@ -15,6 +15,7 @@ from lerobot.processor import (
     ProcessorStepRegistry,
     RelativeActionsProcessorStep,
     TokenizerProcessorStep,
+    create_transition,
     make_default_policy_processor_steps,
     make_policy_processor_pipelines,
 )
@@ -114,6 +115,19 @@ class TokenizePromptStep(TokenizerProcessorStep):
         self._use(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad_token))
 
 
+def check_prompt_lengths(pipeline: PolicyProcessorPipeline, tasks: list[str], state_dim: int) -> None:
+    """Tokenize every task with the longest state there can be, before a run has begun.
+
+    Raises:
+        UserError: a prompt exceeds ``tokenizer_max_length``.
+    """
+    prepare = next(step for step in pipeline.steps if isinstance(step, PreparePromptStep))
+    tokenize = next(step for step in pipeline.steps if isinstance(step, TokenizePromptStep))
+    longest_state = torch.full((len(tasks), state_dim), 1.0)  # bin 255: three digits a dimension
+    transition = create_transition(observation={OBS_STATE: longest_state}, complementary_data={"task": tasks})
+    tokenize(prepare(transition))
+
+
 def build_tasks_tokenizer(tasks: list[str]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer for small models: the tasks' words, π0.5's prompt words, 0 to 255, both tags.
 
@@ -160,12 +174,21 @@ def tokenizer_from_checkpoint(path: str | Path) -> PreTrainedTokenizerFast | Non
     config_file = Path(path) / "policy_preprocessor.json"
     if not config_file.is_file() or "pi05_rl_tokenizer" not in config_file.read_text():
         return None
-    pipeline = PolicyProcessorPipeline.from_pretrained(
-        path,
-        config_filename=config_file.name,
-        overrides={"device_processor": {"device": "cpu"}},
-    )
+    try:
+        pipeline = PolicyProcessorPipeline.from_pretrained(
+            path,
+            config_filename=config_file.name,
+            overrides={"device_processor": {"device": "cpu"}},
+        )
+    except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
+        raise damaged_processors(path, error) from error
     return next(s.input_tokenizer for s in pipeline.steps if isinstance(s, TokenizePromptStep))
+
+
+def damaged_processors(path: str | Path, error: Exception) -> UserError:
+    """What to tell the user when the processors saved in the directory ``path`` do not load."""
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"the processors in {path} (policy_*processor*) are missing or damaged: {reason}")
 
 
 def make_pi05_rl_pre_post_processors(

@@ -3,14 +3,16 @@ policy declares are decoded, one frame each."""
 
 from dataclasses import dataclass
 
+import av
 import numpy as np
 import torch
+from lerobot.datasets.video_utils import FrameTimestampError
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .episodes import Episode, LabelledEpisodes
-from .sources import Source
+from .sources import DatasetError, Source
 from .video import read_frame
 
 RETURN = "return"
@@ -102,4 +104,10 @@ class FrameDataset(Dataset):
         episode_index = int(source.columns["episode_index"][row])
         path, start = source.videos[camera][episode_index]
         timestamp = start + float(source.columns["timestamp"][row])
-        return read_frame(path, timestamp, tolerance_s=source.dataset.tolerance_s, backend=source.video_backend)
+        try:
+            return read_frame(path, timestamp, tolerance_s=source.dataset.tolerance_s, backend=source.video_backend)
+        except (av.error.FFmpegError, FrameTimestampError, RuntimeError) as error:
+            raise DatasetError(
+                f"dataset {source.name}: episode {episode_index} of {path} cannot be decoded at {timestamp:.3f} s "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from error

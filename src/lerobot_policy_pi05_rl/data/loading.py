@@ -1,6 +1,7 @@
 """From a training configuration to loaders: open, label, split, check against the policy, batch."""
 
 import logging
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,12 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     for path in cfg.dataset.additional_offline_dataset_paths:
         folder = Path(path)
         local = folder.is_dir()
-        dataset = open_dataset(folder.name if local else path, folder if local else None, tolerance_s=cfg.tolerance_s)
+        dataset = open_dataset(
+            folder.name if local else path,
+            folder if local else None,
+            key="dataset.additional_offline_dataset_paths",
+            tolerance_s=cfg.tolerance_s,
+        )
         sources.append(load_source(path, dataset, backend))
     _set_features(cfg.policy, sources)
     _check_sources(cfg, sources)
@@ -135,6 +141,12 @@ def to_device(batch: dict, device: torch.device) -> dict:
     return moved
 
 
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process decides when the workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
 def _worker_kwargs(cfg: PI05RLTrainConfig) -> dict:
     if cfg.num_workers == 0:
         return {}
@@ -143,6 +155,7 @@ def _worker_kwargs(cfg: PI05RLTrainConfig) -> dict:
         "prefetch_factor": cfg.prefetch_factor,
         "multiprocessing_context": cfg.dataloader_multiprocessing_context,
         "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _ignore_interrupts,
     }
 
 

@@ -49,13 +49,17 @@ class Source:
         return None
 
 
-def open_dataset(repo_id: str, root: str | Path | None, **kwargs) -> LeRobotDataset:
+def open_dataset(repo_id: str, root: str | Path | None, *, key: str = "dataset", **kwargs) -> LeRobotDataset:
     """LeRobot's dataset, with one clear error where LeRobot has a traceback and an empty folder.
+
+    Args:
+        key: the configuration key that names it, for the error.
 
     Raises:
         DatasetError: nothing readable lies at ``root`` (or in LeRobot's home), and the Hub has no such dataset.
     """
     folder = Path(root) if root is not None else HF_LEROBOT_HOME / repo_id
+    info = folder / "meta" / "info.json"
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         return LeRobotDataset(repo_id, root=root, **kwargs)
@@ -63,12 +67,15 @@ def open_dataset(repo_id: str, root: str | Path | None, **kwargs) -> LeRobotData
         for path in missing:  # LeRobot creates the folder before it looks for the dataset
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-        if (folder / "meta" / "info.json").is_file():
+        if info.is_file():
             reason = " ".join(str(error.__cause__ or error).split())
             raise DatasetError(f"the dataset in {folder} cannot be read: {reason[:300]}") from error
+        advice = "Set dataset.root to the dataset's folder, or dataset.repo_id to its Hub id"
+        if key != "dataset":
+            advice = f"{key} takes folders and Hub ids"
         raise DatasetError(
             f"no dataset {repo_id!r}: {folder} has no meta/info.json and the Hub gave none "
-            f"({type(error).__name__}). Set dataset.root to the dataset's folder, or dataset.repo_id to its Hub id"
+            f"({type(error).__name__}). {advice}"
         ) from error
 
 

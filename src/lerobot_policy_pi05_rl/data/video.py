@@ -1,9 +1,10 @@
 """Single video frames with decoders that stay open.
 
 LeRobot keeps torchcodec's decoders but opens the file anew for every frame it reads with pyav
-(datasets/video_utils.py), which took four times as long on small pictures (``benchmarks/video_reading.py``).
+(datasets/video_utils.py). On small pictures that costs several times as much: ``benchmarks/video_reading.py``.
 """
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def read_frame(path: Path, timestamp: float, *, tolerance_s: float, backend: str
     """
     if backend != "pyav":
         return decode_video_frames(path, [timestamp], tolerance_s, backend, return_uint8=True)[0]
-    container = _open(str(path))
+    container = _open(str(path), os.getpid())
     stream = container.streams.video[0]
     container.seek(round(timestamp / stream.time_base), stream=stream)  # to the key frame at or before it
     nearest = None
@@ -39,7 +40,8 @@ def read_frame(path: Path, timestamp: float, *, tolerance_s: float, backend: str
 
 
 @lru_cache(maxsize=OPEN_FILES)
-def _open(path: str) -> av.container.InputContainer:
+def _open(path: str, process: int) -> av.container.InputContainer:
+    """``process`` keeps a forked worker from sharing its parent's file position."""
     container = av.open(path)
     container.streams.video[0].thread_type = "NONE"  # the loader's workers are the parallelism
     return container

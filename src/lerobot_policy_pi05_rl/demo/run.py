@@ -105,7 +105,12 @@ def run_side_by_side(
     Raises:
         UserError: one of them failed; the others are ended.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
+    }
     logs = {name: output / f"{stage.lower()}_{name}.log" for name in commands}
     processes = {}
     for name, command in commands.items():
@@ -193,7 +198,9 @@ def draw_comparison(results: dict[str, ClosedLoopResult], path: Path) -> Path:
             [high - value for value, (_, high) in zip(values, intervals, strict=True)],
         ]
         bars = axis.barh([LABELS[name] for name in results], values, xerr=errors, color=["#9aa5b1", "#1f77b4"])
-        axis.bar_label(bars, [f"{value:.2f}" if value < 2 else f"{value:.1f}" for value in values], label_type="center")
+        axis.bar_label(
+            bars, [f"{value:.2f}" if value < 2 else f"{value:.1f}" for value in values], label_type="center"
+        )
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
         axis.invert_yaxis()

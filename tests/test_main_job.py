@@ -1,0 +1,97 @@
+"""The main job as a user runs it: record, pretrain, compare, and stock `lerobot-eval` on the checkpoint.
+
+A short form of `make demo`, through the console scripts, in processes that import nothing of ours by hand.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(sys.executable).parent
+CONFIG = Path(__file__).parent.parent / "configs" / "demo.json"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, (
+        f"{command} exited with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    )
+    return done
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    sizes = ("--episodes", "6", "--steps", "6", "--eval-episodes", "3")
+    done = run(SCRIPTS / "pi05-rl", "demo", "--output", folder / "out", "--config", CONFIG, *sizes, cwd=folder)
+    assert "successes per 1000" in done.stdout
+    return folder / "out"
+
+
+def test_the_demo_writes_its_results(demo):
+    results = json.loads((demo / "results.json").read_text())
+    assert set(results) == {"bc", "recap"}
+    for result in results.values():
+        assert set(result) == {"success", "steps"}
+        assert len(result["success"]) == len(result["steps"]) == 3
+        assert all(isinstance(value, bool) for value in result["success"])
+        assert all(1 <= steps <= 40 for steps in result["steps"])
+    assert (demo / "results.png").stat().st_size > 5000
+
+
+def test_both_policies_learn_from_the_same_samples_for_as_many_steps(demo):
+    lines = {name: (demo / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("bc", "recap")}
+    last = {name: json.loads(line) for name, line in lines.items()}
+    assert last["bc"]["step"] == last["recap"]["step"] == 6
+    assert "loss_critic" in last["recap"] and "loss_critic" not in last["bc"]
+
+
+def test_stock_lerobot_eval_runs_the_checkpoint_with_no_flag_of_ours(demo, tmp_path):
+    checkpoint = (demo / "recap" / "checkpoints" / "last" / "pretrained_model").resolve()
+    run(
+        SCRIPTS / "lerobot-eval",
+        f"--policy.path={checkpoint}",
+        "--env.type=panda_pick_cube",
+        "--eval.n_episodes=2",
+        cwd=tmp_path,
+    )
+    info = json.loads(next(tmp_path.rglob("eval_info.json")).read_text())
+    assert info["overall"]["n_episodes"] == 2
+
+
+def test_stock_lerobot_train_goes_on_from_the_checkpoint(demo, tmp_path):
+    checkpoint = (demo / "recap" / "checkpoints" / "last" / "pretrained_model").resolve()
+    run(
+        SCRIPTS / "lerobot-train",
+        f"--policy.path={checkpoint}",
+        "--policy.device=cpu",
+        "--policy.push_to_hub=false",
+        "--dataset.repo_id=local/panda_pick_cube",
+        f"--dataset.root={demo / 'dataset'}",
+        f"--output_dir={tmp_path / 'run'}",
+        "--steps=2",
+        "--batch_size=2",
+        "--num_workers=0",
+        "--env_eval_freq=0",
+        cwd=tmp_path,
+    )
+    config = json.loads((tmp_path / "run/checkpoints/last/pretrained_model/config.json").read_text())
+    assert config["type"] == "pi05_rl"
+    assert config["inference_advantage"] == "none"  # cloning saw no tag, and says so
+
+
+def test_importing_the_offline_learner_imports_nothing_of_online(tmp_path):
+    code = (
+        "import sys, lerobot_policy_pi05_rl.offline_learner; "
+        "bad = [m for m in sys.modules if m.split('.')[0] == 'grpc' or m.startswith('lerobot.transport') "
+        "or m in ('lerobot.rl.actor', 'lerobot.rl.learner', 'lerobot.rl.learner_service') "
+        "or m.startswith('lerobot_policy_pi05_rl.online')]; sys.exit(str(bad) if bad else 0)"
+    )
+    run(sys.executable, "-c", code, cwd=tmp_path)
