@@ -286,3 +286,22 @@ def test_help_is_printed(capsys, arguments, code):
         cli.main(arguments)
     assert exit_.value.code == code
     assert "pi05-rl offline CONFIG" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_video_is_named(tmp_path, refused, workers):
+    root = tmp_path / "video"
+    make_dataset(root, [{"length": 8, "success": True}, {"length": 8}], video=True)
+    video = next(root.rglob("*front*/**/*.mp4"))
+    video.write_bytes(video.read_bytes()[:400])
+    config = write_config(
+        tmp_path / "c.json", root, tmp_path / "run", num_workers=workers, dataloader_multiprocessing_context="fork"
+    )
+    line = refused(config, "--dataset.video_backend=pyav")
+    assert str(video) in line and "test/tiny" in line
+
+
+def test_a_task_too_long_for_the_prompt_stops_the_run_before_it_writes(tmp_path, mixed_dataset, refused):
+    config = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", policy__tokenizer_max_length=12)
+    assert "policy.tokenizer_max_length is 12" in refused(config)
+    assert not (tmp_path / "run").exists()
