@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from conftest import randomised, tiny_config
+from lerobot.policies.factory import make_policy
 from safetensors.torch import save_file
 
-from lerobot.policies.factory import make_policy
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.weights import CheckpointError
 

@@ -4,27 +4,23 @@ JSON or YAML, with ``--key=value`` overrides, decoded by draccus into a subclass
 ``TrainRLServerPipelineConfig``. A key nobody knows is an error that names it and the nearest known one.
 """
 
-import dataclasses
-import difflib
 import importlib
 import json
 import logging
 import re
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import draccus
 import yaml
-from draccus.utils import DecodingError, DraccusException
-from lerobot.configs import PreTrainedConfig
+from draccus.utils import DraccusException
 from lerobot.configs.default import DatasetConfig, WandBConfig
-from lerobot.envs import EnvConfig
 from lerobot.rl.train_rl import TrainRLServerPipelineConfig
 from lerobot.utils.device_utils import is_torch_device_available
 from lerobot.utils.import_utils import register_third_party_plugins
 
+from .config_errors import explain, forbidden_nulls
 from .configuration_pi05_rl import PI05RLConfig
 from .errors import UserError
 from .returns import RewardConfig
@@ -169,13 +165,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> PI05RLT
     if isinstance(env, dict) and env.get("type") == "gym_manipulator":
         _register_devices()
     raw.pop("checkpoint_path", None)  # LeRobot saves this field but does not read it back (init=False)
-    nulls = _forbidden_nulls(PI05RLTrainConfig, raw)
+    nulls = forbidden_nulls(PI05RLTrainConfig, raw)
     if nulls:
         raise ConfigError(f"{path}: null is not a value of {', '.join(nulls)}")
     try:
         return draccus.decode(PI05RLTrainConfig, raw)
     except (DraccusException, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from error
+        raise ConfigError(f"{path}: {explain(error, PI05RLTrainConfig, aliases=list(ALIASES))}") from error
 
 
 def _is_available(device: str) -> bool:
@@ -272,57 +268,3 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
             raw[parent] = {}
         raw = raw[parent]
     raw[last] = value
-
-
-def _forbidden_nulls(cls: type, raw: dict[str, Any], prefix: str = "") -> list[str]:
-    """Full names of the keys that hold null and may not."""
-    names = []
-    for key, hint in typing.get_type_hints(cls).items():
-        options = typing.get_args(hint) or (hint,)
-        if key in raw and raw[key] is None and type(None) not in options:
-            names.append(prefix + key)
-        nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
-        nested = PI05RLConfig if nested is PreTrainedConfig else nested
-        if nested is not None and isinstance(raw.get(key), dict):
-            names += _forbidden_nulls(nested, raw[key], f"{prefix}{key}.")
-    return names
-
-
-def _explain(error: Exception) -> str:
-    """One line out of draccus's nested messages: the innermost one, full key names and the nearest known key."""
-    path: tuple[str, ...] = ()
-    while True:
-        path = tuple(getattr(error, "key_path", path)) or path
-        if not isinstance(error.__cause__, DraccusException):
-            break
-        error = error.__cause__
-    prefix = ".".join(path)
-    if not isinstance(error, DecodingError):  # raised by a dataclass itself: our own messages name the key
-        message = str(error.__cause__ or error).partition("\n")[0]
-        return message if not prefix or prefix in message else f"{prefix}: {message}"
-    unknown = re.search(r"The fields? (.+) (?:are|is) not valid", error.message)
-    if not unknown:
-        message = error.message.partition("\n")[0]
-        message = re.sub(r"^Failed when parsing value='(.*)' into field .*", r"\1 is not a value of this key", message)
-        message = re.sub(r"^Could not decode the value into any of.*", "the value is of the wrong type", message)
-        return f"{prefix}: {message}" if prefix else message
-    known = _known_keys(PI05RLTrainConfig, list(path))
-    parts = []
-    for name in re.findall(r"`([^`]+)`", unknown.group(1)) or [unknown.group(1)]:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        full = f"{prefix}.{name}" if prefix else name
-        suggestion = f"; did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else ""
-        parts.append(f"unknown key {full}{suggestion}")
-    return "; ".join(parts)
-
-
-def _known_keys(cls: type, path: list) -> list[str]:
-    for part in path:
-        hints = typing.get_type_hints(cls)
-        options = [option for option in typing.get_args(hints.get(part)) or (hints.get(part),)]
-        cls = next((option for option in options if dataclasses.is_dataclass(option)), None)
-        if cls is PreTrainedConfig:
-            cls = PI05RLConfig
-        if cls is None or cls is EnvConfig:
-            return []
-    return [field.name for field in dataclasses.fields(cls)] + (list(ALIASES) if not path else [])
