@@ -5,11 +5,9 @@ python -m lerobot_policy_pi05_rl.offline_learner CONFIG [--key=value …]
 """
 
 import logging
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,15 +15,6 @@ from lerobot.common.train_utils import should_save_checkpoint
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from lerobot.utils.random_utils import set_seed
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from torch.utils.data import DataLoader
 
 from .checkpointing import last_checkpoint, load_training_state, save_checkpoint
 from .config import ConfigError, PI05RLTrainConfig
@@ -41,6 +30,7 @@ from .processor_pi05_rl import (
     tokenizer_from_checkpoint,
 )
 from .recap import RecapAlgorithm, RecapConfig
+from .runtime import StopSignal, TimedIterator, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -246,65 +236,6 @@ def summary(values: dict[str, float]) -> str:
     """The scalars a person looks at, short."""
     names = ("loss_critic", "loss_actor", "advantage_mean", "advantage_positive_fraction", "samples_per_s")
     return " ".join(f"{name}={values[name]:.4g}" for name in names if name in values)
-
-
-class TimedIterator:
-    """Iterates a loader once and adds up the seconds spent waiting for it."""
-
-    def __init__(self, loader: DataLoader):
-        self._loader, self._iterator, self._seconds = loader, None, 0.0
-
-    def __iter__(self) -> Iterator[dict]:
-        return self
-
-    def __next__(self) -> dict:
-        start = time.perf_counter()
-        if self._iterator is None:
-            self._iterator = iter(self._loader)
-        batch = next(self._iterator)
-        self._seconds += time.perf_counter() - start
-        return batch
-
-    def flush(self) -> float:
-        """Seconds waited since the last call."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-
-class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a request to stop after the step; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: object) -> None:
-        logger.warning("%s %s: finishing the step, then saving", TAG, signal.Signals(number).name)
-        self.requested = True
-        for number_, handler in self._previous.items():
-            signal.signal(number_, handler)
-
-
-def progress_bar() -> Progress:
-    """A bar with ETA on a terminal; silent in a log file."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-        disable=not os.isatty(2),
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""What a training loop needs around it: stop signals, a progress bar, the time spent waiting for data."""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+
+logger = logging.getLogger(__name__)
+
+
+class TimedIterator:
+    """Iterates a loader once and adds up the seconds spent waiting for it."""
+
+    def __init__(self, loader: DataLoader):
+        self._loader, self._iterator, self._seconds = loader, None, 0.0
+
+    def __iter__(self) -> Iterator[dict]:
+        return self
+
+    def __next__(self) -> dict:
+        start = time.perf_counter()
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        batch = next(self._iterator)
+        self._seconds += time.perf_counter() - start
+        return batch
+
+    def flush(self) -> float:
+        """Seconds waited since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a request to stop after the step; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: object) -> None:
+        logger.warning("%s: finishing the step, then saving", signal.Signals(number).name)
+        self.requested = True
+        for number_, handler in self._previous.items():
+            signal.signal(number_, handler)
+
+
+def progress_bar() -> Progress:
+    """A bar with ETA on a terminal; silent in a log file."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        transient=True,
+        disable=not os.isatty(2),
+    )
