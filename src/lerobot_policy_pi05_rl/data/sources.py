@@ -37,10 +37,6 @@ class Source:
     tasks: list[str]  # (episodes,) task text
     videos: dict[str, dict[int, tuple[Path, float]]]  # camera → episode_index → file, where it starts there (s)
 
-    @property
-    def num_episodes(self) -> int:
-        return len(self.starts)
-
     def column(self, names: tuple[str, ...], episode: int) -> np.ndarray | None:
         """The episode's rows of the first of these columns that exists, (T,); None if none does."""
         for name in names:
