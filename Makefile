@@ -30,7 +30,7 @@ system-libraries:
 	|| { echo "MuJoCo needs EGL. Install it: sudo apt-get install libegl1 libopengl0 libgl1-mesa-dri"; exit 1; }
 
 demo: install
-	$(PYTHON) -m lerobot_policy_pi05_rl.cli demo
+	.venv/bin/pi05-rl demo
 
 test: install
 	$(PYTHON) -m pytest

@@ -108,3 +108,7 @@ def usage() -> str:
     """The list of verbs."""
     lines = [f"  {verb:8} {text}" for verb, text in VERBS.items()]
     return "usage: pi05-rl <verb> …\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
