@@ -81,6 +81,9 @@ def record_dataset(
         FileExistsError: when the root holds something else than a recording with these settings.
         ValueError: for an unknown operator, a negative share or episodes < 1.
     """
+    # FFmpeg reports every file that LeRobot joins.
+    av.logging.set_libav_level(av.logging.ERROR)
+    datasets.disable_progress_bars()  # one bar per episode otherwise
     root = Path(root)
     operators = operator_order(episodes, mix, seed)
     recipe = {
@@ -223,10 +226,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=float, default=DEFAULT_MIX[name], help=f"share of `{name}`")
     args = parser.parse_args(argv)
     init_logging()
-    # FFmpeg reports every file that LeRobot joins.
-    av.logging.set_libav_level(av.logging.ERROR)
-    datasets.disable_progress_bars()  # one bar per episode otherwise
-
     start = time.perf_counter()
     mix = {name: getattr(args, name) for name in STYLES}
     record_dataset(args.root, args.repo_id, args.episodes, args.seed, mix, args.image_size)
