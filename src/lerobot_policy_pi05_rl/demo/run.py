@@ -197,7 +197,7 @@ def draw_comparison(results: dict[str, ClosedLoopResult], path: Path) -> Path:
             [value - low for value, (low, _) in zip(values, intervals, strict=True)],
             [high - value for value, (_, high) in zip(values, intervals, strict=True)],
         ]
-        bars = axis.barh([LABELS[name] for name in results], values, xerr=errors, color=["#9aa5b1", "#1f77b4"])
+        bars = axis.barh([LABELS[name] for name in results], values, xerr=errors, color=["#9aa5b1", "#6baed6"])
         axis.bar_label(
             bars, [f"{value:.2f}" if value < 2 else f"{value:.1f}" for value in values], label_type="center"
         )
