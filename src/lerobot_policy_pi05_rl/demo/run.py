@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..config import load_config
 from ..errors import UserError
 from .evaluate import ClosedLoopResult, summarize
 from .record import record_dataset
@@ -44,10 +45,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of recording, training and evaluation")
     args = parser.parse_args(argv)
     start = time.perf_counter()
+    steps = args.steps or load_config(args.config).policy.offline_steps
     args.output.mkdir(parents=True, exist_ok=True)
 
-    dataset = record_dataset(args.output / "dataset", REPO_ID, args.episodes, args.seed)
-    train_variants(args, dataset)
+    try:
+        dataset = record_dataset(args.output / "dataset", REPO_ID, args.episodes, args.seed)
+    except (FileExistsError, ValueError) as error:
+        raise UserError(str(error)) from error
+    train_variants(args, dataset, steps)
     results = evaluate_variants(args)
     results_file = args.output / "results.json"
     results_file.write_text(json.dumps(results, indent=1) + "\n")
@@ -57,15 +62,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def train_variants(args: argparse.Namespace, dataset: Path) -> None:
+def train_variants(args: argparse.Namespace, dataset: Path, steps: int) -> None:
     """Train both policies with ``pi05-rl offline``, each in a process of its own."""
-    if not args.config.is_file():
-        raise UserError(f"the demo's configuration {args.config} does not exist; give --config")
-    steps = args.steps or json.loads(args.config.read_text())["policy"]["offline_steps"]
     commands = {}
     for name, overrides in VARIANTS.items():
         run_dir = args.output / name
-        if checkpoint_path(args.output, name).is_dir() and last_step(run_dir) >= steps:
+        if saved_step(run_dir) >= steps:
             logger.info("[DEMO] Found the trained policy of %s in %s", name, run_dir)
             continue
         commands[name] = [
@@ -84,7 +86,7 @@ def evaluate_variants(args: argparse.Namespace) -> dict[str, ClosedLoopResult]:
     commands, files = {}, {}
     for name in VARIANTS:
         policy = checkpoint_path(args.output, name)
-        step = os.readlink(policy.parent)
+        step = saved_step(args.output / name)
         files[name] = args.output / f"eval_{name}_{step}_{args.eval_episodes}.json"
         if not files[name].is_file():
             commands[name] = [
@@ -143,6 +145,12 @@ def run_side_by_side(
 def checkpoint_path(output: Path, name: str) -> Path:
     """The newest checkpoint of a variant, as LeRobot's tools want it."""
     return output / name / "checkpoints" / "last" / "pretrained_model"
+
+
+def saved_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint; 0 before the first."""
+    link = run_dir / "checkpoints" / "last"
+    return int(os.readlink(link)) if link.is_symlink() else 0
 
 
 def last_step(run_dir: Path) -> int:
