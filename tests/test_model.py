@@ -106,3 +106,20 @@ def test_gradient_checkpointing_changes_nothing_and_recomputes_each_layer_once()
     torch.testing.assert_close(grad, grad2)
     torch.testing.assert_close(vision, vision2)
     assert (calls, calls2) == (2, 4)  # two cameras; each layer is recomputed once
+
+
+def test_full_size_runs_forward_and_backward_on_the_meta_device():
+    """Shapes fit at the sizes users train: 224 pixels, two cameras, 64 text tokens, a three-token tag."""
+    with torch.device("meta"):
+        model = PI05RLPytorch(PI05RLConfig(device="cpu"))
+        images = [torch.empty(2, 3, 224, 224) for _ in range(2)]
+        img_masks = [torch.ones(2, dtype=torch.bool) for _ in range(2)]
+        tokens, masks = torch.ones(2, 64, dtype=torch.long), torch.ones(2, 64, dtype=torch.bool)
+        prefix = Block(*model.embed_prefix(images, img_masks, tokens, masks))
+        tag = model.embed_tag(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool))
+        logits = model.critic(prefix.embs.detach(), prefix.pad_masks)
+        velocity = model.velocity(prefix, tag, torch.empty(2, 50, 32), torch.empty(2))
+        (logits.sum() + velocity.sum()).backward()
+    assert prefix.embs.shape == (2, 2 * 256 + 64, 2048)
+    assert logits.shape == (2, 201) and velocity.shape == (2, 50, 32)
+    assert model.critic.queries.grad is not None and model.action_in_proj.weight.grad is not None

@@ -5,6 +5,7 @@ between them: the prefix cannot see the tag, the actions can. With no tag the bl
 is stock π0.5 bit for bit.
 """
 
+import contextlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -182,7 +183,7 @@ class PI05RLPytorch(PI05Pytorch):
             adarms_cond=[None, adarms_cond],
         )
         suffix_out = suffix_out[:, -self.config.chunk_size :].to(torch.float32)
-        with torch.autocast(suffix_out.device.type, enabled=False):
+        with _full_precision(suffix_out.device.type):
             return self.action_out_proj(suffix_out)
 
     def flow_matching_error(
@@ -378,6 +379,12 @@ def select_tag(batch: dict[str, Tensor], tags: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(tags), device=tags.device)
     index = tags.clamp(min=0)
     return batch[ADVANTAGE_TOKENS][rows, index], batch[ADVANTAGE_MASKS][rows, index] & (tags >= 0)[:, None]
+
+
+def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
+    """Autocast off; the meta device, on which sizes are counted, knows no autocast at all."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext()
 
 
 def _concatenate(first: Block, second: Block) -> Block:
