@@ -219,3 +219,9 @@ def draw_comparison(results: dict[str, ClosedLoopResult], path: Path) -> Path:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+if __name__ == "__main__":
+    from ..cli import main as cli_main
+
+    cli_main(["demo", *sys.argv[1:]])
