@@ -93,15 +93,14 @@ def run_loop(
     held_out = make_held_out_loader(cfg, data)
     batches = TimedIterator(loader)
     stop = StopSignal()
-    with stop, progress_bar() as progress:
-        bar = progress.add_task("Offline", total=total, completed=first)
+    with stop, progress_bar(total, first) as bar:
         window_start, window_steps = time.perf_counter(), 0
         while algorithm.optimization_step < total and not stop.requested:
             stats = algorithm.update(batches)
             step = algorithm.optimization_step
             window.add(stats.to_log_dict())
             window_steps += 1
-            progress.update(bar, completed=step)
+            bar.update()
             if step % max(1, cfg.log_freq) == 0 or step == total:
                 means = window.flush()
                 means["lr_actor"] = algorithm.optimizer.param_groups[0]["lr"]

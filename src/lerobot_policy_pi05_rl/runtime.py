@@ -1,13 +1,14 @@
 """What a training loop needs around it: stop signals, a progress bar, the time spent waiting for data."""
 
 import logging
-import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +59,8 @@ class StopSignal:
             signal.signal(number_, handler)
 
 
-def progress_bar() -> Progress:
-    """A bar with ETA on a terminal; silent in a log file."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-        disable=not os.isatty(2),
-    )
+@contextmanager
+def progress_bar(total: int, done: int) -> Iterator[tqdm]:
+    """A bar with ETA on a terminal, log lines above it; no bar in a log file."""
+    with logging_redirect_tqdm(), tqdm(total=total, initial=done, desc="Offline", unit="step", disable=None) as bar:
+        yield bar
