@@ -522,3 +522,9 @@ def test_a_dataset_without_cameras_or_with_too_many_actions_is_refused(mixed_dat
         open_data(mixed_dataset, policy__input_features=state)
     with pytest.raises(DatasetError, match=r"3 dimensions, policy\.max_action_dim is 2"):
         open_data(mixed_dataset, policy__max_action_dim=2)
+
+
+def test_an_episode_the_dataset_does_not_have_is_named(tmp_path, mixed_dataset):
+    path = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", dataset__episodes=[1, 30])
+    with pytest.raises(DatasetError, match=r"episode 30, but the dataset in .* has 4"):
+        open_offline_data(load_config(path))

@@ -1,5 +1,6 @@
 """Open LeRobot datasets and read their low-dimensional columns once."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ def open_dataset(repo_id: str, root: str | Path | None, *, key: str = "dataset",
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         if info.is_file():
+            _check_episodes(folder, info, kwargs.get("episodes"))
             reason = " ".join(str(error.__cause__ or error).split())
             raise DatasetError(f"the dataset in {folder} cannot be read: {reason[:300]}") from error
         advice = "Set dataset.root to the dataset's folder, or dataset.repo_id to its Hub id"
@@ -73,6 +75,17 @@ def open_dataset(repo_id: str, root: str | Path | None, *, key: str = "dataset",
             f"no dataset {repo_id!r}: {folder} has no meta/info.json and the Hub gave none "
             f"({type(error).__name__}). {advice}"
         ) from error
+
+
+def _check_episodes(folder: Path, info: Path, episodes: list[int] | None) -> None:
+    """LeRobot asks the Hub for episodes that a local dataset does not have; say which those are instead."""
+    try:
+        total = int(json.loads(info.read_text())["total_episodes"])
+    except (ValueError, KeyError, TypeError):
+        return  # damaged metadata: the caller reports what LeRobot made of it
+    beyond = [episode for episode in episodes or [] if episode >= total]
+    if beyond:
+        raise DatasetError(f"dataset.episodes names episode {beyond[0]}, but the dataset in {folder} has {total}")
 
 
 def load_source(name: str, dataset: LeRobotDataset, video_backend: str) -> Source:
