@@ -17,11 +17,9 @@ def forbidden_nulls(cls: type, raw: dict[str, Any], prefix: str = "") -> list[st
     """Full names of the keys that hold null and may not."""
     names = []
     for key, hint in typing.get_type_hints(cls).items():
-        options = typing.get_args(hint) or (hint,)
-        if key in raw and raw[key] is None and type(None) not in options:
+        if key in raw and raw[key] is None and type(None) not in (typing.get_args(hint) or (hint,)):
             names.append(prefix + key)
-        nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
-        nested = PI05RLConfig if nested is PreTrainedConfig else nested
+        nested = _nested_dataclass(hint)
         if nested is not None and isinstance(raw.get(key), dict):
             names += forbidden_nulls(nested, raw[key], f"{prefix}{key}.")
     return names
@@ -55,13 +53,16 @@ def explain(error: Exception, root: type, *, aliases: list[str]) -> str:
     return "; ".join(parts)
 
 
+def _nested_dataclass(hint: Any) -> type | None:
+    """The dataclass that a field of this type holds, if any; a policy here is always ours."""
+    options = typing.get_args(hint) or (hint,)
+    nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
+    return PI05RLConfig if nested is PreTrainedConfig else nested
+
+
 def _known_keys(cls: type, path: list) -> list[str]:
     for part in path:
-        hints = typing.get_type_hints(cls)
-        options = [option for option in typing.get_args(hints.get(part)) or (hints.get(part),)]
-        cls = next((option for option in options if dataclasses.is_dataclass(option)), None)
-        if cls is PreTrainedConfig:
-            cls = PI05RLConfig
+        cls = _nested_dataclass(typing.get_type_hints(cls).get(part))
         if cls is None or cls is EnvConfig:
             return []
     return [field.name for field in dataclasses.fields(cls)]

@@ -28,7 +28,7 @@ from transformers.models.auto import CONFIG_MAPPING
 from .configuration_pi05_rl import PI05RLConfig
 from .critic import ValueBins, ValueCritic
 from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
-from .weights import load_policy_weights
+from .weights import CRITIC_PREFIX, load_policy_weights
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,6 @@ class PI05RLPytorch(PI05Pytorch):
 
     def __init__(self, config: PI05RLConfig, rtc_processor=None, *, with_critic: bool = True):
         nn.Module.__init__(self)
-        if config.image_resolution[0] != config.image_resolution[1]:
-            raise ValueError(f"π0.5 expects square images, got image_resolution {config.image_resolution}")
         self.config, self.rtc_processor = config, rtc_processor
         self.gradient_checkpointing_enabled = False
         self.paligemma_with_expert = PaliGemmaWithExpert(config)
@@ -309,7 +307,7 @@ class PI05RLPolicy(PI05Policy):
 
     def get_optim_params(self) -> list[nn.Parameter]:
         """What stock ``lerobot-train`` optimises: the actor (it computes no critic loss)."""
-        return [p for name, p in self.named_parameters() if not name.startswith("model.critic.")]
+        return [p for name, p in self.named_parameters() if not name.startswith(CRITIC_PREFIX)]
 
     def autocast(self) -> torch.autocast:
         """bf16 compute where the configuration asks for it and the device has it; weights stay fp32."""

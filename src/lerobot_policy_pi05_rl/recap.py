@@ -20,6 +20,7 @@ from .errors import UserError
 from .modeling_pi05_rl import Block, PI05RLPolicy, select_tag
 from .returns import AdvantageThresholds, advantage_tags
 from .trainable import select_trainable
+from .weights import CRITIC_PREFIX
 
 Metrics = dict[str, Tensor]
 
@@ -243,7 +244,7 @@ class RecapAlgorithm(RLAlgorithm):
 
     def get_weights(self) -> dict[str, Tensor]:
         """The policy's tensors, critic left out, for an actor process."""
-        return {k: v for k, v in self.policy.state_dict().items() if not k.startswith("model.critic.")}
+        return {k: v for k, v in self.policy.state_dict().items() if not k.startswith(CRITIC_PREFIX)}
 
     def load_weights(self, weights: dict[str, Tensor], device: str | torch.device = "cpu") -> None:
         """Load :meth:`get_weights`' tensors in place."""

@@ -10,7 +10,7 @@ import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.transforms import ImageTransforms
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -23,6 +23,7 @@ from .sources import DatasetError, Source, load_source, open_dataset
 
 logger = logging.getLogger(__name__)
 
+EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera"  # LeRobot's names for cameras that exist in no dataset
 LARGEST_NORMALISED = 100.0  # a value this many times its quantile range away has broken statistics, not an outlier
 
 
@@ -77,7 +78,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
     train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
     transforms = cfg.dataset.image_transforms
-    cameras = [key for key in cfg.policy.image_features if not key.startswith("observation.images.empty_camera")]
+    cameras = [key for key in cfg.policy.image_features if not key.startswith(EMPTY_CAMERA)]
 
     def frames(episodes, image_transforms=None) -> FrameDataset:
         return FrameDataset(
@@ -188,7 +189,7 @@ def _check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
             raise DatasetError(f"dataset {source.name} has no statistics (meta/stats.json)")
         features = source.dataset.meta.features
         for key, feature in wanted.items():
-            if key.startswith("observation.images.empty_camera"):
+            if key.startswith(EMPTY_CAMERA):
                 continue
             if key not in features:
                 raise DatasetError(
