@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 REPLACED_KEYS = {
     "advantage_scaling": "the advantage is a tag, not a number: set advantage_positive_fraction",
     "use_separate_critic": "the critic is always separate; its size is critic_llm_depth",
-    "critic_target_update_weight": "critic_target 'monte_carlo' has no target network",
     "storage_device": "frames stay in the dataset's own files and are decoded when drawn",
     "async_prefetch": "num_workers and prefetch_factor of the data loader prefetch",
 }
@@ -57,6 +56,7 @@ SIZE_FIELDS = [
     "max_state_dim",
     "num_value_bins",
     "critic_llm_depth",
+    "critic_folds",
     "num_value_queries",
 ]
 ALIASES = {"offline_output_dir": "output_dir_offline"}
@@ -71,6 +71,7 @@ class OfflineDatasetConfig(DatasetConfig):
     """LeRobot's dataset configuration, and more datasets of the same robot to learn from."""
 
     additional_offline_dataset_paths: list[str] = field(default_factory=list)  # folders or Hub ids
+    labeling: str | None = None  # advantages come from the side-car of this name (pi05-rl label), not from the critic
 
 
 @dataclass
@@ -116,6 +117,11 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
                 )
         if self.peft is not None or self.sample_weighting is not None:
             raise ConfigError("peft and sample_weighting are not supported by the offline learner")
+        if self.policy.uses_advantage and not self.policy.train_critic and self.dataset.labeling is None:
+            raise ConfigError(
+                "policy.train_critic is false, but advantages come from the critic; let it train, or name a labeling "
+                "in dataset.labeling (pi05-rl label makes one)"
+            )
         device = self.policy.learner_device
         if device is not None and not _is_available(device):
             raise ConfigError(f"policy.learner_device is {device!r}, which this machine does not have")

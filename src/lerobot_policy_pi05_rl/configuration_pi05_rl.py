@@ -8,8 +8,9 @@ from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 
 INFERENCE_ADVANTAGES = ("positive", "negative", "none")
-POLICY_EXTRACTIONS = ("conditioning", "none")
-CRITIC_TARGETS = ("monte_carlo",)
+POLICY_EXTRACTIONS = ("conditioning", "weighted", "filtered", "none")
+FILTERS = ("outcome", "advantage")
+CRITIC_TARGETS = ("monte_carlo", "td")
 LEAST_VALUES = {
     "offline_steps": 1,
     "policy_update_freq": 1,
@@ -19,6 +20,10 @@ LEAST_VALUES = {
     "advantage_window": 1,
     "num_value_queries": 1,
     "num_value_bins": 2,
+    "critic_folds": 1,
+    "n_step": 1,
+    "advantage_n_step": 1,
+    "guidance_scale": 0,
     "hl_gauss_sigma_ratio": 0,
 }
 TASKS_TOKENIZER = "tasks"  # value of `tokenizer`: build a small one from the dataset's tasks
@@ -86,14 +91,27 @@ class PI05RLConfig(PI05Config):
     hl_gauss_sigma_ratio: float = 0.75  # σ / bin width; Farebrother et al. 2024 (arXiv 2403.03950); 0: two-hot
     critic_llm_depth: int = 6
     num_value_queries: int = 4
-    critic_target: str = "monte_carlo"
+    # Critics, each blind to its part of the episodes and asked about that part alone (cross-fitting); 1: one critic,
+    # which also labels the episodes it has learnt from.
+    critic_folds: int = 1
+    critic_target: str = "monte_carlo"  # monte_carlo (RECAP) | td: n_step rewards and a Polyak target's value
+    n_step: int = 10  # of critic_target td
+    critic_target_update_weight: float = 0.005  # of critic_target td, per critic update
+    train_critic: bool = True  # false: only with dataset.labeling, whose tags need no critic
 
     # Advantage
-    policy_extraction: str = "conditioning"  # none: plain behaviour cloning, no critic is trained
+    # conditioning: RECAP. weighted: AWR (arXiv 1910.00177). filtered: cloning of the good part. none: cloning.
+    policy_extraction: str = "conditioning"
+    filter_by: str = "outcome"  # of filtered: outcome (successful episodes) | advantage (positive frames)
+    awr_temperature: float = 1.0  # of weighted, in standard deviations of the task's advantages
+    awr_max_weight: float = 20.0  # of weighted; AWR's own limit
+    advantage_n_step: int | None = None  # N of RECAP, section IV-C; None: the whole rest of the episode
     advantage_positive_fraction: float = 0.3  # RECAP, App. F
+    advantage_positive_fraction_per_task: dict[str, float] = field(default_factory=dict)  # task text → fraction
     advantage_dropout: float = 0.3  # RECAP, section IV-C
     advantage_window: int = 4096  # recent advantages per task from which the threshold is taken
     inference_advantage: str = "positive"  # positive | negative | none
+    guidance_scale: float = 1.0  # β of classifier-free guidance on the tag (RECAP, App. E); 1: plain conditioning
 
     # Schedule
     offline_steps: int = 10_000
@@ -125,7 +143,6 @@ class PI05RLConfig(PI05Config):
     # Carried by configs of earlier π0.5 RL learners; accepted with a warning (config.py says what replaces them).
     advantage_scaling: float | None = None
     use_separate_critic: bool | None = None
-    critic_target_update_weight: float | None = None
     storage_device: str | None = None
     async_prefetch: bool | None = None
 
@@ -141,13 +158,23 @@ class PI05RLConfig(PI05Config):
         _require_choice("inference_advantage", self.inference_advantage, INFERENCE_ADVANTAGES)
         _require_choice("policy_extraction", self.policy_extraction, POLICY_EXTRACTIONS)
         _require_choice("critic_target", self.critic_target, CRITIC_TARGETS)
+        _require_choice("filter_by", self.filter_by, FILTERS)
         if not self.reward_normalization_constant > 0:
             raise ValueError(
                 f"policy.reward_normalization_constant must be above 0, got {self.reward_normalization_constant}"
             )
-        for name in ("advantage_positive_fraction", "advantage_dropout", "discount"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"policy.{name} must be in [0, 1], got {getattr(self, name)}")
+        shares = {
+            f"advantage_positive_fraction_per_task[{task!r}]": fraction
+            for task, fraction in self.advantage_positive_fraction_per_task.items()
+        }
+        for name in ("advantage_positive_fraction", "advantage_dropout", "discount", "critic_target_update_weight"):
+            shares[name] = getattr(self, name)
+        for name, value in shares.items():
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"policy.{name} must be in [0, 1], got {value}")
+        for name in ("awr_temperature", "awr_max_weight"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"policy.{name} must be above 0, got {getattr(self, name)}")
         for name, least in LEAST_VALUES.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -174,6 +201,17 @@ class PI05RLConfig(PI05Config):
                 f"policy.image_resolution {tuple(self.image_resolution)} is not a multiple of "
                 f"policy.vision_patch_size ({self.vision_patch_size})"
             )
+
+    @property
+    def uses_advantage(self) -> bool:
+        """Whether the policy learns from advantages, so that they must come from a critic or a labeling."""
+        filtered_by_outcome = self.policy_extraction == "filtered" and self.filter_by == "outcome"
+        return self.policy_extraction != "none" and not filtered_by_outcome
+
+    @property
+    def trains_critic(self) -> bool:
+        """Whether a critic trains beside the policy."""
+        return self.uses_advantage and self.train_critic
 
     @property
     def resolved_actor_lr(self) -> float:

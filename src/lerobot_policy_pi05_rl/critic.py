@@ -46,12 +46,13 @@ class ValueBins(nn.Module):
         return F.one_hot(low, last + 1) * (1 - high_share) + F.one_hot(low + 1, last + 1) * high_share
 
     def value(self, logits: Tensor) -> Tensor:
-        """(B, num_bins) logits → (B,) expected return, fp32."""
-        return logits.float().softmax(dim=1) @ self.centers
+        """(…, num_bins) logits → (…) expected return, fp32."""
+        return logits.float().softmax(dim=-1) @ self.centers
 
     def cross_entropy(self, logits: Tensor, returns: Tensor) -> Tensor:
-        """(B, num_bins) logits, (B,) returns → (B,) cross-entropy in nats, fp32."""
-        return -(self.target(returns) * logits.float().log_softmax(dim=1)).sum(dim=1)
+        """(…, num_bins) logits, (…) returns → (…) cross-entropy in nats, fp32."""
+        target = self.target(returns.flatten()).view_as(logits)
+        return -(target * logits.float().log_softmax(dim=-1)).sum(dim=-1)
 
 
 class ValueCritic(nn.Module):
@@ -101,3 +102,39 @@ class ValueCritic(nn.Module):
             use_cache=False,
         ).last_hidden_state
         return self.head(hidden[:, prefix_length:].flatten(1)).float()
+
+
+class CrossFittedCritic(nn.Module):
+    """K critics. Critic k never learns from the episodes of fold k and is the one asked about them, so that no
+    advantage comes from a critic that has memorised the return; K = 1 is one critic that learns from all."""
+
+    def __init__(self, text_config, *, folds: int, depth: int, num_queries: int, bins: ValueBins):
+        super().__init__()
+        self.members = nn.ModuleList(
+            [ValueCritic(text_config, depth=depth, num_queries=num_queries, bins=bins) for _ in range(folds)]
+        )
+
+    @property
+    def bins(self) -> ValueBins:
+        """The value bins, the same for every member."""
+        return self.members[0].bins
+
+    def init_from_actor(self, language_model: nn.Module) -> None:
+        """Copy the actor's first language layers into every member."""
+        for member in self.members:
+            member.init_from_actor(language_model)
+
+    def forward(self, prefix_embs: Tensor, prefix_mask: Tensor) -> Tensor:
+        """As :meth:`ValueCritic.forward`, for every member: (B, K, num_bins) fp32 logits."""
+        return torch.stack([member(prefix_embs, prefix_mask) for member in self.members], dim=1)
+
+    def learns_from(self, fold: Tensor) -> Tensor:
+        """(B,) folds → (B, K) bool: which critics learn from each sample."""
+        members = torch.arange(len(self.members), device=fold.device)
+        return (fold[:, None] != members) | (len(self.members) == 1)
+
+    def out_of_fold(self, values: Tensor, fold: Tensor) -> Tensor:
+        """(B, K) values, (B,) folds → (B,) the value of the critic blind to the sample; the mean where the fold is −1
+        (an episode that none of them has seen)."""
+        chosen = values.gather(1, fold.clamp(min=0)[:, None])[:, 0]
+        return torch.where(fold < 0, values.mean(dim=1), chosen)

@@ -15,19 +15,22 @@ import torch
 import torch.nn.functional as F
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
-from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
-from lerobot.policies.pi05.modeling_pi05 import PaliGemmaWithExpertModel, PI05Policy, PI05Pytorch
-from lerobot.policies.pi_gemma import PaliGemmaModelWithPiGemma, PiGemmaModel
+from lerobot.policies.common.vla_utils import (
+    clone_past_key_values,
+    make_att_2d_masks,
+    prepare_attention_masks_4d,
+)
+from lerobot.policies.pi05.modeling_pi05 import PI05Policy, PI05Pytorch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.auto import CONFIG_MAPPING
 
 from .configuration_pi05_rl import PI05RLConfig
-from .critic import ValueBins, ValueCritic
+from .critic import CrossFittedCritic, ValueBins
 from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
+from .towers import PaliGemmaWithExpert
 from .weights import CRITIC_PREFIX, load_policy_weights
 
 logger = logging.getLogger(__name__)
@@ -43,58 +46,6 @@ class Block(NamedTuple):
     embs: Tensor  # (B, N, width)
     pad_masks: Tensor  # (B, N) bool, false where no token is
     att_masks: Tensor  # (B, N) bool, true where a new attention block starts
-
-
-class _WithoutLogitsHead(nn.Module):
-    """Holds ``model`` under stock's attribute path; stock's logits head, which nothing uses, is never built."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-
-class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
-    """Stock's two towers with every size taken from the configuration."""
-
-    def __init__(self, config: PI05RLConfig):
-        nn.Module.__init__(self)  # stock's own constructor knows two sizes only
-        self.freeze_vision_encoder = config.freeze_vision_encoder
-        self.train_expert_only = config.train_expert_only
-        text = {
-            "intermediate_size": config.llm_mlp_dim,
-            "num_attention_heads": 8,  # fixed in LeRobot's compute_layer_complete
-            "head_dim": config.head_dim,
-            "num_hidden_layers": config.llm_depth,
-            "num_key_value_heads": config.num_kv_heads,
-            "hidden_activation": "gelu_pytorch_tanh",
-            "dtype": "float32",
-            "vocab_size": config.vocab_size,
-        }
-        vlm = CONFIG_MAPPING["paligemma"]()
-        vlm._vocab_size = vlm.image_token_index = config.vocab_size
-        _set(vlm.text_config, hidden_size=config.llm_width, use_adarms=False, adarms_cond_dim=None, **text)
-        _set(
-            vlm.vision_config,
-            image_size=config.image_resolution[0],
-            hidden_size=config.vision_width,
-            intermediate_size=config.vision_mlp_dim,
-            num_hidden_layers=config.vision_depth,
-            num_attention_heads=config.vision_heads,
-            patch_size=config.vision_patch_size,
-            projection_dim=config.llm_width,
-            projector_hidden_act="gelu_fast",
-            dtype="float32",
-        )
-        expert = CONFIG_MAPPING["gemma"](
-            **text | {"hidden_size": config.expert_width, "intermediate_size": config.expert_mlp_dim},
-            use_adarms=True,
-            adarms_cond_dim=config.expert_width,
-        )
-        expert.vocab_size, expert.pad_token_id = 1, None  # its token embedding is dropped: do not allocate it
-        self.paligemma = _WithoutLogitsHead(PaliGemmaModelWithPiGemma(vlm))
-        self.gemma_expert = _WithoutLogitsHead(PiGemmaModel(expert))
-        self.gemma_expert.model.embed_tokens = None
-        self.to(torch.float32)  # fp32 master weights; compute precision is autocast's business
 
 
 class PI05RLPytorch(PI05Pytorch):
@@ -117,8 +68,9 @@ class PI05RLPytorch(PI05Pytorch):
                 config.value_support_max,
                 config.hl_gauss_sigma_ratio,
             )
-            self.critic = ValueCritic(
+            self.critic = CrossFittedCritic(
                 self.language_model.config,
+                folds=config.critic_folds,
                 depth=config.critic_llm_depth,
                 num_queries=config.num_value_queries,
                 bins=bins,
@@ -173,14 +125,13 @@ class PI05RLPytorch(PI05Pytorch):
         context = prefix if tag is None else _concatenate(prefix, tag)
         pad_masks = torch.cat([context.pad_masks, suffix_pad], dim=1)
         att_masks = torch.cat([context.att_masks, suffix_att], dim=1)
-        (_, suffix_out), _ = self.paligemma_with_expert(
-            attention_mask=prepare_attention_masks_4d(make_att_2d_masks(pad_masks, att_masks)),
-            position_ids=torch.cumsum(pad_masks, dim=1) - 1,
-            inputs_embeds=[context.embs, suffix_embs],
-            use_cache=False,
-            adarms_cond=[None, adarms_cond],
-        )
-        suffix_out = suffix_out[:, -self.config.chunk_size :].to(torch.float32)
+        suffix_out = self.paligemma_with_expert.joint_forward(
+            context.embs,
+            suffix_embs,
+            prepare_attention_masks_4d(make_att_2d_masks(pad_masks, att_masks)),
+            torch.cumsum(pad_masks, dim=1) - 1,
+            adarms_cond,
+        ).to(torch.float32)
         with _full_precision(suffix_out.device.type):
             return self.action_out_proj(suffix_out)
 
@@ -208,6 +159,7 @@ class PI05RLPytorch(PI05Pytorch):
         tag_masks=None,
         noise=None,
         num_steps=None,
+        guidance_scale: float = 1.0,
         **rtc,
     ) -> Tensor:
         """Denoise a chunk (B, H, A) with one cached pass over the prefix, and one over the tag.
@@ -215,6 +167,7 @@ class PI05RLPytorch(PI05Pytorch):
         Args:
             tag_tokens, tag_masks: (B, L) the advantage tag; None: plain π0.5.
             noise: (B, H, A) start of the integration; None: drawn.
+            guidance_scale: β; each step follows ``v(no tag) + β · (v(tag) − v(no tag))``. 1 is plain conditioning.
             rtc: ``inference_delay``, ``prev_chunk_left_over``, ``execution_horizon`` (LeRobot's
                 real-time chunking).
         """
@@ -222,17 +175,56 @@ class PI05RLPytorch(PI05Pytorch):
             shape = (tokens.shape[0], self.config.chunk_size, self.config.max_action_dim)
             noise = self.sample_noise(shape, tokens.device)
         prefix = Block(*self.embed_prefix(images, img_masks, tokens, masks))
-        context_mask, cache = self._prefill(prefix)
+        context, cache = self._prefill(prefix)
+        readings = [context]
         if tag_tokens is not None:
-            context_mask, cache = self._prefill(self.embed_tag(tag_tokens, tag_masks), context_mask, cache)
+            context, cache = self._prefill(self.embed_tag(tag_tokens, tag_masks), context, cache)
+            readings = [context]
+            if guidance_scale != 1.0:
+                untagged = context.clone()
+                untagged[:, prefix.pad_masks.shape[1] :] = False
+                readings.append(untagged)
+
+        def velocity(x_t: Tensor, time: Tensor) -> Tensor:
+            tagged, *untagged = self.cached_velocity(readings, cache, x_t, time)
+            return tagged if not untagged else untagged[0] + guidance_scale * (tagged - untagged[0])
+
         return euler_integrate(
-            lambda x_t, time: self.denoise_step(context_mask, cache, x_t, time),
+            velocity,
             noise,
             num_steps or self.config.num_inference_steps,
             rtc_processor=self.rtc_processor,
             rtc_enabled=self._rtc_enabled(),
             **rtc,
         )
+
+    def cached_velocity(self, readings: list[Tensor], cache, x_t: Tensor, time: Tensor) -> list[Tensor]:
+        """The velocity (B, H, A) under each of several readings of one key-value cache, in one pass of the expert.
+
+        Args:
+            readings: (B, N) bool masks of the cache's columns that the actions may attend to. Each reading is a copy
+                of the action tokens; the copies do not see each other.
+            x_t: (B, H, A); time: (B,).
+        """
+        embs, pad, att, adarms_cond = self.embed_suffix(x_t, time)
+        copies, length = len(readings), pad.shape[1]
+        own = make_att_2d_masks(pad, att)
+        masks, positions = [], []
+        for number, reading in enumerate(readings):
+            others = [own if k == number else torch.zeros_like(own) for k in range(copies)]
+            masks.append(torch.cat([reading[:, None, :].expand(-1, length, -1), *others], dim=2))
+            positions.append(reading.sum(dim=1, keepdim=True) + torch.cumsum(pad, dim=1) - 1)
+        expert = self.paligemma_with_expert.gemma_expert.model
+        expert.config._attn_implementation = "eager"  # as stock, whose results these equal
+        (_, out), _ = self.paligemma_with_expert(
+            attention_mask=prepare_attention_masks_4d(torch.cat(masks, dim=1)),
+            position_ids=torch.cat(positions, dim=1),
+            past_key_values=clone_past_key_values(cache),
+            inputs_embeds=[None, embs.repeat(1, copies, 1)],
+            use_cache=False,
+            adarms_cond=[None, adarms_cond],
+        )
+        return list(self.action_out_proj(out.to(torch.float32)).chunk(copies, dim=1))
 
     def _prefill(self, block: Block, past_mask: Tensor | None = None, cache=None):
         """Append a bidirectional block to the key-value cache; returns the context's mask and the cache."""
@@ -322,6 +314,14 @@ class PI05RLPolicy(PI05Policy):
             *self.model.embed_prefix(images, img_masks, batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK])
         )
 
+    @torch.no_grad()
+    def predict_values(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, K) fp32 value of each critic for a preprocessed batch; no language layer of the actor runs."""
+        critic = self.model.critic
+        with self.autocast():
+            prefix = self.embed_observation(batch)
+            return critic.bins.value(critic(prefix.embs, prefix.pad_masks))
+
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict]:
         """Behaviour cloning without a tag, for stock ``lerobot-train``.
 
@@ -351,12 +351,13 @@ class PI05RLPolicy(PI05Policy):
                 batch[OBS_LANGUAGE_ATTENTION_MASK],
                 tag_tokens=tag_tokens,
                 tag_masks=tag_masks,
+                guidance_scale=self.config.guidance_scale,
                 **kwargs,
             )
         return actions[:, :, : self.config.output_features[ACTION].shape[0]]
 
     def _inference_tag(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        if self.config.inference_advantage == "none" or self.config.policy_extraction == "none":
+        if self.config.inference_advantage == "none" or self.config.policy_extraction != "conditioning":
             return None, None
         if ADVANTAGE_TOKENS not in batch:
             raise KeyError(
@@ -387,8 +388,3 @@ def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
 
 def _concatenate(first: Block, second: Block) -> Block:
     return Block(*(torch.cat(pair, dim=1) for pair in zip(first, second, strict=True)))
-
-
-def _set(config, **values) -> None:
-    for name, value in values.items():
-        setattr(config, name, value)

@@ -15,10 +15,21 @@ from lerobot.common.train_utils import should_save_checkpoint
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from lerobot.utils.random_utils import set_seed
+from torch import Tensor
 
 from .checkpointing import last_checkpoint, load_training_state, save_checkpoint
 from .config import ConfigError, PI05RLTrainConfig
-from .data.frames import INTERVENTION, POSITION, RETURN, TASK_INDEX
+from .data.frames import (
+    AHEAD_DISCOUNT,
+    AHEAD_REWARD,
+    FOLD,
+    INTERVENTION,
+    PINNED_ADVANTAGE,
+    PINNED_TAG,
+    POSITION,
+    RETURN,
+    TASK_INDEX,
+)
 from .data.loading import OfflineData, make_held_out_loader, make_train_loader, open_offline_data, to_device
 from .metrics import MetricsWindow, MetricsWriter
 from .modeling_pi05_rl import PI05RLPolicy
@@ -35,7 +46,7 @@ from .runtime import StopSignal, TimedIterator, progress_bar
 logger = logging.getLogger(__name__)
 
 TAG = "[OFFLINE LEARNER]"
-RL_COLUMNS = (RETURN, TASK_INDEX, INTERVENTION, POSITION)
+RL_COLUMNS = (RETURN, TASK_INDEX, INTERVENTION, FOLD, POSITION, PINNED_ADVANTAGE, PINNED_TAG)
 
 
 def train_offline(cfg: PI05RLTrainConfig) -> Path:
@@ -58,7 +69,7 @@ def train_offline(cfg: PI05RLTrainConfig) -> Path:
     algorithm = RecapAlgorithm(
         policy,
         RecapConfig(policy_config=cfg.policy, seed=cfg.seed, total_steps=cfg.policy.offline_steps),
-        num_tasks=len(data.labels.tasks),
+        tasks=data.labels.tasks,
         preprocess=make_preprocess(processors[0], next(policy.parameters()).device),
     )
     window, first_step = MetricsWindow(), 0
@@ -184,11 +195,23 @@ def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPol
 
 def make_preprocess(preprocessor: Callable[[dict], dict], device: torch.device) -> Callable[[dict], dict]:
     """Collated samples → what the losses read. LeRobot's pipeline drops columns it does not know; they are put
-    back."""
+    back. Observations of frames ahead go through the same pipeline."""
 
     def preprocess(samples: dict) -> dict:
         batch = to_device(samples, device)
-        return {**preprocessor(batch), **{key: batch[key] for key in RL_COLUMNS}}
+        later: dict[str, dict] = {}
+        for key in [key for key in batch if key.startswith("ahead_")]:
+            prefix, _, name = key.partition(".")
+            later.setdefault(prefix, {})[name] = batch.pop(key)
+        result = {**preprocessor(batch), **{key: batch[key] for key in RL_COLUMNS if key in batch}}
+        for prefix, columns in later.items():
+            observation = {k: v for k, v in columns.items() if k not in (AHEAD_REWARD, AHEAD_DISCOUNT)}
+            processed = preprocessor({**observation, "task": batch["task"]}) | columns_of(columns)
+            result |= {f"{prefix}.{name}": value for name, value in processed.items() if isinstance(value, Tensor)}
+        return result
+
+    def columns_of(columns: dict) -> dict:
+        return {name: columns[name] for name in (AHEAD_REWARD, AHEAD_DISCOUNT)}
 
     return preprocess
 

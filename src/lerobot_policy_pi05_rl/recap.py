@@ -4,6 +4,7 @@ One pass per image serves critic and actor, one backward serves both losses, one
 and "critic". The offline and the online learner call the same :class:`RecapAlgorithm`.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,11 +15,23 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
 from .configuration_pi05_rl import PI05RLConfig
-from .data.frames import ACTION_IS_PAD, INTERVENTION, POSITION, RETURN, TASK_INDEX
+from .data.frames import (
+    ACTION_IS_PAD,
+    AHEAD_DISCOUNT,
+    AHEAD_REWARD,
+    FOLD,
+    INTERVENTION,
+    PINNED_ADVANTAGE,
+    PINNED_TAG,
+    POSITION,
+    RETURN,
+    TASK_INDEX,
+    ahead,
+)
 from .draws import Draws, draw
 from .errors import UserError
-from .modeling_pi05_rl import Block, PI05RLPolicy, select_tag
-from .returns import AdvantageThresholds, advantage_tags
+from .modeling_pi05_rl import TAG_NONE, Block, PI05RLPolicy, select_tag
+from .returns import AdvantageThresholds, advantage_tags, awr_weights, positive_fractions
 from .trainable import select_trainable
 from .weights import CRITIC_PREFIX
 
@@ -46,6 +59,8 @@ class RecapLosses(nn.Module):
     def __init__(self, policy: PI05RLPolicy, thresholds: AdvantageThresholds):
         super().__init__()
         self.policy, self.thresholds = policy, thresholds
+        td = policy.config.trains_critic and policy.config.critic_target == "td"
+        self.target_critic = copy.deepcopy(policy.model.critic).requires_grad_(False) if td else None
 
     def forward(
         self, batch: dict[str, Tensor], draws: Draws, *, train_actor: bool
@@ -55,39 +70,57 @@ class RecapLosses(nn.Module):
         Gradients of the two losses never mix: the critic reads the prefix detached, and the advantage carries
         no gradient.
         """
-        policy, conditioned = self.policy, self.policy.config.policy_extraction == "conditioning"
-        losses, metrics, histograms, tags = [], {}, {}, None
+        policy, config = self.policy, self.policy.config
+        losses, metrics, histograms, tags, weights = [], {}, {}, None, None
         with policy.autocast():
             with torch.set_grad_enabled(train_actor and torch.is_grad_enabled()):
                 prefix = policy.embed_observation(batch)
-            if conditioned:
-                loss, values, info = self.critic_loss(prefix, batch)
+            later = self.embed_ahead(batch) if config.trains_critic else {}
+            if config.trains_critic:
+                loss, values, info = self.critic_loss(prefix, later, batch)
                 losses.append(loss)
-                advantages = batch[RETURN] - values
-                tags, tag_info = self.advantage_tags(advantages, batch, draws)
-                metrics |= info | tag_info
-                histograms = {"advantages": advantages, "critic_values": values}
+                metrics |= info
+                histograms["critic_values"] = values
+            if config.uses_advantage:
+                advantages = batch.get(PINNED_ADVANTAGE)
+                if advantages is None:
+                    advantages = self.advantages(values, later, batch)
+                tags, weights, info = self.judge(advantages, batch, draws)
+                metrics |= info
+                histograms["advantages"] = advantages
             if train_actor:
-                loss, info = self.actor_loss(prefix, tags, batch, draws)
+                loss, info = self.actor_loss(prefix, tags, batch, draws, weights=weights)
                 losses.append(loss)
                 metrics |= info
         return torch.stack(losses).sum(), metrics, histograms
 
-    def critic_loss(self, prefix: Block, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Metrics]:
-        """Cross-entropy of the value distribution against the Monte-Carlo return.
+    @torch.no_grad()
+    def embed_ahead(self, batch: dict[str, Tensor]) -> dict[int, Block]:
+        """n → the prefix of the frame n steps later, for every n that the batch carries (none by default)."""
+        suffix = ahead(0, AHEAD_REWARD).removeprefix("ahead_0")
+        steps = [int(key.removesuffix(suffix).removeprefix("ahead_")) for key in batch if key.endswith(suffix)]
+        views = {n: {key: batch[ahead(n, key)] for key in batch if ahead(n, key) in batch} for n in steps}
+        return {n: self.policy.embed_observation(view) for n, view in views.items()}
 
-        Returns the loss, the values (B,) without gradient, and metrics. Samples without a known return count
-        as zero, so that the batch's mean does not depend on how samples are spread over processes.
+    def critic_loss(
+        self, prefix: Block, later: dict[int, Block], batch: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """Cross-entropy of the value distribution against the return, or its n-step bootstrap.
+
+        Returns the loss, the out-of-fold values (B,) without gradient, and metrics. Samples without a known
+        return count as zero, so that the batch's mean does not depend on how samples are spread over processes.
         """
-        critic, returns = self.policy.model.critic, batch[RETURN]
-        known = ~returns.isnan()
+        critic, fold = self.policy.model.critic, batch[FOLD]
         logits = critic(prefix.embs.detach(), prefix.pad_masks)
-        cross_entropy = critic.bins.cross_entropy(logits, returns.nan_to_num())
-        loss = torch.where(known, cross_entropy, 0.0).mean()
-        values = critic.bins.value(logits.detach())
-        error = (returns - values)[known]
+        targets = self.critic_targets(later, batch)
+        learns = critic.learns_from(fold) & ~targets.isnan()
+        cross_entropy = critic.bins.cross_entropy(logits, targets.nan_to_num())
+        loss = torch.where(learns, cross_entropy, 0.0).mean(dim=0).sum()
+        all_values = critic.bins.value(logits.detach())
+        values = critic.out_of_fold(all_values, fold)
+        error = (batch[RETURN] - values)[~batch[RETURN].isnan()]
         metrics = {
-            "loss_critic": loss.detach(),
+            "loss_critic": loss.detach() / max(1, len(critic.members) - 1),
             "critic_value_mean": values.mean(),
             "critic_value_std": values.std(correction=0),
             "td_error_mean": error.mean(),
@@ -96,23 +129,61 @@ class RecapLosses(nn.Module):
         return loss, values, metrics
 
     @torch.no_grad()
-    def advantage_tags(self, advantages: Tensor, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, Metrics]:
-        """(B,) tags of A_t = G_t − V(o_t) against the task's threshold (RECAP with N = T)."""
-        tasks, cpu_advantages = batch[TASK_INDEX].cpu(), advantages.float().cpu()
+    def critic_targets(self, later: dict[int, Block], batch: dict[str, Tensor]) -> Tensor:
+        """(B, K) what each critic regresses to; NaN where unknown."""
+        members = len(self.policy.model.critic.members)
+        if self.target_critic is None:
+            return batch[RETURN][:, None].expand(-1, members)
+        n = self.policy.config.n_step
+        values = self.target_critic.bins.value(self.target_critic(later[n].embs, later[n].pad_masks))
+        targets = batch[ahead(n, AHEAD_REWARD)][:, None] + batch[ahead(n, AHEAD_DISCOUNT)][:, None] * values
+        return targets.clamp(self.target_critic.bins.support_min, self.target_critic.bins.support_max)
+
+    @torch.no_grad()
+    def advantages(self, values: Tensor, later: dict[int, Block], batch: dict[str, Tensor]) -> Tensor:
+        """(B,) A = G − V (RECAP with N = T), or n-step: rewards and the later frame's value, less V."""
+        n = self.policy.config.advantage_n_step
+        if n is None:
+            return batch[RETURN] - values
+        critic = self.policy.model.critic
+        ahead_values = critic.bins.value(critic(later[n].embs, later[n].pad_masks))
+        ahead_value = critic.out_of_fold(ahead_values, batch[FOLD])
+        return batch[ahead(n, AHEAD_REWARD)] + batch[ahead(n, AHEAD_DISCOUNT)] * ahead_value - values
+
+    @torch.no_grad()
+    def judge(
+        self, advantages: Tensor, batch: dict[str, Tensor], draws: Draws
+    ) -> tuple[Tensor | None, Tensor | None, Metrics]:
+        """What the advantages (B,) mean to the actor: tags (B,) under conditioning, else weights (B,) of the loss."""
+        config, tasks, on_cpu = self.policy.config, batch[TASK_INDEX].cpu(), advantages.float().cpu()
         if self.training:
-            self.thresholds.update(tasks, cpu_advantages)
+            self.thresholds.update(tasks, on_cpu)
         thresholds = self.thresholds[tasks].to(advantages.device)
+        positive = advantage_tags(advantages, thresholds, interventions=batch[INTERVENTION])
+        if PINNED_TAG in batch:
+            positive = torch.where(batch[INTERVENTION], 1, batch[PINNED_TAG])
         known = advantages[~advantages.isnan()]
         metrics = {
             "advantage_mean": known.mean(),
             "advantage_std": known.std(correction=0),
-            "advantage_positive_fraction": (advantages > thresholds).float().mean(),
+            "advantage_positive_fraction": (positive == 1).float().mean(),
         }
-        tags = advantage_tags(advantages, thresholds, interventions=batch[INTERVENTION], dropped=draws.dropped)
-        return tags, metrics
+        if config.policy_extraction == "conditioning":
+            return torch.where(draws.dropped, TAG_NONE, positive), None, metrics
+        if config.policy_extraction == "filtered":
+            return None, (positive == 1).float(), metrics
+        spread = self.thresholds.spread(tasks).to(advantages.device)
+        weights = awr_weights(advantages, spread, temperature=config.awr_temperature, max_weight=config.awr_max_weight)
+        return None, torch.where(batch[INTERVENTION], config.awr_max_weight, weights), metrics
 
     def actor_loss(
-        self, prefix: Block, tags: Tensor | None, batch: dict[str, Tensor], draws: Draws
+        self,
+        prefix: Block,
+        tags: Tensor | None,
+        batch: dict[str, Tensor],
+        draws: Draws,
+        *,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
         """Flow matching on the action chunk under the tag; each sample is the mean over its unpadded steps."""
         model, tag = self.policy.model, None
@@ -122,8 +193,18 @@ class RecapLosses(nn.Module):
         error = model.flow_matching_error(prefix, tag, actions, draws.noise, draws.time)
         error = error[:, :, : batch[ACTION].shape[-1]].mean(dim=2)
         valid = ~batch[ACTION_IS_PAD]
-        loss = ((error * valid).sum(dim=1) / valid.sum(dim=1)).mean()
+        error = (error * valid).sum(dim=1) / valid.sum(dim=1)
+        loss = (error if weights is None else error * weights).mean()
         return loss, {"loss_actor": loss.detach()}
+
+    @torch.no_grad()
+    def update_target(self) -> None:
+        """Polyak step of the target critic, in fp32."""
+        if self.target_critic is not None:
+            rate = self.policy.config.critic_target_update_weight
+            pairs = zip(self.target_critic.parameters(), self.policy.model.critic.parameters(), strict=True)
+            for target, online in pairs:
+                target.lerp_(online, rate)
 
 
 class RecapAlgorithm(RLAlgorithm):
@@ -137,15 +218,17 @@ class RecapAlgorithm(RLAlgorithm):
         policy: PI05RLPolicy,
         config: RecapConfig,
         *,
-        num_tasks: int,
+        tasks: list[str],
         preprocess: Callable[[dict], dict] = lambda batch: batch,
     ):
-        """``preprocess`` turns what the iterator yields into a batch for the losses."""
+        """``tasks``: texts in the order of the task indices. ``preprocess`` turns what the iterator yields into what the
+        losses read."""
         self.policy, self.config, self.preprocess = policy, config, preprocess
         cfg = policy.config
-        self.thresholds = AdvantageThresholds(
-            num_tasks, positive_fraction=cfg.advantage_positive_fraction, window=cfg.advantage_window
+        fractions = positive_fractions(
+            tasks, cfg.advantage_positive_fraction, cfg.advantage_positive_fraction_per_task
         )
+        self.thresholds = AdvantageThresholds(fractions, window=cfg.advantage_window)
         self.losses = RecapLosses(policy, self.thresholds)
         self.losses.train()
         self.histograms: dict[str, Tensor] = {}
@@ -177,13 +260,12 @@ class RecapAlgorithm(RLAlgorithm):
 
     @property
     def _critic_updates(self) -> int:
-        cloning = self.policy.config.policy_extraction == "none"
-        return 1 if cloning else self.policy.config.utd_ratio
+        return self.policy.config.utd_ratio if self.policy.config.trains_critic else 1
 
     def trains_actor(self, step: int) -> bool:
         """Whether the actor takes part in this step (``critic_warmup_steps``, ``policy_update_freq``)."""
         cfg = self.policy.config
-        if cfg.policy_extraction == "none":
+        if not cfg.trains_critic:
             return True
         return step >= cfg.critic_warmup_steps and step % cfg.policy_update_freq == 0
 
@@ -218,6 +300,7 @@ class RecapAlgorithm(RLAlgorithm):
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.losses.update_target()
         losses = {name: value for name, value in totals.items() if name.startswith("loss_")}
         extra = {name: value for name, value in totals.items() if name not in losses}
         return TrainingStats(losses=losses, grad_norms=norms, extra=extra)
@@ -254,9 +337,15 @@ class RecapAlgorithm(RLAlgorithm):
                 own[name].copy_(tensor)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the algorithm owns beside the policy: the advantage windows."""
-        return self.thresholds.state_dict()
+        """What the algorithm owns beside the policy: the advantage windows, the target critic."""
+        target = self.losses.target_critic
+        targets = {} if target is None else {f"target_critic.{k}": v for k, v in target.state_dict().items()}
+        return {**self.thresholds.state_dict(), **targets}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], device: str | torch.device = "cpu") -> None:
         """Restore :meth:`state_dict`."""
         self.thresholds.load_state_dict(state_dict)
+        if self.losses.target_critic is not None:
+            prefix = "target_critic."
+            targets = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+            self.losses.target_critic.load_state_dict(targets)

@@ -29,7 +29,7 @@ def select_trainable(policy: PI05RLPolicy) -> dict[str, list[nn.Parameter]]:
         frozen.append(model.paligemma_with_expert.paligemma)
     if config.train_language_from_layer > 0:
         frozen += [language.embed_tokens, *language.layers[: config.train_language_from_layer]]
-    if config.policy_extraction == "none" and model.critic is not None:
+    if not config.trains_critic and model.critic is not None:
         frozen.append(model.critic)
     for module in frozen:
         module.requires_grad_(False)

@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..configuration_pi05_rl import PI05RLConfig
-from ..returns import Outcome, RewardConfig, discounted_returns, episode_outcome, steps_to_success_returns
+from ..returns import (
+    Outcome,
+    RewardConfig,
+    dataset_rewards,
+    discounted_returns,
+    episode_outcome,
+    steps_to_success_rewards,
+)
 from .sources import (
     INTERVENTION_COLUMNS,
     REWARD_COLUMN,
@@ -46,6 +53,7 @@ class LabelledEpisodes:
     episodes: list[Episode]
     tasks: list[str]
     task_lengths: np.ndarray  # (tasks,) longest episode, the normaliser of the returns
+    rewards: list[np.ndarray]  # per source (frames,) float32, in units of the return; NaN where no label is needed
     returns: list[np.ndarray]  # per source (frames,) float32, NaN where unknown
     interventions: list[np.ndarray]  # per source (frames,) bool
 
@@ -98,12 +106,16 @@ def label_episodes(
     task_lengths = np.zeros(len(tasks), dtype=np.int64)
     for episode in episodes:
         task_lengths[episode.task] = max(task_lengths[episode.task], episode.length)
-    returns = [np.full(len(source.columns["index"]), np.nan, dtype=np.float32) for source in sources]
+    unknown_frames = [np.full(len(source.columns["index"]), np.nan, dtype=np.float32) for source in sources]
+    rewards, returns = unknown_frames, [frames.copy() for frames in unknown_frames]
     for episode in episodes if needs_returns else ():
-        source = sources[episode.source]
-        returns[episode.source][episode.start : episode.end] = _episode_returns(
-            episode, source, reward, policy, int(task_lengths[episode.task])
-        )
+        rows = slice(episode.start, episode.end)
+        task_length = int(task_lengths[episode.task])
+        rewards[episode.source][rows] = _episode_rewards(episode, sources[episode.source], reward, policy, task_length)
+        if reward.source == "dataset" or episode.outcome is not Outcome.TRUNCATED:
+            returns[episode.source][rows] = discounted_returns(
+                rewards[episode.source][rows], discount=reward_discount(reward, policy)
+            )
     if needs_returns:
         _check_support(returns, policy)
     interventions = []
@@ -111,22 +123,26 @@ def label_episodes(
         name = next((name for name in INTERVENTION_COLUMNS if name in source.columns), None)
         flags = source.columns[name] if name else np.zeros(len(source.columns["index"]))
         interventions.append(flags.astype(bool))
-    return LabelledEpisodes(episodes, tasks, task_lengths, returns, interventions)
+    return LabelledEpisodes(episodes, tasks, task_lengths, rewards, returns, interventions)
 
 
-def _episode_returns(
+def reward_discount(reward: RewardConfig, policy: PI05RLConfig) -> float:
+    """γ of the return: RECAP's steps-to-success return is undiscounted."""
+    return 1.0 if reward.source == "steps_to_success" else policy.discount
+
+
+def _episode_rewards(
     episode: Episode, source: Source, reward: RewardConfig, policy: PI05RLConfig, task_length: int
 ) -> np.ndarray:
     if reward.source == "steps_to_success":
-        return steps_to_success_returns(episode.length, episode.outcome, task_length)
+        return steps_to_success_rewards(episode.length, episode.outcome, task_length)
     if REWARD_COLUMN not in source.columns:
         raise DatasetError(
             f"reward.source is 'dataset' but {source.name} has no {REWARD_COLUMN} column; use steps_to_success"
         )
-    return discounted_returns(
+    return dataset_rewards(
         source.columns[REWARD_COLUMN][episode.start : episode.end],
         episode.outcome,
-        discount=policy.discount,
         reward_normalization_constant=policy.reward_normalization_constant,
         terminal_failure_reward=policy.terminal_failure_reward,
     )
@@ -144,9 +160,11 @@ def _check_support(returns: list[np.ndarray], policy: PI05RLConfig) -> None:
 
 
 def split_episodes(episodes: list[Episode], eval_split: float) -> tuple[list[Episode], list[Episode]]:
-    """(training, held-out): the last ``ceil(n · eval_split)`` episodes of each task and source are held out.
+    """(training, held-out): ``ceil(n · eval_split)`` episodes of each task and source are held out, evenly spaced
+    within each outcome.
 
-    As LeRobot's ``make_train_eval_datasets`` (datasets/factory.py) splits.
+    LeRobot's ``make_train_eval_datasets`` (datasets/factory.py) holds out the last ones; people record failures in
+    a row, and what is held out must hold both outcomes to say anything of a critic.
 
     Raises:
         DatasetError: nothing would be left to train on.
@@ -154,14 +172,31 @@ def split_episodes(episodes: list[Episode], eval_split: float) -> tuple[list[Epi
     groups: dict[tuple[int, int], list[Episode]] = {}
     for episode in episodes:
         groups.setdefault((episode.source, episode.task), []).append(episode)
-    train, held_out = [], []
+    held_out = set()
     for group in groups.values():
-        cut = len(group) - math.ceil(len(group) * eval_split)
-        train.extend(group[:cut])
-        held_out.extend(group[cut:])
+        by_outcome = sorted(group, key=lambda episode: (episode.outcome.value, episode.start))
+        count = math.ceil(len(group) * eval_split)
+        held_out |= {by_outcome[int((k + 0.5) * len(group) / count)] for k in range(count)}
+    train = [episode for episode in episodes if episode not in held_out]
     if not train:
         raise DatasetError(f"dataset.eval_split={eval_split} leaves no episode to train on ({len(episodes)} in all)")
-    return train, held_out
+    return train, [episode for episode in episodes if episode in held_out]
+
+
+def assign_folds(episodes: list[Episode], folds: int) -> dict[tuple[int, int], int]:
+    """(source, episode index) → fold, for cross-fitting: each task's outcomes are dealt out evenly, in order.
+
+    A pure function of the episodes, so that every process and every later labeling finds the same folds.
+
+    Raises:
+        DatasetError: there are fewer episodes than folds.
+    """
+    if folds > len(episodes):
+        raise DatasetError(
+            f"policy.critic_folds is {folds}, but there are only {len(episodes)} episodes to train on; lower it"
+        )
+    ordered = sorted(episodes, key=lambda e: (e.task, e.outcome.value, e.source, e.index))
+    return {(episode.source, episode.index): number % folds for number, episode in enumerate(ordered)}
 
 
 def cap_transitions(episodes: list[Episode], capacity: int | None, seed: int) -> list[Episode]:

@@ -2,6 +2,7 @@
 policy declares are decoded, one frame each."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -11,6 +12,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..returns import Lookahead
 from .episodes import Episode, LabelledEpisodes
 from .sources import DatasetError, Source
 from .video import read_frame
@@ -18,8 +20,25 @@ from .video import read_frame
 RETURN = "return"
 TASK_INDEX = "task_index"
 INTERVENTION = "intervention"
+FOLD = "fold"  # which critic has not seen the episode; −1: none of them has, or there is only one
+PINNED_ADVANTAGE, PINNED_TAG = "pinned_advantage", "pinned_tag"  # of a labeling made before
 POSITION = "position"  # global sample index: the how-manieth draw of the run
 ACTION_IS_PAD = f"{ACTION}_is_pad"
+
+
+def ahead(n: int, key: str) -> str:
+    """The batch key of what belongs to the frame ``n`` steps later."""
+    return f"ahead_{n}.{key}"
+
+
+AHEAD_REWARD, AHEAD_DISCOUNT = "reward", "discount"  # `Lookahead.reward` and `.discount` of the sample
+
+
+class PinnedLabels(NamedTuple):
+    """One source's columns of a labeling."""
+
+    advantages: np.ndarray  # (frames,) float32, NaN where unknown
+    tags: np.ndarray  # (frames,) int8: 1 positive, 0 negative, −1 unknown
 
 
 @dataclass(frozen=True)
@@ -28,16 +47,23 @@ class FrameIndex:
 
     episodes: list[Episode]
     offsets: np.ndarray  # (episodes + 1,) cumulative number of frames
+    chosen: np.ndarray | None = None  # (frames,) which of those, None: all
 
     @classmethod
-    def of(cls, episodes: list[Episode]) -> "FrameIndex":
-        return cls(episodes, np.cumsum([0, *(episode.length for episode in episodes)]))
+    def of(cls, episodes: list[Episode], keep: list[np.ndarray] | None = None) -> "FrameIndex":
+        """``keep``: per source (frames,) bool, frames that may be drawn; None: all."""
+        offsets = np.cumsum([0, *(episode.length for episode in episodes)])
+        if keep is None:
+            return cls(episodes, offsets)
+        flags = [keep[episode.source][episode.start : episode.end] for episode in episodes]
+        return cls(episodes, offsets, np.flatnonzero(np.concatenate(flags)))
 
     def __len__(self) -> int:
-        return int(self.offsets[-1])
+        return int(self.offsets[-1]) if self.chosen is None else len(self.chosen)
 
     def __getitem__(self, number: int) -> tuple[Episode, int]:
         """The ``number``-th frame: its episode and its row in the episode's source."""
+        number = number if self.chosen is None else int(self.chosen[number])
         position = int(np.searchsorted(self.offsets, number, side="right")) - 1
         episode = self.episodes[position]
         return episode, episode.start + number - int(self.offsets[position])
@@ -55,9 +81,18 @@ class FrameDataset(Dataset):
         cameras: list[str],
         chunk_size: int,
         image_transforms=None,
+        folds: dict[tuple[int, int], int] | None = None,
+        lookaheads: dict[int, list[Lookahead]] | None = None,
+        pinned: list[PinnedLabels] | None = None,
     ):
+        """Args:
+        folds: (source, episode index) → fold.
+        lookaheads: n → per source, with (frames,) columns; the frames that far ahead are read too.
+        pinned: per source, the labels of a labeling.
+        """
         self.sources, self.labels, self.frames = sources, labels, frames
         self.cameras, self.chunk_size, self.image_transforms = cameras, chunk_size, image_transforms
+        self.folds, self.lookaheads, self.pinned = folds or {}, lookaheads or {}, pinned
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -68,16 +103,45 @@ class FrameDataset(Dataset):
         episode, row = self.frames[number]
         source = self.sources[episode.source]
         actions, is_pad = self._action_chunk(source, row)
+        observation = self._observation(source, row)
         return {
-            **self._images(source, row),
-            OBS_STATE: torch.from_numpy(source.columns[OBS_STATE][row].astype(np.float32)),
+            **observation,
+            **self._ahead(episode.source, row, observation),
+            **self._pinned(episode.source, row),
             ACTION: actions,
             ACTION_IS_PAD: is_pad,
             "task": self.labels.tasks[episode.task],
             RETURN: torch.tensor(self.labels.returns[episode.source][row]),
             TASK_INDEX: torch.tensor(episode.task),
             INTERVENTION: torch.tensor(bool(self.labels.interventions[episode.source][row])),
+            FOLD: torch.tensor(self.folds.get((episode.source, episode.index), -1)),
             POSITION: torch.tensor(position),
+        }
+
+    def _observation(self, source: Source, row: int) -> dict[str, Tensor]:
+        state = torch.from_numpy(source.columns[OBS_STATE][row].astype(np.float32))
+        return {**self._images(source, row), OBS_STATE: state}
+
+    def _ahead(self, number: int, row: int, observation: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The observations that the look-aheads bootstrap from; past the episode's end the present one stands in,
+        with discount 0, and nothing is decoded."""
+        sample = {}
+        for n, per_source in self.lookaheads.items():
+            steps = per_source[number]
+            offset = int(steps.offset[row])
+            later = observation if offset == 0 else self._observation(self.sources[number], row + offset)
+            sample |= {ahead(n, key): value for key, value in later.items()}
+            sample[ahead(n, AHEAD_REWARD)] = torch.tensor(steps.reward[row])
+            sample[ahead(n, AHEAD_DISCOUNT)] = torch.tensor(steps.discount[row])
+        return sample
+
+    def _pinned(self, number: int, row: int) -> dict[str, Tensor]:
+        if self.pinned is None:
+            return {}
+        labels = self.pinned[number]
+        return {
+            PINNED_ADVANTAGE: torch.tensor(labels.advantages[row]),
+            PINNED_TAG: torch.tensor(int(labels.tags[row])),
         }
 
     def _action_chunk(self, source: Source, row: int) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config import PI05RLTrainConfig
-from .episodes import LabelledEpisodes, cap_transitions, label_episodes, split_episodes
-from .frames import FrameDataset, FrameIndex
+from ..configuration_pi05_rl import PI05RLConfig
+from ..labeling import read_pinned_labels
+from ..returns import Lookahead, Outcome, lookahead
+from .episodes import (
+    Episode,
+    LabelledEpisodes,
+    assign_folds,
+    cap_transitions,
+    label_episodes,
+    reward_discount,
+    split_episodes,
+)
+from .frames import FrameDataset, FrameIndex, PinnedLabels
 from .sampling import BatchPositions, SampleOrder
 from .sources import DatasetError, Source, load_source, open_dataset
 
@@ -75,28 +86,91 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     _set_features(cfg.policy, sources)
     _check_sources(cfg, sources)
     labels = label_episodes(sources, cfg.reward, cfg.policy, needs_returns=cfg.policy.policy_extraction != "none")
+    pinned = read_pinned_labels(sources, cfg.dataset.labeling) if cfg.dataset.labeling else None
     train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
+    keep = None
+    if cfg.policy.policy_extraction == "filtered":
+        train, keep = filter_frames(cfg.policy, train, pinned)
     train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
     transforms = cfg.dataset.image_transforms
     cameras = [key for key in cfg.policy.image_features if not key.startswith(EMPTY_CAMERA)]
 
-    def frames(episodes, image_transforms=None) -> FrameDataset:
+    folds = assign_folds(train, cfg.policy.critic_folds) if cfg.policy.trains_critic else {}
+    lookaheads = make_lookaheads(sources, labels, cfg, pinned=pinned is not None)
+
+    def frames(index: FrameIndex, image_transforms=None) -> FrameDataset:
         return FrameDataset(
             sources,
             labels,
-            FrameIndex.of(episodes),
+            index,
             cameras=cameras,
             chunk_size=cfg.policy.chunk_size,
             image_transforms=image_transforms,
+            folds=folds,
+            lookaheads=lookaheads,
+            pinned=pinned,
         )
 
     return OfflineData(
         sources,
         labels,
-        frames(train, ImageTransforms(transforms) if transforms.enable else None),
-        frames(held_out) if held_out else None,
+        frames(FrameIndex.of(train, keep), ImageTransforms(transforms) if transforms.enable else None),
+        frames(FrameIndex.of(held_out)) if held_out else None,
         aggregate_stats([source.dataset.meta.stats for source in sources]),
     )
+
+
+def filter_frames(
+    policy: PI05RLConfig, episodes: list[Episode], pinned: list[PinnedLabels] | None
+) -> tuple[list[Episode], list[np.ndarray] | None]:
+    """What filtered cloning draws from: the successful episodes, or the frames that a labeling tags positive.
+
+    Without a labeling, frames are filtered by the critic's advantages as they are drawn (recap.py).
+
+    Raises:
+        DatasetError: nothing is left.
+    """
+    if policy.filter_by == "outcome":
+        kept = [episode for episode in episodes if episode.outcome is Outcome.SUCCESS]
+        if not kept:
+            raise DatasetError("policy.filter_by is outcome, and no episode to train on is a success")
+        return kept, None
+    if pinned is None:
+        return episodes, None
+    keep = [labels.tags == 1 for labels in pinned]
+    if not any(keep[episode.source][episode.start : episode.end].any() for episode in episodes):
+        raise DatasetError("policy.filter_by is advantage, and the labeling tags no frame positive")
+    return episodes, keep
+
+
+def make_lookaheads(
+    sources: list[Source], labels: LabelledEpisodes, cfg: PI05RLTrainConfig, *, pinned: bool
+) -> dict[int, list[Lookahead]]:
+    """n → per source the n-step look-ahead of every frame, for the n that training needs (none by default)."""
+    policy, discount = cfg.policy, reward_discount(cfg.reward, cfg.policy)
+    wanted = set()
+    if policy.trains_critic and policy.critic_target == "td":
+        wanted.add(policy.n_step)
+    if policy.trains_critic and policy.advantage_n_step is not None and not pinned:
+        wanted.add(policy.advantage_n_step)
+    lookaheads = {}
+    for n in sorted(wanted):
+        lookaheads[n] = []
+        for number, source in enumerate(sources):
+            count = len(source.columns["index"])
+            columns = Lookahead(
+                np.full(count, np.nan, dtype=np.float32),
+                np.zeros(count, dtype=np.int64),
+                np.zeros(count, dtype=np.float32),
+            )
+            for episode in (episode for episode in labels.episodes if episode.source == number):
+                rows = slice(episode.start, episode.end)
+                terminated = episode.outcome is not Outcome.TRUNCATED
+                steps = lookahead(labels.rewards[number][rows], n, discount=discount, terminated=terminated)
+                for column, values in zip(columns, steps, strict=True):
+                    column[rows] = values
+            lookaheads[n].append(columns)
+    return lookaheads
 
 
 def make_train_loader(
