@@ -42,7 +42,12 @@ logger = logging.getLogger(__name__)
 
 SUCCESS = "next.success"
 RECIPE_FILE = "demo_recipe.json"
+RECOVERY_START = "recovery_start"
+# What the recording found, not what was asked for; recordings made before a result was written lack it.
+_RECIPE_RESULTS = {RECOVERY_START}
 DEFAULT_MIX = {"fast": 1 / 3, "slow": 1 / 3, "misses": 1 / 3}
+MIXED_QUALITY_MIX = {name: 1 / 4 for name in ("fast", "slow", "misses", "recovers")}
+MIXES = {"demo": DEFAULT_MIX, "recovers": MIXED_QUALITY_MIX}
 
 
 def record_dataset(
@@ -60,7 +65,9 @@ def record_dataset(
     A frame holds what was seen before an action, the action as it was executed (noise included), and what
     followed: `next.reward` is 1.0 and `next.success` True only on the last frame of a successful episode,
     `next.done` is True on the last frame of every episode. The settings and each episode's operator are
-    written to `demo_recipe.json` in the root.
+    written to `demo_recipe.json` in the root, with `recovery_start`: per episode the index of the frame (from 0)
+    at which `recovers` turns back to the cube, null without one. A label of quality must not become a column,
+    where a policy could read it.
 
     Recording goes to `<root>.partial`, renamed when complete: after an interruption, call again.
 
@@ -106,17 +113,19 @@ def record_dataset(
     partial.parent.mkdir(parents=True, exist_ok=True)
     env: PandaPickCubeSimulator = SimulatorFactory(image_size, max_episode_steps, cube_jitter, False)()
     dataset = _create_dataset(partial, repo_id, image_size, max_episode_steps)
+    recovery_starts = []
     try:
         with logging_redirect_tqdm():
             # disable=None: a bar only on a terminal, so that log files hold just the lines.
             for i, name in enumerate(tqdm(operators, desc="Recording", unit="episode", disable=None)):
-                steps, success = _record_episode(env, dataset, name, np.random.default_rng([seed, i]))
+                steps, success, recovery = _record_episode(env, dataset, name, np.random.default_rng([seed, i]))
+                recovery_starts.append(recovery)
                 outcome = "success" if success else "failure"
                 logger.info(f"[DEMO] Recorded episode {i + 1}/{episodes} ({name}, {outcome}, {steps} steps)")
     finally:
         dataset.finalize()
         env.close()
-    (partial / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n")
+    (partial / RECIPE_FILE).write_text(json.dumps({**recipe, RECOVERY_START: recovery_starts}, indent=2) + "\n")
     partial.rename(root)
     return root
 
@@ -141,12 +150,13 @@ def operator_order(episodes: int, mix: Mapping[str, float], seed: int) -> list[s
 
 
 def _check_same_recipe(root: Path, recipe: dict[str, Any]) -> None:
-    """Raise FileExistsError unless `root` was recorded with exactly `recipe`."""
+    """Raise FileExistsError unless `root` was recorded with exactly the settings `recipe`."""
     path = root / RECIPE_FILE
     if not path.is_file():
         raise FileExistsError(f"{root} exists and is not a demo recording; choose another root.")
     found = json.loads(path.read_text())
-    different = sorted(key for key in recipe.keys() | found.keys() if recipe.get(key) != found.get(key))
+    settings = (recipe.keys() | found.keys()) - _RECIPE_RESULTS
+    different = sorted(key for key in settings if recipe.get(key) != found.get(key))
     if different:
         raise FileExistsError(
             f"{root} holds a demo recording with other settings ({', '.join(different)}); "
@@ -188,8 +198,8 @@ def _create_dataset(root: Path, repo_id: str, image_size: int, max_episode_steps
 
 def _record_episode(
     env: "PandaPickCubeSimulator", dataset: LeRobotDataset, name: str, rng: np.random.Generator
-) -> tuple[int, bool]:
-    """Record one episode; returns its number of steps and whether it succeeded."""
+) -> tuple[int, bool, int | None]:
+    """Record one episode; returns its number of steps, whether it succeeded, and where a recovery starts."""
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     operator = ScriptedOperator(name, rng)
     steps, success, done = 0, False, False
@@ -211,7 +221,7 @@ def _record_episode(
         observation = following
         steps += 1
     dataset.save_episode()
-    return steps, success
+    return steps, success, operator.recovery_start
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -222,12 +232,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE)
+    parser.add_argument("--mix", choices=MIXES, default="demo", help="the operators, in equal parts")
     for name in STYLES:
-        parser.add_argument(f"--{name}", type=float, default=DEFAULT_MIX[name], help=f"share of `{name}`")
+        parser.add_argument(f"--{name}", type=float, help=f"share of `{name}` (default: the mix's)")
     args = parser.parse_args(argv)
     init_logging()
     start = time.perf_counter()
-    mix = {name: getattr(args, name) for name in STYLES}
+    shares = {name: getattr(args, name) for name in STYLES}
+    mix = MIXES[args.mix] | {name: share for name, share in shares.items() if share is not None}
     record_dataset(args.root, args.repo_id, args.episodes, args.seed, mix, args.image_size)
     logger.info(f"[DEMO] Dataset in {args.root} after {time.perf_counter() - start:.0f} s")
 
