@@ -16,11 +16,11 @@ def values(inputs, names):
     return [inputs[name] for name in names]
 
 
-def test_without_a_tag_loss_and_samples_are_stocks_bit_for_bit(tiny_policy):
+def test_without_a_tag_the_loss_is_stocks_to_rounding_and_samples_are_stocks_bit_for_bit(tiny_policy):
     model, inputs = tiny_policy.model, model_inputs()
     ours = model.forward(*values(inputs, TRAIN))
     stock = PI05Pytorch.forward(model, *values(inputs, TRAIN))  # stock's code on the same weights
-    assert torch.equal(ours, stock)
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)  # attention is fused here, eager there
 
     ours = model.sample_actions(*values(inputs, PREFIX), noise=inputs["noise"], num_steps=3)
     stock = PI05Pytorch.sample_actions(model, *values(inputs, PREFIX), noise=inputs["noise"], num_steps=3)
@@ -54,7 +54,7 @@ def test_training_forward_equals_cached_sampling(tiny_policy):
     trained = model.velocity(prefix, tag, inputs["noise"], inputs["time"])
     mask, cache = model._prefill(prefix)
     mask, cache = model._prefill(tag, mask, cache)
-    sampled = model.denoise_step(mask, cache, inputs["noise"], inputs["time"])
+    (sampled,) = model.cached_velocity([mask], cache, inputs["noise"], inputs["time"])
     torch.testing.assert_close(sampled, trained, rtol=1e-5, atol=1e-5)
 
 
@@ -121,5 +121,5 @@ def test_full_size_runs_forward_and_backward_on_the_meta_device():
         velocity = model.velocity(prefix, tag, torch.empty(2, 50, 32), torch.empty(2))
         (logits.sum() + velocity.sum()).backward()
     assert prefix.embs.shape == (2, 2 * 256 + 64, 2048)
-    assert logits.shape == (2, 201) and velocity.shape == (2, 50, 32)
-    assert model.critic.queries.grad is not None and model.action_in_proj.weight.grad is not None
+    assert logits.shape == (2, 1, 201) and velocity.shape == (2, 50, 32)
+    assert model.critic.members[0].queries.grad is not None and model.action_in_proj.weight.grad is not None
