@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the Hub 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
+from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, FOLD, INTERVENTION, POSITION, RETURN, TASK_INDEX
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
+from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
+from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
 torch.set_num_threads(1)
 
@@ -92,6 +96,42 @@ def model_inputs(batch: int = 3, text: int = 12, seed: int = 1) -> dict[str, tor
         "noise": torch.randn(batch, 6, 8, generator=g),
         "time": torch.rand(batch, generator=g),
     }
+
+
+def make_batch(first: int = 0, size: int = 6) -> dict:
+    """A preprocessed batch, drawn from its positions."""
+    g = torch.Generator().manual_seed(first)
+    return {
+        **{camera: torch.rand(size, 3, 32, 32, generator=g) for camera in CAMERAS},
+        "observation.language.tokens": torch.randint(2, 300, (size, 9), generator=g),
+        "observation.language.attention_mask": torch.ones(size, 9, dtype=torch.bool),
+        ADVANTAGE_TOKENS: torch.tensor([[2, 3, 4], [2, 3, 5]]).expand(size, -1, -1),
+        ADVANTAGE_MASKS: torch.ones(size, 2, 3, dtype=torch.bool),
+        "action": torch.randn(size, 6, 3, generator=g),
+        ACTION_IS_PAD: torch.arange(6).expand(size, -1) >= torch.randint(1, 7, (size, 1), generator=g),
+        RETURN: -torch.rand(size, generator=g),
+        TASK_INDEX: torch.zeros(size, dtype=torch.long),
+        INTERVENTION: torch.zeros(size, dtype=torch.bool),
+        FOLD: torch.zeros(size, dtype=torch.long),
+        POSITION: torch.arange(first, first + size),
+    }
+
+
+def batches() -> Iterator[dict]:
+    """:func:`make_batch` without end, six positions at a time."""
+    first = 0
+    while True:
+        yield make_batch(first)
+        first += 6
+
+
+def make_algorithm(steps: int = 10, **overrides) -> RecapAlgorithm:
+    """The update around a tiny randomised policy; ``overrides`` are fields of its configuration."""
+    torch.manual_seed(0)
+    values = {"advantage_window": 4, "actor_lr": 1e-3, "critic_lr": 1e-3, **overrides}
+    policy = randomised(PI05RLPolicy(tiny_config(**values)))
+    config = RecapConfig(policy_config=policy.config, seed=3, total_steps=steps)
+    return RecapAlgorithm(policy, config, tasks=["pick the cube"])
 
 
 def make_dataset(
