@@ -10,7 +10,7 @@ from .statistics import CalibrationBin
 from .svg import Axis, Plot, axis_around, number
 
 LINE_POINTS = 100  # more cannot be told apart at the size of a chart
-MEAN_NEEDS = 3  # episodes that must still be running for their mean to be drawn
+SHARE_BINS = 20
 
 
 def lengths_chart(episodes: pd.DataFrame, fps: float) -> str:
@@ -36,12 +36,12 @@ def lengths_chart(episodes: pd.DataFrame, fps: float) -> str:
 
 
 def values_chart(frames: pd.DataFrame, outcome: str, fps: float, longest_s: float, most_lines: int) -> str:
-    """The critic's value along every episode of one outcome of one task, and the mean over episodes of each outcome."""
+    """The critic's value along every episode of one outcome of one task, and the mean of each outcome's episodes."""
     of_outcome = frames[frames["outcome"] == outcome]
     values = frames["value"].to_numpy()
     plot = Plot(
         Axis("time in the episode (s)", 0.0, longest_s),
-        axis_around("value", values, include=(0.0,), most_ticks=6),
+        axis_around("value", values, include=(0.0,)),
         f"Value over time in episodes that ended as {outcome}",
         height=240,
     )
@@ -65,7 +65,7 @@ def advantages_chart(frames: pd.DataFrame, threshold: float | None) -> str:
     highest = float(max(1, (counts["positive"] + counts["negative"]).max()))
     plot = Plot(
         Axis("advantage", float(edges[0]), float(edges[-1])),
-        Axis("frames", 0, highest * 1.15, 5, whole=True),
+        Axis("frames", 0, highest * 1.15, whole=True),
         "Histogram of advantages by tag, with the threshold",
     )
     base = np.zeros(len(edges) - 1)
@@ -77,6 +77,24 @@ def advantages_chart(frames: pd.DataFrame, threshold: float | None) -> str:
     if threshold is not None and edges[0] <= threshold <= edges[-1]:
         plot.vertical(threshold, "threshold", f"threshold {number(threshold, 3)}")
     return plot.render("advantages")
+
+
+def positives_chart(frames: pd.DataFrame, fps: float) -> str:
+    """Share of one task's frames that are tagged positive, over the time in the episode, by outcome."""
+    seconds = frames["frame_index"].to_numpy() / fps
+    edges = _bin_edges(seconds, SHARE_BINS, step=1 / fps)
+    plot = Plot(
+        Axis("time in the episode (s)", 0.0, float(seconds.max()) + 1 / fps),
+        Axis("share tagged positive", 0.0, 1.0),
+        "Share of frames tagged positive over time, by outcome",
+    )
+    which = np.clip(np.searchsorted(edges, seconds, side="right") - 1, 0, len(edges) - 2)
+    for outcome in OUTCOMES:
+        rows = (frames["outcome"] == outcome).to_numpy()
+        shares = frames["positive"][rows].astype(float).groupby(which[rows]).mean()
+        middles = [max(0.0, float(edges[number] + edges[number + 1]) / 2) for number in shares.index]
+        plot.line(middles, shares.tolist(), f"mean {outcome}")
+    return plot.render("positives")
 
 
 def calibration_chart(bins: Sequence[CalibrationBin]) -> str:
@@ -100,7 +118,7 @@ def calibration_counts_chart(bins: Sequence[CalibrationBin]) -> str:
     """How many frames stand behind each circle of the calibration, on the same horizontal axis."""
     plot = Plot(
         _calibration_axis("predicted value", bins),
-        Axis("frames", 0, max((item.count for item in bins), default=1) * 1.12, 5, whole=True),
+        Axis("frames", 0, max((item.count for item in bins), default=1) * 1.12, whole=True),
         "Frames per bin of the predicted value",
         height=280,
     )
@@ -140,11 +158,12 @@ def _bin_edges(values: np.ndarray, most: int, *, step: float = 0.0, through: flo
 
 
 def _mean_over_episodes(frames: pd.DataFrame, fps: float) -> tuple[list[float], list[float]]:
-    """Mean value at each time, while at least a few episodes are still running (all, if there are so few)."""
-    steps = frames.groupby("frame_index", sort=True)["value"].agg(["mean", "size"])
-    steps = steps[steps["size"] >= min(MEAN_NEEDS, frames["episode_index"].nunique())]
-    steps = steps.iloc[_sample(len(steps), LINE_POINTS)]
-    return [step / fps for step in steps.index], steps["mean"].tolist()
+    """Mean value at each time. An episode that has ended keeps its last value: a mean over those that still run would
+    fall whenever a good one ends."""
+    values = frames.pivot(index="frame_index", columns="episode_index", values="value").sort_index().ffill()
+    means = values.mean(axis=1)
+    means = means.iloc[_sample(len(means), LINE_POINTS)]
+    return [step / fps for step in means.index], means.tolist()
 
 
 def _sample(length: int, most: int) -> np.ndarray:

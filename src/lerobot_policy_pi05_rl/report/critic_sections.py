@@ -1,5 +1,7 @@
 """The sections about the critic: values over time, advantages and their thresholds, calibration."""
 
+import pandas as pd
+
 from . import charts, markup, statistics
 from .inputs import Subject
 from .labels import OUTCOMES, Labeling
@@ -26,8 +28,8 @@ def values_section(subject: Subject, labeling: Labeling) -> str:
             figures.append(
                 markup.figure(
                     charts.values_chart(frames, outcome, subject.fps, longest_s, most_lines),
-                    f"Thin lines are {shown} {_episodes_of(outcome, count)}, thick ones the mean of an outcome; a good "
-                    "critic rises towards 0 as success comes near and drops when it slips away.",
+                    f"Thin lines are {shown} {_episodes_of(outcome, count)}, thick ones the mean of an outcome (ended "
+                    "episodes keep their last value); a good critic rises as success comes near.",
                     title=f"Episodes that ended in {outcome}" if outcome != "truncated" else "Truncated episodes",
                     legend=_means_legend(outcomes[task] & {"success", "failure", outcome}),
                 )
@@ -36,7 +38,7 @@ def values_section(subject: Subject, labeling: Labeling) -> str:
     return markup.section("Value over time", *parts, left_out(labeling.tasks))
 
 
-def advantages_section(labeling: Labeling) -> str:
+def advantages_section(labeling: Labeling, fps: float) -> str:
     """Thresholds, and how the advantages lie around them."""
     rows = []
     for task in labeling.tasks:
@@ -53,17 +55,35 @@ def advantages_section(labeling: Labeling) -> str:
             ]
         )
     headers = ["Task", "Threshold", "Asked for", "Positive", "… in successes", "… in failures", "… in interventions"]
-    figures = [
-        markup.figure(
-            charts.advantages_chart(labeling.frames[labeling.frames["task"] == task], labeling.threshold(task)),
-            "Frames to the right of the threshold did better than the critic expected and are tagged positive; human "
-            "corrections are positive wherever they lie.",
-            title=task if len(labeling.tasks) > 1 else "Advantages and the threshold",
-            legend=markup.legend([("bar", "positive", "tagged positive"), ("bar", "negative", "negative")]),
-        )
-        for task in labeling.tasks[:MOST_TASKS]
-    ]
+    figures = []
+    for task in labeling.tasks[:MOST_TASKS]:
+        frames = labeling.frames[labeling.frames["task"] == task]
+        figures += [_advantages_figure(labeling, task, frames), _positives_figure(labeling, task, frames, fps)]
     return markup.section("Advantage", markup.table(headers, rows), markup.charts(figures), left_out(labeling.tasks))
+
+
+def _advantages_figure(labeling: Labeling, task: str, frames: pd.DataFrame) -> str:
+    return markup.figure(
+        charts.advantages_chart(frames, labeling.threshold(task)),
+        "Frames to the right of the threshold did better than the critic expected and are tagged positive; human "
+        "corrections are positive wherever they lie.",
+        title=_title("Advantages and the threshold", labeling, task),
+        legend=markup.legend([("bar", "positive", "tagged positive"), ("bar", "negative", "negative")]),
+    )
+
+
+def _positives_figure(labeling: Labeling, task: str, frames: pd.DataFrame, fps: float) -> str:
+    return markup.figure(
+        charts.positives_chart(frames, fps),
+        "Where in the episodes the positive frames lie; a line for failures as high as that for successes means that "
+        "the tag does not tell good from bad.",
+        title=_title("When frames are positive", labeling, task),
+        legend=_means_legend(set(frames["outcome"]), "{}"),
+    )
+
+
+def _title(what: str, labeling: Labeling, task: str) -> str:
+    return f"{what}: {task}" if len(labeling.tasks) > 1 else what
 
 
 def calibration_section(labeling: Labeling) -> str:
@@ -97,5 +117,5 @@ def _episodes_of(outcome: str, count: int) -> str:
     return f"truncated {noun}" if outcome == "truncated" else f"{noun} that ended in {outcome}"
 
 
-def _means_legend(outcomes: set[str]) -> str:
-    return markup.legend([("line", f"mean {name}", f"mean of {name}") for name in OUTCOMES if name in outcomes])
+def _means_legend(outcomes: set[str], text: str = "mean of {}") -> str:
+    return markup.legend([("line", f"mean {name}", text.format(name)) for name in OUTCOMES if name in outcomes])

@@ -85,8 +85,8 @@ def curve_chart(curve: Curve, metrics: dict[str, Series]) -> str:
     steps = [step for step, _ in train + held_out]
     last = max(max(steps), 1)
     plot = Plot(
-        Axis("optimization step", 0.0, last * 1.0, 5, whole=True),
-        axis_around(curve.y_label, [value for _, value in train + held_out], include=curve.include),
+        Axis("optimization step", 0.0, last, 5, whole=True),
+        axis_around(curve.y_label, [y for _, y in train + held_out], include=curve.include, most_ticks=7),
         curve.title,
         right=20,
     )

@@ -37,10 +37,8 @@ class DatasetFrames:
                 return _decode(path, [begin + step / float(self.info["fps"]) for step in steps])
             return _stored_images(path, camera, episode, steps)
         except (OSError, av.error.FFmpegError, pa.ArrowException, IndexError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"episode {episode} of {path} cannot be decoded ({type(error).__name__}: {reason})"
-            ) from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"episode {episode} of {path} cannot be decoded ({reason})") from error
 
     def _path(self, row: dict[str, Any], camera: str | None) -> Path:
         prefix = f"videos/{camera}" if camera else "data"

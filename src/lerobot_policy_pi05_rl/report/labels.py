@@ -27,6 +27,11 @@ COLUMNS = (
 OUTCOMES = ("success", "failure", "truncated")
 
 
+def ending(outcome: str) -> str:
+    """``ended in success``, ``was truncated``."""
+    return f"was {outcome}" if outcome == "truncated" else f"ended in {outcome}"
+
+
 @dataclass(frozen=True)
 class Labeling:
     """One side-car: a row per frame in dataset order, and what it was made with."""

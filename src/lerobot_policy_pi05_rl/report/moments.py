@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from . import markup
 from .frames import DatasetFrames
-from .labels import Labeling
+from .labels import Labeling, ending
 from .markup import escape
 from .statistics import extreme_moments
 from .strips import MOST_CAMERAS, Strip, make_strip
@@ -52,14 +52,15 @@ def _moment(strip: Strip, low: float, fps: float) -> str:
         share = 100.0 if low >= 0 else 100 * (1 - frame.value / low)
         time = number(frame.step / fps, 1)
         alt = f"episode {row['episode_index']} at {time} s"
+        shots = "".join(f'<img src="{jpeg}" alt="{alt}">' for jpeg in frame.jpegs)
         items.append(
-            f'<li{' class="now"' if frame.is_moment else ""}><img src="{frame.jpeg}" alt="{alt}">'
+            f'<li{' class="now"' if frame.is_moment else ""}><span class="shots">{shots}</span>'
             f'<span class="meter"><i style="width:{min(100.0, max(0.0, share)):.0f}%"></i></span>'
             f'{number(frame.value)}<br><span class="at">{time} s</span></li>'
         )
     text = (
         f"advantage {signed(row['advantage'])}, tagged {tag}; value {number(row['value'])}, "
-        f"return {number(row['return'])}; ended in {row['outcome']}"
+        f"return {number(row['return'])}; the episode {ending(row['outcome'])}"
     )
     return (
         f'<article class="moment" data-episode="{row["episode_index"]}" data-frame="{row["frame_index"]}">'

@@ -31,7 +31,7 @@ def render_page(
         sections.data_section(subject, labeling),
         sections.curves_section(metrics),
         critic_sections.values_section(subject, labeling),
-        critic_sections.advantages_section(labeling),
+        critic_sections.advantages_section(labeling, subject.fps),
         critic_sections.calibration_section(labeling),
         moments.moments_section(labeling, pictures, subject.fps),
         sections.comparison_section(labelings),

@@ -22,7 +22,7 @@ def header(subject: Subject, labeling: Labeling) -> str:
     pairs = [
         ("Dataset", " · ".join(escape(part) for part in (repo_id, subject.dataset_root) if part)),
         ("Size", f"{episodes} episodes, {len(labeling.frames)} frames at {subject.fps:g} fps"),
-        ("Labeling", _with_detail(labeling.name, labeling.metadata.get("created"))),
+        ("Labeling", _with_detail(labeling.name, _day_and_time(labeling.metadata.get("created")))),
         ("Critic", _with_detail(critic.get("path") or "not named", critic.get("fingerprint"))),
         ("Advantage", advantage_text(labeling.n_step)),
     ]
@@ -100,11 +100,8 @@ def curves_section(metrics: dict[str, curves.Series]) -> str:
         return ""
     figures = []
     for curve in known:
-        entries = [
-            ("line", "curve train", "training", curve.train),
-            ("line", "curve held-out", "held out", curve.held_out),
-        ]
-        shown = [entry[:3] for entry in entries if metrics.get(entry[3] or "")]
+        kinds = (("train", "training", curve.train), ("held-out", "held out", curve.held_out))
+        shown = [("line", f"curve {kind}", text) for kind, text, name in kinds if metrics.get(name or "")]
         figures.append(
             markup.figure(
                 curves.curve_chart(curve, metrics), curve.caption, title=curve.title, legend=markup.legend(shown)
@@ -164,9 +161,13 @@ def videos_section(names: Sequence[str]) -> str:
     if not names:
         return ""
     items = "".join(f'<li><a href="{escape(name)}">{escape(name)}</a></li>' for name in names)
-    return markup.section(
-        "Videos", f"<p>Pictures with the value growing beneath, beside this page:</p><ul>{items}</ul>"
-    )
+    intro = "<p>Pictures with the value growing beneath; the files lie beside this page.</p>"
+    return markup.section("Videos", intro, f"<ul>{items}</ul>")
+
+
+def _day_and_time(iso: str | None) -> str | None:
+    """``2025-06-01T12:30:00.123+00:00`` → ``2025-06-01 12:30``."""
+    return None if iso is None else str(iso)[:16].replace("T", " ")
 
 
 def _with_detail(text: object, detail: object) -> str:

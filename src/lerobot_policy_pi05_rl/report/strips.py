@@ -4,7 +4,6 @@ import base64
 import io
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -24,7 +23,7 @@ class StripFrame:
     step: int
     value: float
     is_moment: bool
-    jpeg: str  # data URI
+    jpegs: list[str]  # a data: URI per camera
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,11 @@ def make_strip(pictures: DatasetFrames, frames: pd.DataFrame, moment: pd.Series,
     values = dict(zip(episode["frame_index"], episode["value"], strict=True))
     steps = strip_steps(int(moment["frame_index"]), len(episode), fps)
     rows = [pictures.read(int(moment["episode_index"]), steps, name) for name in pictures.cameras[:MOST_CAMERAS]]
-    cells = [stacked([fitted(picture, CELL_WIDTH) for picture in column]) for column in zip(*rows, strict=True)]
+    cells = [[jpeg_uri(fitted(picture, CELL_WIDTH)) for picture in column] for column in zip(*rows, strict=True)]
     return Strip(
         moment,
         [
-            StripFrame(step, float(values[step]), step == int(moment["frame_index"]), jpeg_uri(cell))
+            StripFrame(step, float(values[step]), step == int(moment["frame_index"]), cell)
             for step, cell in zip(steps, cells, strict=True)
         ],
     )
@@ -72,16 +71,6 @@ def fitted(picture: Image.Image, width: int) -> Image.Image:
     if picture.width <= width:
         return picture
     return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-
-
-def stacked(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures below each other, as wide as the first."""
-    width = pictures[0].width
-    scaled = [
-        picture if picture.width == width else picture.resize((width, round(picture.height * width / picture.width)))
-        for picture in pictures
-    ]
-    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in scaled]))
 
 
 def jpeg_uri(picture: Image.Image, quality: int = 80) -> str:

@@ -6,14 +6,14 @@ STYLE = """
   --page: #ffffff; --panel: #f6f7f9; --rule: #d9dde3; --grid: #e9ecf0;
   --ink: #1a1f26; --muted: #57606c;
   --success: #0b6bb0; --failure: #b8500a; --truncated: #6a7280;
-  --positive: #0a7a6c; --negative: #aab2bd; --held-out: #7a3fa8; --bar-hatch: #ffffff;
+  --positive: #0a7a6c; --negative: #858f9c; --held-out: #7a3fa8; --bar-hatch: #ffffff;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #12161b; --panel: #1a2027; --rule: #343c47; --grid: #262d36;
     --ink: #e7eaee; --muted: #a3adb9;
     --success: #62b3ee; --failure: #f0a04b; --truncated: #a8b0bb;
-    --positive: #3fbfa9; --negative: #59636f; --held-out: #c79bf0; --bar-hatch: #12161b;
+    --positive: #3fbfa9; --negative: #66717e; --held-out: #c79bf0; --bar-hatch: #12161b;
   }
 }
 * { box-sizing: border-box; }
@@ -32,7 +32,8 @@ a { color: var(--success); }
 code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 .eyebrow, .muted, figcaption { color: var(--muted); }
 .eyebrow { font-size: 0.875rem; margin: 0 0 4px; }
-.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 16px 0 0; font-size: 0.9375rem; }
+.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 16px 0 0;
+  font-size: 0.9375rem; }
 .facts dt { color: var(--muted); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 24px 0 0;
@@ -49,7 +50,7 @@ tr.total td { font-weight: 650; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 28px 32px;
   margin: 20px 0 0; }
 figure { margin: 0; min-width: 0; }
-figcaption { font-size: 0.875rem; line-height: 1.45; margin-top: 6px; }
+figcaption { font-size: 0.875rem; line-height: 1.45; margin-top: 6px; max-width: 46ch; }
 .chart { display: block; width: 100%; max-width: 440px; height: auto; margin-top: 6px; overflow: visible; }
 .chart text { fill: var(--muted); font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif;
   font-variant-numeric: tabular-nums; }
@@ -91,14 +92,20 @@ figcaption { font-size: 0.875rem; line-height: 1.45; margin-top: 6px; }
 .strip { display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 8px 6px; margin: 10px 0 0; padding: 0;
   list-style: none; }
 .strip li { font-size: 0.8125rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
-.strip img { display: block; width: 100%; height: auto; border-radius: 4px; image-rendering: auto; }
-.strip .now img { outline: 3px solid var(--ink); outline-offset: 1px; }
+.strip img { display: block; width: 100%; height: auto; }
+.strip .shots { display: grid; gap: 2px; border-radius: 4px; overflow: hidden; }
+.strip .now .shots { outline: 3px solid var(--ink); outline-offset: 1px; }
 .strip .meter { display: block; height: 5px; margin: 6px 0 3px; background: var(--rule); border-radius: 3px; }
 .strip .meter i { display: block; height: 100%; border-radius: 3px; background: var(--success); }
 .strip .at { color: var(--muted); }
 .strip .now .at { color: var(--ink); font-weight: 650; }
 footer { margin-top: 56px; padding-top: 16px; border-top: 1px solid var(--rule); font-size: 0.875rem;
   color: var(--muted); }
+@media (min-width: 760px) {
+  .charts > figure:only-child { grid-column: 1 / -1; display: grid; grid-template-columns: 380px 1fr; gap: 0 32px; }
+  figure:only-child > h4, figure:only-child > .legend { grid-column: 1 / -1; }
+  figure:only-child > figcaption { align-self: end; margin-bottom: 44px; }
+}
 @media (max-width: 640px) {
   body { padding: 20px 16px 48px; }
   h1 { font-size: 1.5rem; }
@@ -122,5 +129,6 @@ PATTERNS = """<svg class="defs" aria-hidden="true"><defs>
 <pattern id="hatch-failure" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">
 <rect width="5" height="5" fill="var(--bar-hatch)"/><rect width="2.5" height="5" fill="var(--failure)"/></pattern>
 <pattern id="dots-truncated" width="5" height="5" patternUnits="userSpaceOnUse">
-<rect width="5" height="5" fill="var(--bar-hatch)"/><circle cx="2.5" cy="2.5" r="1.2" fill="var(--truncated)"/></pattern>
+<rect width="5" height="5" fill="var(--bar-hatch)"/>
+<circle cx="2.5" cy="2.5" r="1.2" fill="var(--truncated)"/></pattern>
 </defs></svg>"""

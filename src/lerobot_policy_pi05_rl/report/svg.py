@@ -64,7 +64,7 @@ class Axis:
 
 
 def axis_around(label: str, values: Sequence[float], *, include: Sequence[float] = (), **kwargs) -> Axis:
-    """An axis that holds all finite ``values`` and ``include``, with a little room unless it ends at an included one."""
+    """An axis that holds all finite ``values`` and ``include``, with room beyond each end that is not included."""
     finite = [float(value) for value in values if math.isfinite(value)]
     low, high = min([*finite, *include], default=0.0), max([*finite, *include], default=1.0)
     room = 0.05 * (high - low) or 0.5 * abs(high) or 0.5
@@ -134,9 +134,8 @@ class Plot:
         left_side = x > WIDTH / 2
         anchor, shift = ("end", -5) if left_side else ("start", 5)
         if text:
-            self.parts.append(
-                f'<text class="note" x="{x + shift:g}" y="{top + 10}" text-anchor="{anchor}">{html.escape(text)}</text>'
-            )
+            place = f'x="{x + shift:g}" y="{top + 10}" text-anchor="{anchor}"'
+            self.parts.append(f'<text class="note" {place}>{html.escape(text)}</text>')
 
     def render(self, name: str = "") -> str:
         """The ``<svg>`` element."""

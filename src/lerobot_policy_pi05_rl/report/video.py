@@ -10,13 +10,14 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from .frames import DatasetFrames
+from .labels import ending
 from .strips import MOST_CAMERAS
 
 PICTURE_HEIGHT = 320  # px
-CURVE_HEIGHT = 190
+CURVE_HEIGHT = 198
 HEADER_HEIGHT = 60
 MIN_WIDTH = 480
-MARGIN = 56  # left of the curve, for its numbers
+MARGIN = 60  # left of the curve, for its numbers
 BLOCK = 64  # frames decoded at a time
 HOLD_S = 1.0  # the last frame stays this long
 ENCODERS = ("libx264", "h264", "mpeg4")
@@ -59,7 +60,7 @@ def draw_overlay(cameras: list[Image.Image], rows: pd.DataFrame, step: int, fps:
     for picture in enlarged:
         canvas.paste(picture, (x, HEADER_HEIGHT))
         x += picture.width + 8
-    box = (MARGIN, HEADER_HEIGHT + PICTURE_HEIGHT + 34, width - 20, HEADER_HEIGHT + PICTURE_HEIGHT + CURVE_HEIGHT - 38)
+    box = (MARGIN, HEADER_HEIGHT + PICTURE_HEIGHT + 34, width - 20, HEADER_HEIGHT + PICTURE_HEIGHT + CURVE_HEIGHT - 46)
     _draw_curve(ImageDraw.Draw(canvas), rows, step, fps, box)
     return canvas
 
@@ -68,7 +69,7 @@ def _draw_header(draw: ImageDraw.ImageDraw, rows: pd.DataFrame, step: int, fps: 
     row = rows.iloc[step]
     tag = "positive" if row["positive"] else "negative"
     by_hand = ", human correction" if row["intervention"] else ""
-    draw.text((16, 9), f"Episode {row['episode_index']}, ended in {row['outcome']}", fill=INK, font=_font(17))
+    draw.text((16, 9), f"Episode {row['episode_index']} {ending(row['outcome'])}", fill=INK, font=_font(17))
     clock = f"{row['frame_index'] / fps:.1f} of {len(rows) / fps:.1f} s"
     draw.text((width - 16, 9), clock, fill=MUTED, font=_font(15), anchor="ra")
     numbers = f"value {_number(row['value'])}   return {_number(row['return'])}"
@@ -97,7 +98,7 @@ def _draw_curve(
     for number in range(step):
         positive = bool(rows["positive"].iloc[number])
         segment = [(xs[number], ys[number]), (xs[number + 1], ys[number + 1])]
-        draw.line(segment, fill=TAG_COLOURS[positive], width=4 if positive else 2)
+        draw.line(segment, fill=TAG_COLOURS[positive], width=5 if positive else 3)
     draw.line([(xs[step], top), (xs[step], bottom)], fill=MUTED)
     colour = TAG_COLOURS[bool(rows["positive"].iloc[step])]
     draw.ellipse((xs[step] - 5, ys[step] - 5, xs[step] + 5, ys[step] + 5), fill=colour, outline=BACKGROUND)
