@@ -202,6 +202,39 @@ def test_moments_are_the_extremes_of_different_episodes(page, dataset):
     assert page.count('class="now"') == 6
 
 
+def test_histograms_count_every_frame_and_episode(page, dataset):
+    frames = pd.read_parquet(f"{dataset}.labels/first.parquet")
+    histograms = [chart for chart in charts(page) if 'data-chart="advantages"' in chart][:2]
+    for chart, task in zip(histograms, ("pick the cube", NASTY_TASK), strict=True):
+        known = frames[(frames["task"] == task) & frames["advantage"].notna()]
+        for tag, rows in (("positive", known["positive"]), ("negative", ~known["positive"])):
+            assert sum(map(int, re.findall(rf"(\d+) frames {tag}", chart))) == rows.sum()
+    lengths = " ".join(chart for chart in charts(page) if 'data-chart="lengths"' in chart)
+    for outcome, count in (("success", 3), ("failure", 2), ("truncated", 1)):
+        assert sum(map(int, re.findall(rf"(\d+) {outcome}", lengths))) == count
+
+
+@pytest.mark.parametrize("change", ["constant", "unknown", "no thresholds"])
+def test_degenerate_labelings_still_give_a_page(dataset, tmp_path, change):
+    path = write_labeling(dataset, "odd")
+    table = pq.read_table(path)
+    frames = table.to_pandas()
+    metadata = json.loads(table.schema.metadata[b"pi05_rl"])
+    if change == "constant":
+        frames[["value", "advantage", "return"]] = np.float32(-0.5)
+    elif change == "unknown":
+        frames[["advantage", "return"]] = np.float32(np.nan)
+    else:
+        metadata = {"name": "odd"}
+    table = pa.Table.from_pandas(frames, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata({b"pi05_rl": json.dumps(metadata).encode()}), path)
+    report([str(dataset), "--labels", "odd", "--output", str(tmp_path / "page.html")])
+    path.unlink()
+    page = (tmp_path / "page.html").read_text()
+    assert not Balance(page).open
+    assert all("nan" not in chart and "inf" not in chart for chart in charts(page))
+
+
 def test_two_labelings_are_compared_frame_by_frame(page, dataset):
     first, second = (pd.read_parquet(f"{dataset}.labels/{name}.parquet") for name in ("first", "second"))
     assert [row[0] for row in table_rows(page, "Labelings compared")] == ["first", "second"]

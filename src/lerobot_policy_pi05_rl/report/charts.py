@@ -10,7 +10,7 @@ from .statistics import CalibrationBin
 from .svg import Axis, Plot, axis_around, number
 
 LINE_POINTS = 100  # more cannot be told apart at the size of a chart
-SHARE_BINS = 20
+SHARE_BINS = 10
 
 
 def lengths_chart(episodes: pd.DataFrame, fps: float) -> str:
@@ -154,7 +154,9 @@ def _bin_edges(values: np.ndarray, most: int, *, step: float = 0.0, through: flo
         return low + width * np.arange(int(np.floor((high - low) / width + 1e-6)) + 2)
     width = (high - low) / most or 1.0
     origin = low if through is None else through - width * np.ceil((through - low) / width)
-    return origin + width * np.arange(int(np.ceil((high - origin) / width - 1e-6)) + 1 or 2)
+    edges = origin + width * np.arange(max(2, int(np.ceil((high - origin) / width - 1e-6)) + 1))
+    edges[-1] = max(edges[-1], high)  # rounding must not put the largest value outside
+    return edges
 
 
 def _mean_over_episodes(frames: pd.DataFrame, fps: float) -> tuple[list[float], list[float]]:

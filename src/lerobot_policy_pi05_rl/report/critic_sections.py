@@ -34,7 +34,7 @@ def values_section(subject: Subject, labeling: Labeling) -> str:
                     legend=_means_legend(outcomes[task] & {"success", "failure", outcome}),
                 )
             )
-        parts.append((f"<h3>{escape(task)}</h3>" if len(labeling.tasks) > 1 else "") + markup.charts(figures))
+        parts.append(_task_heading(labeling, task) + markup.charts(figures))
     return markup.section("Value over time", *parts, left_out(labeling.tasks))
 
 
@@ -55,35 +55,41 @@ def advantages_section(labeling: Labeling, fps: float) -> str:
             ]
         )
     headers = ["Task", "Threshold", "Asked for", "Positive", "… in successes", "… in failures", "… in interventions"]
-    figures = []
+    parts = []
     for task in labeling.tasks[:MOST_TASKS]:
         frames = labeling.frames[labeling.frames["task"] == task]
-        figures += [_advantages_figure(labeling, task, frames), _positives_figure(labeling, task, frames, fps)]
-    return markup.section("Advantage", markup.table(headers, rows), markup.charts(figures), left_out(labeling.tasks))
+        parts.append(_task_heading(labeling, task))
+        if frames["advantage"].notna().any():
+            figures = [_advantages_figure(frames, labeling.threshold(task)), _positives_figure(frames, fps)]
+            parts.append(markup.charts(figures))
+        else:
+            parts.append('<p class="muted">No frame of this task has a known advantage.</p>')
+    return markup.section("Advantage", markup.table(headers, rows), *parts, left_out(labeling.tasks))
 
 
-def _advantages_figure(labeling: Labeling, task: str, frames: pd.DataFrame) -> str:
+def _advantages_figure(frames: pd.DataFrame, threshold: float | None) -> str:
     return markup.figure(
-        charts.advantages_chart(frames, labeling.threshold(task)),
+        charts.advantages_chart(frames, threshold),
         "Frames to the right of the threshold did better than the critic expected and are tagged positive; human "
         "corrections are positive wherever they lie.",
-        title=_title("Advantages and the threshold", labeling, task),
+        title="Advantages and the threshold",
         legend=markup.legend([("bar", "positive", "tagged positive"), ("bar", "negative", "negative")]),
     )
 
 
-def _positives_figure(labeling: Labeling, task: str, frames: pd.DataFrame, fps: float) -> str:
+def _positives_figure(frames: pd.DataFrame, fps: float) -> str:
+    frames = frames[frames["advantage"].notna() | frames["intervention"]]  # without either there is no tag
     return markup.figure(
         charts.positives_chart(frames, fps),
         "Where in the episodes the positive frames lie; a line for failures as high as that for successes means that "
         "the tag does not tell good from bad.",
-        title=_title("When frames are positive", labeling, task),
+        title="When frames are positive",
         legend=_means_legend(set(frames["outcome"]), "{}"),
     )
 
 
-def _title(what: str, labeling: Labeling, task: str) -> str:
-    return f"{what}: {task}" if len(labeling.tasks) > 1 else what
+def _task_heading(labeling: Labeling, task: str) -> str:
+    return f"<h3>{escape(task)}</h3>" if len(labeling.tasks) > 1 else ""
 
 
 def calibration_section(labeling: Labeling) -> str:
