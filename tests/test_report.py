@@ -1,6 +1,7 @@
 """The report: its numbers are the labeling's, its moments the right ones, and the page needs nothing but itself."""
 
 import json
+import logging
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -115,6 +116,16 @@ def page(dataset, tmp_path_factory) -> str:
     output = tmp_path_factory.mktemp("page") / "report.html"
     assert report([str(dataset), "--labels", "first", "second", "--output", str(output)]) == 0
     return output.read_text()
+
+
+@pytest.fixture
+def logging_as_before():
+    """The command line sets up the root logger; put pytest's handlers back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 class Balance(HTMLParser):
@@ -330,7 +341,7 @@ def test_a_damaged_labeling_is_refused(dataset, tmp_path):
         read_labeling(root, "short", 51)
 
 
-def test_the_verb_prints_one_line_on_bad_input(tmp_path, capsys):
+def test_the_verb_prints_one_line_on_bad_input(tmp_path, capsys, logging_as_before):
     with pytest.raises(SystemExit) as stopped:
         cli(["report", str(tmp_path / "nowhere")])
     assert stopped.value.code == 2
