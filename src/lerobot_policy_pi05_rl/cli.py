@@ -9,6 +9,7 @@ from lerobot.utils.utils import init_logging
 
 VERBS = {
     "offline": "pretrain policy and critic on LeRobot datasets: pi05-rl offline CONFIG [--key=value …]",
+    "report": "one self-contained HTML page: pi05-rl report RUN_OR_DATASET [--labels NAME …] [--video-episodes I,J]",
     "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
 }
 
@@ -78,6 +79,13 @@ def run_offline(arguments: list[str]) -> int:
     checkpoint = train_offline(load_config(path, overrides))
     logging.getLogger(__name__).info("[OFFLINE LEARNER] Done: %s", checkpoint)
     return 0
+
+
+def run_report(arguments: list[str]) -> int:
+    """``pi05-rl report RUN_OR_DATASET``."""
+    from .report.build import main as report
+
+    return report(arguments)
 
 
 def run_demo(arguments: list[str]) -> int:
