@@ -99,10 +99,9 @@ def evaluate_closed_loop(
     )
     result: ClosedLoopResult = {"success": [], "steps": []}
     for (name, task_cfg), count in zip(env_cfgs.items(), counts, strict=True):
-        first_seed = seed + len(result["steps"])
-        for success, steps in _run_batches(
-            policy, cfg, task_cfg, preprocessor, postprocessor, count, first_seed, n_envs
-        ):
+        done = len(result["steps"])
+        seeds = range(seed + done, seed + done + count)
+        for success, steps in _run_batches(policy, cfg, task_cfg, preprocessor, postprocessor, seeds, n_envs):
             result["success"] += success
             result["steps"] += steps
             if several:
@@ -120,7 +119,7 @@ def _run_batches(
     seeds: range,
     n_envs: int,
 ) -> Iterator[tuple[list[bool], list[int]]]:
-    """Run one episode per seed of one task, `n_envs` at a time; yields each batch's success flags and numbers of steps."""
+    """Run one episode per seed of one task, `n_envs` at a time; yields each batch's success flags and steps."""
     env_preprocessor, env_postprocessor = make_env_pre_post_processors(env_cfg=env_cfg, policy_cfg=cfg)
     device_type = torch.device(policy.config.device).type
     envs: dict[str, Any] = {}
