@@ -199,7 +199,7 @@ def find_labeling(source: Source, name: str) -> Labeling:
         names = labeling_names(source)
         there = f"it has {', '.join(names)}" if names else "it has none"
         raise DatasetError(
-            f"dataset {source.name} has no labeling {name!r} ({path}); {there}. Make it with pi05-rl label --name {name}"
+            f"dataset {source.name} has no labeling {name!r} ({path}); {there}. Make it: pi05-rl label --name {name}"
         )
     labeling = read_labeling(path)
     rows, frames = len(labeling.columns["index"]), len(source.columns["index"])

@@ -172,7 +172,8 @@ class RecapLosses(nn.Module):
             "advantage_positive_fraction": (positive == 1).float().mean(),
         }
         if config.policy_extraction == "conditioning":
-            return torch.where(draws.dropped, TAG_NONE, positive), None, metrics
+            weights = torch.where(positive == 1, 1.0, config.advantage_negative_weight)
+            return torch.where(draws.dropped, TAG_NONE, positive), weights, metrics
         if config.policy_extraction == "filtered":
             return None, (positive == 1).float(), metrics
         spread = self.thresholds.spread(tasks).to(advantages.device)

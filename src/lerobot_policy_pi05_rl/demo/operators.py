@@ -6,10 +6,14 @@ back and succeeds, so that its episodes hold bad and good behaviour, as teleoper
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .constants import MAX_STEP_M
+
+if TYPE_CHECKING:
+    from .simulator import PandaPickCubeSimulator
 
 _HOVER_Z_M = 0.075  # above the cube (4 cm high) with the finger tips clear of it
 _LIFT_Z_M = 0.20  # success needs the cube 10 cm up, i.e. the gripper at 0.12
@@ -100,6 +104,10 @@ class ScriptedOperator:
         motion += self._rng.normal(0.0, self.style.noise, size=3)
         command = _CLOSED if self.phase in ("close", "lift") else _OPEN
         return np.clip([*motion, command], -1.0, 1.0).astype(np.float32)
+
+    def act_in(self, env: "PandaPickCubeSimulator") -> np.ndarray:
+        """Next action in the simulator's present state, float32 (4,)."""
+        return self.act(env.gripper_position, env.cube_position)
 
     def _aiming_error(self) -> np.ndarray:
         """Offset of the aimed-at place from the cube (2,), metres."""
