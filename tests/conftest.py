@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the Hub 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,15 @@ import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies import make_policy, make_pre_post_processors
+from lerobot.policies.act.configuration_act import ACTConfig
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
+from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, FOLD, INTERVENTION, POSITION, RETURN, TASK_INDEX
+from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
+from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
+from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
 torch.set_num_threads(1)
 
@@ -92,6 +99,42 @@ def model_inputs(batch: int = 3, text: int = 12, seed: int = 1) -> dict[str, tor
         "noise": torch.randn(batch, 6, 8, generator=g),
         "time": torch.rand(batch, generator=g),
     }
+
+
+def make_batch(first: int = 0, size: int = 6) -> dict:
+    """A preprocessed batch, drawn from its positions."""
+    g = torch.Generator().manual_seed(first)
+    return {
+        **{camera: torch.rand(size, 3, 32, 32, generator=g) for camera in CAMERAS},
+        "observation.language.tokens": torch.randint(2, 300, (size, 9), generator=g),
+        "observation.language.attention_mask": torch.ones(size, 9, dtype=torch.bool),
+        ADVANTAGE_TOKENS: torch.tensor([[2, 3, 4], [2, 3, 5]]).expand(size, -1, -1),
+        ADVANTAGE_MASKS: torch.ones(size, 2, 3, dtype=torch.bool),
+        "action": torch.randn(size, 6, 3, generator=g),
+        ACTION_IS_PAD: torch.arange(6).expand(size, -1) >= torch.randint(1, 7, (size, 1), generator=g),
+        RETURN: -torch.rand(size, generator=g),
+        TASK_INDEX: torch.zeros(size, dtype=torch.long),
+        INTERVENTION: torch.zeros(size, dtype=torch.bool),
+        FOLD: torch.zeros(size, dtype=torch.long),
+        POSITION: torch.arange(first, first + size),
+    }
+
+
+def batches() -> Iterator[dict]:
+    """:func:`make_batch` without end, six positions at a time."""
+    first = 0
+    while True:
+        yield make_batch(first)
+        first += 6
+
+
+def make_algorithm(steps: int = 10, **overrides) -> RecapAlgorithm:
+    """The update around a tiny randomised policy; ``overrides`` are fields of its configuration."""
+    torch.manual_seed(0)
+    values = {"advantage_window": 4, "actor_lr": 1e-3, "critic_lr": 1e-3, **overrides}
+    policy = randomised(PI05RLPolicy(tiny_config(**values)))
+    config = RecapConfig(policy_config=policy.config, seed=3, total_steps=steps)
+    return RecapAlgorithm(policy, config, tasks=["pick the cube"])
 
 
 def make_dataset(
@@ -189,4 +232,32 @@ def write_config(path: Path, dataset: Path, run_dir: Path, **changes) -> Path:
             node = node.setdefault(parent, {})
         node[last] = value
     path.write_text(json.dumps(raw))
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A tiny stock policy with random weights, for 32x32 pictures of the demo's simulators."""
+    env_cfg = PandaPickCubeEnv(image_size=32)
+    cfg = ACTConfig(
+        pretrained_backbone_weights=None,
+        dim_model=16,
+        n_heads=2,
+        dim_feedforward=16,
+        n_encoder_layers=1,
+        use_vae=False,
+        chunk_size=4,
+        n_action_steps=4,
+        device="cpu",
+    )
+    policy = make_policy(cfg, env_cfg=env_cfg)
+    zero_one = {"mean": 0.0, "std": 1.0}
+    stats = {}
+    for key, feature in {**cfg.input_features, **cfg.output_features}.items():
+        shape = (3, 1, 1) if "image" in key else feature.shape
+        stats[key] = {name: torch.full(shape, value) for name, value in zero_one.items()}
+    path = tmp_path_factory.mktemp("checkpoint")
+    policy.save_pretrained(path)
+    for pipeline in make_pre_post_processors(cfg, dataset_stats=stats):
+        pipeline.save_pretrained(path)
     return path

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -422,14 +423,21 @@ def test_which_frames_a_cap_keeps_depends_on_the_seed_alone(mixed_dataset, open_
     assert len({tuple(first) for first, _ in kept.values()}) > 1
 
 
-def test_the_last_episodes_of_each_task_are_held_out_and_never_drawn(video_dataset, open_data):
-    data = open_data(video_dataset, dataset__eval_split=0.5, batch_size=5)
-    assert [(e.index, e.task) for e in data.train.frames.episodes] == [(0, 0), (1, 1)]
-    assert [(e.index, e.task) for e in data.held_out.frames.episodes] == [(2, 0), (3, 1)]
-    assert drawn_rows(data) == [(0, row) for row in range(13)]
+def test_both_outcomes_of_each_task_are_held_out_and_never_drawn(tmp_path, open_data):
+    """As people record: the failures in a row."""
+    kinds = [("lift", True)] * 6 + [("lift", False)] * 4 + [("push", True)] * 2 + [("push", False)] * 2
+    make_dataset(tmp_path / "data", [{"length": 2, "task": task, "success": success} for task, success in kinds])
+    data = open_data(tmp_path / "data", dataset__eval_split=0.4)
+    held_out = [kinds[episode.index] for episode in data.held_out.frames.episodes]
+    assert Counter(held_out) == {("lift", True): 2, ("lift", False): 2, ("push", True): 1, ("push", False): 1}
+    indices = [[e.index for e in part.frames.episodes] for part in (data.train, data.held_out)]
+    assert sorted(indices[0] + indices[1]) == list(range(14))
     seen = [batch["position"] for batch in make_held_out_loader(open_data.cfg, data)]
-    assert torch.cat(seen).tolist() == list(range(13))  # each held-out frame once
-    assert data.held_out[(0, 0)]["action"][0].tolist() == data.sources[0].columns["action"][13].tolist()
+    assert torch.cat(seen).tolist() == list(range(12))  # each held-out frame once
+    first = data.held_out.frames.episodes[0]
+    assert data.held_out[(0, 0)]["action"][0].tolist() == data.sources[0].columns["action"][first.start].tolist()
+    again = open_data(tmp_path / "data", dataset__eval_split=0.4, policy__policy_extraction="none")
+    assert again.held_out.frames.episodes == data.held_out.frames.episodes  # so variants can be compared
 
 
 def test_the_held_out_frames_can_be_thinned(video_dataset, open_data):
@@ -442,6 +450,78 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(mixed_dataset, open_
     with pytest.raises(DatasetError, match=r"eval_split=0\.9 leaves no episode"):
         open_data(mixed_dataset, dataset__eval_split=0.9)
     assert make_held_out_loader(None, open_data(mixed_dataset)) is None
+
+
+# ── Frames ahead, folds, filters ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("target", ["monte_carlo", "td"])
+def test_samples_carry_the_frames_ahead_of_their_own_episode(video_dataset, open_data, target):
+    data = open_data(
+        video_dataset, policy__advantage_n_step=3, policy__critic_target=target, policy__n_step=6, policy__discount=0.5
+    )
+    truncated = range(8)  # the first episode
+    for n in (3, 6) if target == "td" else (3,):
+        for row, sample in enumerate(samples := samples_by_row(data)):
+            end = next(end for end in (8, 13, 19, 26) if end > row)
+            later = row + n if row + n < end else 7 if row in truncated else row
+            for key in (*CAMERAS, "observation.state"):
+                assert torch.equal(sample[f"ahead_{n}.{key}"], samples[later][key])
+            inside = row + n < end or row in truncated
+            assert float(sample[f"ahead_{n}.discount"]) == (1.0 if inside else 0.0)  # steps-to-success: undiscounted
+            unit = 16 if row < 8 or 13 <= row < 19 else 14
+            cost = (later - row) / unit if inside else (end - 1 - row) / unit
+            expected = float("nan") if row == 7 else -cost
+            assert float(sample[f"ahead_{n}.reward"]) == pytest.approx(expected, nan_ok=True)
+    assert any(key.startswith("ahead_6") for key in samples[0]) == (target == "td")
+
+
+def test_a_frame_ahead_is_decoded_only_where_there_is_one(video_dataset, open_data, monkeypatch):
+    data, read = open_data(video_dataset, policy__advantage_n_step=3), []
+    rows = [row for _, row in drawn_rows(data)]
+
+    def counted(path, timestamp, **kwargs):
+        read.append(timestamp)
+        return read_frame(path, timestamp, **kwargs)
+
+    monkeypatch.setattr(frames_module, "read_frame", counted)
+    for row, frames in [(8, 2), (9, 2), (10, 1), (12, 1), (6, 2), (7, 1)]:  # 13 ends a success, 8 a cut episode
+        read.clear()
+        _ = data.train[(0, rows.index(row))]
+        assert len(read) == frames * len(CAMERAS), row
+
+
+def test_by_default_nothing_is_read_ahead(video_dataset, open_data):
+    assert not any(key.startswith("ahead") for key in open_data(video_dataset).train[(0, 0)])
+    none = open_data(video_dataset, policy__advantage_n_step=3, policy__policy_extraction="none")
+    assert not any(key.startswith("ahead") for key in none.train[(0, 0)])
+
+
+def test_every_frame_of_an_episode_has_the_episodes_fold_and_held_out_ones_none(mixed_dataset, open_data):
+    data = open_data(mixed_dataset, policy__critic_folds=2, dataset__eval_split=0.25)
+    folds = {}
+    for number in range(len(data.train)):
+        episode, _ = data.train.frames[number]
+        folds.setdefault(episode.index, set()).add(int(data.train[(0, number)]["fold"]))
+    assert all(len(found) == 1 for found in folds.values())
+    assert set.union(*folds.values()) == {0, 1}
+    assert {int(data.held_out[(0, number)]["fold"]) for number in range(len(data.held_out))} == {-1}
+    with pytest.raises(DatasetError, match="critic_folds is 5"):
+        open_data(mixed_dataset, policy__critic_folds=5)
+
+
+def test_filtering_by_outcome_draws_successful_episodes_alone(mixed_dataset, open_data):
+    data = open_data(mixed_dataset, policy__policy_extraction="filtered")
+    assert [episode.index for episode in data.train.frames.episodes] == [0, 2]
+    assert not open_data.cfg.policy.trains_critic
+    by_advantage = open_data(mixed_dataset, policy__policy_extraction="filtered", policy__filter_by="advantage")
+    assert len(by_advantage.train) == TOTAL  # the critic decides as they are drawn
+
+
+def test_filtering_by_outcome_needs_a_success(tmp_path, open_data):
+    make_dataset(tmp_path / "data", [{"length": 3}] * 2)
+    with pytest.raises(DatasetError, match="no episode to train on is a success"):
+        open_data(tmp_path / "data", policy__policy_extraction="filtered")
 
 
 # ── Damage ───────────────────────────────────────────────────────────────────────────────────────────────────────

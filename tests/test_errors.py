@@ -125,6 +125,14 @@ def test_unlabelled_episodes_are_named(tmp_path, refused):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_fraction_for_a_task_the_data_does_not_have_is_named(mixed_dataset, tmp_path, refused):
+    changes = {"policy__advantage_positive_fraction_per_task": {"pick the cub": 0.5}}
+    message = refused(write_config(tmp_path / "run.json", mixed_dataset, tmp_path / "run", **changes))
+    assert "policy.advantage_positive_fraction_per_task: no task 'pick the cub'" in message
+    assert "'pick the cube'" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_run_is_not_written_to(mixed_dataset, finished_run, tmp_path, refused):
     before = contents(finished_run)
     path = write_config(tmp_path / "run.json", mixed_dataset, finished_run)

@@ -4,13 +4,11 @@ import math
 
 import pytest
 import torch
-from conftest import CAMERAS, randomised, tiny_config
+from conftest import CAMERAS, batches, make_algorithm, make_batch, tiny_config
 
-from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, INTERVENTION, POSITION, RETURN, TASK_INDEX
+from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, POSITION, RETURN
 from lerobot_policy_pi05_rl.draws import draw
-from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
-from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
+from lerobot_policy_pi05_rl.recap import RecapAlgorithm
 from lerobot_policy_pi05_rl.trainable import select_trainable
 
 PARTS = {
@@ -24,42 +22,10 @@ PARTS = {
     "action in": "action_in_proj.",
     "action out": "action_out_proj.",
     "time": "time_mlp_",
-    "critic layers": "critic.backbone.layers.",
-    "critic queries": "critic.queries",
-    "critic head": "critic.head.",
+    "critic layers": "critic.members.0.backbone.layers.",
+    "critic queries": "critic.members.0.queries",
+    "critic head": "critic.members.0.head.",
 }
-
-
-def make_batch(first: int = 0, size: int = 6) -> dict:
-    """A preprocessed batch, drawn from its positions."""
-    g = torch.Generator().manual_seed(first)
-    return {
-        **{camera: torch.rand(size, 3, 32, 32, generator=g) for camera in CAMERAS},
-        "observation.language.tokens": torch.randint(2, 300, (size, 9), generator=g),
-        "observation.language.attention_mask": torch.ones(size, 9, dtype=torch.bool),
-        ADVANTAGE_TOKENS: torch.tensor([[2, 3, 4], [2, 3, 5]]).expand(size, -1, -1),
-        ADVANTAGE_MASKS: torch.ones(size, 2, 3, dtype=torch.bool),
-        "action": torch.randn(size, 6, 3, generator=g),
-        ACTION_IS_PAD: torch.arange(6).expand(size, -1) >= torch.randint(1, 7, (size, 1), generator=g),
-        RETURN: -torch.rand(size, generator=g),
-        TASK_INDEX: torch.zeros(size, dtype=torch.long),
-        INTERVENTION: torch.zeros(size, dtype=torch.bool),
-        POSITION: torch.arange(first, first + size),
-    }
-
-
-def make_algorithm(steps: int = 10, **overrides) -> RecapAlgorithm:
-    torch.manual_seed(0)
-    values = {"advantage_window": 4, "actor_lr": 1e-3, "critic_lr": 1e-3, **overrides}
-    policy = randomised(PI05RLPolicy(tiny_config(**values)))
-    return RecapAlgorithm(policy, RecapConfig(policy_config=policy.config, seed=3, total_steps=steps), num_tasks=1)
-
-
-def batches():
-    first = 0
-    while True:
-        yield make_batch(first)
-        first += 6
 
 
 def part_parameters(policy, part: str):
@@ -145,7 +111,7 @@ def test_gradients_of_critic_and_actor_never_mix():
     prefix = policy.embed_observation(batch)
     critic = {id(p) for p in policy.model.critic.parameters()}
 
-    loss, _, _ = algorithm.losses.critic_loss(prefix, batch)
+    loss, _, _ = algorithm.losses.critic_loss(prefix, {}, batch)
     loss.backward()
     touched = {id(p) for p in policy.parameters() if p.grad is not None and p.grad.any()}
     assert touched and touched <= critic
@@ -170,7 +136,7 @@ def test_each_image_is_seen_once_and_each_language_model_runs_once_a_step():
 
     model.vision_tower.register_forward_hook(count("vision"))
     model.language_model.layers[0].self_attn.q_proj.register_forward_hook(count("actor"))
-    model.critic.backbone.register_forward_hook(count("critic"))
+    model.critic.members[0].backbone.register_forward_hook(count("critic"))
     algorithm.update(batches())
     assert calls == {"vision": len(CAMERAS), "actor": 1, "critic": 1}
 
@@ -244,11 +210,11 @@ def test_unknown_returns_train_no_critic_and_carry_no_tag():
     batch = make_batch()
     draws = draw(3, batch[POSITION], algorithm.policy.config)
     some = dict(batch, **{RETURN: torch.where(torch.arange(6) < 3, batch[RETURN], math.nan)})
-    loss, values, _ = algorithm.losses.critic_loss(algorithm.policy.embed_observation(some), some)
+    loss, values, _ = algorithm.losses.critic_loss(algorithm.policy.embed_observation(some), {}, some)
     first = {k: v[:3] for k, v in batch.items()}
-    half, _, _ = algorithm.losses.critic_loss(algorithm.policy.embed_observation(first), first)
+    half, _, _ = algorithm.losses.critic_loss(algorithm.policy.embed_observation(first), {}, first)
     torch.testing.assert_close(loss, half / 2)
-    tags, _ = algorithm.losses.advantage_tags(some[RETURN] - values, some, draws)
+    tags, _, _ = algorithm.losses.judge(some[RETURN] - values, some, draws)
     assert (tags[3:] == -1).all()
 
 

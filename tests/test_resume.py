@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -23,13 +24,32 @@ def run(path, **overrides):
     return train_offline(load_config(path, [f"--{k}={v}" for k, v in overrides.items()]))
 
 
+def step_back(run_dir, checkpoint: str) -> None:
+    """Take the run back to what it was after ``checkpoint``: later lines are lost work that a resume repeats."""
+    checkpoints = run_dir / "checkpoints"
+    for later in [path for path in checkpoints.iterdir() if path.name.isdigit() and path.name > checkpoint]:
+        shutil.rmtree(later)
+    (checkpoints / "last").unlink()
+    (checkpoints / "last").symlink_to(checkpoint)
+
+
 def metrics(run_dir):
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
-@pytest.mark.parametrize("log_freq", [1, 3])
-def test_forty_steps_equal_twenty_stop_resume_twenty(tmp_path, mixed_dataset, log_freq):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"log_freq": 1},
+        {"log_freq": 3},
+        {"policy__critic_target": "td", "policy__n_step": 3, "policy__critic_folds": 2},
+        {"policy__critic_folds": 2, "policy__advantage_n_step": 3},
+        {"policy__policy_extraction": "weighted"},
+    ],
+    ids=["log_freq=1", "log_freq=3", "td", "folds", "weighted"],
+)
+def test_forty_steps_equal_twenty_stop_resume_twenty(tmp_path, mixed_dataset, changes):
     """Warm-up, critic-only steps, accumulation and a log window across the stop are all in play."""
     options = {
         "policy__offline_steps": 40,
@@ -38,18 +58,13 @@ def test_forty_steps_equal_twenty_stop_resume_twenty(tmp_path, mixed_dataset, lo
         "policy__gradient_accumulation_steps": 2,
         "policy__advantage_window": 32,
         "save_freq": 20,
-        "log_freq": log_freq,
+        "log_freq": 1,
+        **changes,
     }
     whole = run(write_config(tmp_path / "a.json", mixed_dataset, tmp_path / "a", **options))
     config = write_config(tmp_path / "b.json", mixed_dataset, tmp_path / "b", **options)
     run(config)
-    # Take the run back to what it was after step 20: later lines are lost work that the resume repeats.
-    checkpoints = tmp_path / "b" / "checkpoints"
-    for file in sorted((checkpoints / "000040").rglob("*"), reverse=True):
-        file.unlink() if file.is_file() else file.rmdir()
-    (checkpoints / "000040").rmdir()
-    (checkpoints / "last").unlink()
-    (checkpoints / "last").symlink_to("000020")
+    step_back(tmp_path / "b", "000020")
     torch.manual_seed(12345)  # a new process has another random state
     resumed = run(config, resume="true")
 
@@ -59,6 +74,8 @@ def test_forty_steps_equal_twenty_stop_resume_twenty(tmp_path, mixed_dataset, lo
         different = [key for key in first if not torch.equal(first[key], second[key])]
         assert different == []
     first, second = (load_file(c / "training_state" / "recap_state.safetensors") for c in (whole, resumed))
+    assert any("target_critic" in name for name in first) == (changes.get("policy__critic_target") == "td")
+    assert first.keys() == second.keys()
     assert all(torch.equal(first[k].nan_to_num(-9), second[k].nan_to_num(-9)) for k in first)
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
 

@@ -5,14 +5,20 @@ import pytest
 import torch
 
 from lerobot_policy_pi05_rl.critic import ValueBins
+from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.returns import (
     AdvantageThresholds,
     Outcome,
     RewardConfig,
     advantage_tags,
+    awr_weights,
+    dataset_rewards,
     discounted_returns,
+    episode_advantages,
     episode_outcome,
-    steps_to_success_returns,
+    lookahead,
+    positive_fractions,
+    steps_to_success_rewards,
 )
 
 NAN = float("nan")
@@ -44,14 +50,18 @@ def test_a_reward_configuration_with_an_unknown_choice_names_its_key(change):
         RewardConfig(**change)
 
 
+def steps_to_success_returns(length, outcome, task_length):
+    return discounted_returns(steps_to_success_rewards(length, outcome, task_length), discount=1.0)
+
+
 def test_returns_count_the_steps_to_success_in_units_of_twice_the_longest_episode():
     success = steps_to_success_returns(3, Outcome.SUCCESS, task_length=5)
     failure = steps_to_success_returns(4, Outcome.FAILURE, task_length=5)
     assert success.dtype == failure.dtype == np.float32
     np.testing.assert_allclose(success, [-0.2, -0.1, 0.0])
-    np.testing.assert_allclose(failure, [-0.8, -0.7, -0.6, -0.5])
+    np.testing.assert_allclose(failure, [-0.8, -0.7, -0.6, -0.5], rtol=1e-6)
     # the longest failure spans the support exactly, and its last step is level with no success
-    np.testing.assert_allclose(steps_to_success_returns(5, Outcome.FAILURE, 5)[[0, -1]], [-0.9, -0.5])
+    np.testing.assert_allclose(steps_to_success_returns(5, Outcome.FAILURE, 5)[[0, -1]], [-0.9, -0.5], rtol=1e-6)
     assert steps_to_success_returns(5, Outcome.SUCCESS, 5).min() > failure.max()
 
 
@@ -61,35 +71,147 @@ def test_tasks_of_different_lengths_have_their_own_unit():
     np.testing.assert_allclose(long, [-0.025, 0.0])
 
 
-def test_a_truncated_episode_has_no_return():
-    returns = steps_to_success_returns(4, Outcome.TRUNCATED, task_length=5)
-    assert returns.shape == (4,)
-    assert np.isnan(returns).all()
+def test_a_truncated_episodes_steps_cost_as_any_others():
+    np.testing.assert_allclose(steps_to_success_rewards(4, Outcome.TRUNCATED, task_length=5), [-0.1] * 4)
 
 
-def test_discounted_returns_by_hand():
-    rewards = np.array([1.0, 0.0, 2.0])
-    common = dict(discount=0.5, reward_normalization_constant=4.0, terminal_failure_reward=-6.0)
-    # 2/4 = 0.5; 0 + 0.5·0.5 = 0.25; 0.25 + 0.5·0.25 = 0.375
-    np.testing.assert_allclose(discounted_returns(rewards, Outcome.SUCCESS, **common), [0.375, 0.25, 0.5])
-    # the failure's last reward is 2 − 6 = −4: −1; −0.5; 0.25 − 0.25 = 0
-    np.testing.assert_allclose(discounted_returns(rewards, Outcome.FAILURE, **common), [0.0, -0.5, -1.0])
-    np.testing.assert_array_equal(rewards, [1.0, 0.0, 2.0])  # the dataset's column is not written to
+def test_rewards_and_discounted_returns_of_the_dataset_by_hand():
+    column = np.array([1.0, 0.0, 2.0])
+    scale = dict(reward_normalization_constant=4.0, terminal_failure_reward=-6.0)
+    success = dataset_rewards(column, Outcome.SUCCESS, **scale)
+    failure = dataset_rewards(column, Outcome.FAILURE, **scale)
+    np.testing.assert_allclose(success, [0.25, 0.0, 0.5])
+    np.testing.assert_allclose(failure, [0.25, 0.0, -1.0])  # (2 − 6) / 4
+    np.testing.assert_allclose(dataset_rewards(column, Outcome.TRUNCATED, **scale), success)
+    # 0.5; 0 + 0.5·0.5 = 0.25; 0.25 + 0.5·0.25 = 0.375
+    np.testing.assert_allclose(discounted_returns(success, discount=0.5), [0.375, 0.25, 0.5])
+    np.testing.assert_allclose(discounted_returns(failure, discount=0.5), [0.0, -0.5, -1.0])
+    np.testing.assert_array_equal(column, [1.0, 0.0, 2.0])  # the dataset's column is not written to
 
 
-def test_thresholds_give_every_task_the_asked_fraction_whatever_its_scale():
-    thresholds = AdvantageThresholds(2, positive_fraction=0.3, window=1000)
-    advantages = torch.randn(2000, generator=torch.Generator().manual_seed(0))
-    tasks = torch.arange(2000) % 2
+# ── Advantages ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def drawn_episode(length=9, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=length).astype(np.float32), rng.normal(size=length).astype(np.float32)
+
+
+def brute_force(rewards, values, n, discount, terminated):
+    """Σ_{k<m} γ^k r_{t+k} + γ^m V(o_{t+m}) − V(o_t), step by step; a truncated episode ends at its last frame."""
+    length, advantages = len(rewards), []
+    for start in range(length):
+        total, steps = 0.0, 0
+        last = length if terminated else length - 1
+        while steps < n and start + steps < last:
+            total += discount**steps * float(rewards[start + steps])
+            steps += 1
+        if steps == 0:
+            advantages.append(np.nan)  # nothing is known of what follows a cut episode's last frame
+            continue
+        if start + steps < length:
+            total += discount**steps * float(values[start + steps])
+        advantages.append(total - float(values[start]))
+    return advantages
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+@pytest.mark.parametrize("discount", [1.0, 0.9, 0.0])
+@pytest.mark.parametrize("n", [1, 3, 8, 9, 50])
+def test_n_step_advantages_equal_their_sums_written_out(n, discount, terminated):
+    rewards, values = drawn_episode()
+    result = episode_advantages(None, rewards, values, n_step=n, discount=discount, terminated=terminated)
+    expected = brute_force(rewards, values, n, discount, terminated)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_a_trace_of_one_and_any_n_beyond_the_end_are_the_return_less_the_value(discount):
+    rewards, values = drawn_episode()
+    returns = discounted_returns(rewards, discount=discount)
+    common = dict(discount=discount, terminated=True)
+    plain = episode_advantages(returns, rewards, values, **common)
+    np.testing.assert_array_equal(plain, returns - values)
+    for choice in ({"trace": 1.0}, {"n_step": 9}, {"n_step": 400}):
+        np.testing.assert_allclose(
+            episode_advantages(returns, rewards, values, **choice, **common), plain, rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_a_trace_mixes_the_n_step_advantages_exponentially_and_zero_is_one_step(discount):
+    rewards, values = drawn_episode()
+    common = dict(discount=discount, terminated=True)
+    steps = [episode_advantages(None, rewards, values, n_step=n, **common) for n in range(1, 60)]
+    mixed = sum(0.3 * 0.7**k * advantages for k, advantages in enumerate(steps))  # (1 − λ) Σ λ^(n−1) A^(n)
+    np.testing.assert_allclose(
+        episode_advantages(None, rewards, values, trace=0.7, **common), mixed, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(episode_advantages(None, rewards, values, trace=0.0, **common), steps[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 4, 20])
+def test_a_lookahead_never_leaves_its_episode_and_bootstraps_unless_the_end_is_reached(n):
+    rewards, frames = np.full(7, -1.0, dtype=np.float32), np.arange(7)
+    ended = lookahead(rewards, n, discount=0.5, terminated=True)
+    cut = lookahead(rewards, n, discount=0.5, terminated=False)
+    for steps in (ended, cut):
+        assert ((frames + steps.offset >= 0) & (frames + steps.offset < 7)).all()
+        assert (steps.offset <= n).all()
+    inside = frames + n < 7
+    assert (ended.offset[inside] == n).all() and (ended.offset[~inside] == 0).all()
+    assert (ended.discount[~inside] == 0).all() and not np.isnan(ended.reward).any()
+    assert (frames + cut.offset)[~inside].tolist() == [6] * int((~inside).sum())
+    np.testing.assert_allclose(cut.discount[:-1], 0.5 ** cut.offset[:-1])
+    assert np.isnan(cut.reward).tolist() == [False] * 6 + [True]
+
+
+def test_the_last_frame_of_a_cut_episode_has_no_advantage_whatever_the_rule():
+    rewards, values = drawn_episode()
+    unknown = np.full(9, np.nan, dtype=np.float32)
+    cut = dict(discount=1.0, terminated=False)
+    assert np.isnan(episode_advantages(unknown, rewards, values, **cut)).all()
+    for choice in ({"n_step": 1}, {"n_step": 100}, {"trace": 0.5}):
+        result = episode_advantages(unknown, rewards, values, **choice, **cut)
+        assert np.isnan(result).tolist() == [False] * 8 + [True], choice
+
+
+# ── Thresholds, tags, weights ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fractions", [[0.3, 0.3], [0.1, 0.6]])
+def test_thresholds_give_every_task_the_asked_fraction_whatever_its_length_and_scale(fractions):
+    """The second task has ten times the frames and ten times the spread of the first, and another mean."""
+    thresholds = AdvantageThresholds(fractions, window=4000)
+    g = torch.Generator().manual_seed(0)
+    tasks = (torch.arange(4400) % 11 > 0).long()
+    advantages = torch.randn(4400, generator=g)
     advantages[tasks == 1] = 10 * advantages[tasks == 1] - 3
+    for part in torch.randperm(4400, generator=g).split(32):  # as batches bring them
+        thresholds.update(tasks[part], advantages[part])
+    tags = advantage_tags(advantages, thresholds[tasks], interventions=torch.zeros(4400, dtype=torch.bool))
+    for task, fraction in enumerate(fractions):
+        assert (tags[tasks == task] == 1).float().mean() == pytest.approx(fraction, abs=5e-3)
+
+
+def test_a_fraction_of_nothing_tags_nothing_and_of_all_nearly_all():
+    thresholds = AdvantageThresholds([0.0, 1.0], window=100)
+    tasks, advantages = torch.arange(200) % 2, torch.randn(200, generator=torch.Generator().manual_seed(0))
     thresholds.update(tasks, advantages)
     positive = advantages > thresholds[tasks]
-    for task in (0, 1):
-        assert positive[tasks == task].float().mean() == pytest.approx(0.3, abs=1e-3)
+    assert not positive[tasks == 0].any()
+    assert int((~positive[tasks == 1]).sum()) == 1  # the least one equals its own quantile
+
+
+def test_each_task_has_the_default_fraction_or_its_own_and_an_unknown_task_is_named():
+    assert positive_fractions(["a", "b"], 0.3, {"b": 0.5}) == [0.3, 0.5]
+    with pytest.raises(UserError, match=r"no task 'c'.*'a', 'b'"):
+        positive_fractions(["a", "b"], 0.3, {"c": 0.5})
 
 
 def test_a_task_has_no_threshold_before_it_has_enough_advantages():
-    thresholds = AdvantageThresholds(2, positive_fraction=0.5, window=100, min_count=4)
+    thresholds = AdvantageThresholds([0.5, 0.5], window=100, min_count=4)
     thresholds.update(torch.zeros(5, dtype=torch.long), torch.tensor([1.0, NAN, 2.0, NAN, 3.0]))  # NaNs do not count
     assert thresholds[torch.tensor([0, 1])].isnan().all()
     thresholds.update(TASK_0, torch.tensor([4.0]))
@@ -99,14 +221,14 @@ def test_a_task_has_no_threshold_before_it_has_enough_advantages():
 
 
 def test_the_window_forgets_the_oldest_advantages():
-    thresholds = AdvantageThresholds(1, positive_fraction=0.5, window=3, min_count=1)
+    thresholds = AdvantageThresholds([0.5], window=3, min_count=1)
     for value, median in [(100.0, 100.0), (101.0, 100.5), (102.0, 101.0), (1.0, 101.0), (2.0, 2.0), (3.0, 2.0)]:
         thresholds.update(TASK_0, torch.tensor([value]))
         assert thresholds[TASK_0].item() == median
 
 
 def test_thresholds_restored_from_their_state_go_on_like_the_original():
-    original, restored = (AdvantageThresholds(1, positive_fraction=0.5, window=3, min_count=1) for _ in range(2))
+    original, restored = (AdvantageThresholds([0.5], window=3, min_count=1) for _ in range(2))
     original.update(torch.zeros(4, dtype=torch.long), torch.tensor([9.0, 1.0, 2.0, 3.0]))
     state = original.state_dict()
     restored.load_state_dict(state)
@@ -118,22 +240,37 @@ def test_thresholds_restored_from_their_state_go_on_like_the_original():
     assert state["advantage_counts"].item() == 4  # the saved state is a copy
 
 
-def test_tags_are_positive_above_the_threshold_or_for_a_correction_and_absent_where_unknown_or_dropped():
-    cases = [  # advantage, threshold, intervention, dropped → tag
-        (0.2, 0.1, False, False, 1),
-        (0.1, 0.1, False, False, 0),
-        (0.0, 0.1, False, False, 0),
-        (0.0, 0.1, True, False, 1),
-        (NAN, 0.1, True, False, 1),
-        (0.0, NAN, True, False, 1),
-        (NAN, 0.1, False, False, -1),
-        (0.2, NAN, False, False, -1),
-        (0.2, 0.1, False, True, -1),
-        (0.2, 0.1, True, True, -1),
+def test_tags_are_positive_above_the_threshold_or_for_a_correction_and_absent_where_unknown():
+    cases = [  # advantage, threshold, intervention → tag
+        (0.2, 0.1, False, 1),
+        (0.1, 0.1, False, 0),
+        (0.0, 0.1, False, 0),
+        (0.0, 0.1, True, 1),
+        (NAN, 0.1, True, 1),
+        (0.0, NAN, True, 1),
+        (NAN, 0.1, False, -1),
+        (0.2, NAN, False, -1),
     ]
-    advantages, thresholds, interventions, dropped, tags = map(torch.tensor, zip(*cases, strict=True))
-    result = advantage_tags(advantages, thresholds, interventions=interventions, dropped=dropped)
-    assert result.tolist() == tags.tolist()
+    advantages, thresholds, interventions, tags = map(torch.tensor, zip(*cases, strict=True))
+    assert advantage_tags(advantages, thresholds, interventions=interventions).tolist() == tags.tolist()
+
+
+def test_awr_weights_by_hand():
+    advantages = torch.tensor([0.0, 0.5, -1.0, 100.0, NAN, 0.5])
+    spread = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5, NAN])
+    weights = awr_weights(advantages, spread, temperature=2.0, max_weight=20.0)
+    expected = [1.0, np.exp(0.5), np.exp(-1.0), 20.0, 0.0, 0.0]  # exp(A / (2 · 0.5)), capped; 0 where unknown
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_the_spread_of_advantages_is_each_tasks_own():
+    thresholds = AdvantageThresholds([0.5, 0.5], window=4, min_count=2)
+    thresholds.update(torch.tensor([0, 0, 1]), torch.tensor([1.0, 3.0, 9.0]))
+    spread = thresholds.spread(torch.tensor([1, 0]))
+    assert spread[1].item() == 1.0 and spread[0].isnan()
+
+
+# ── Value targets ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_two_hot_targets_by_hand():

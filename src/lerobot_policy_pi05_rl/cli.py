@@ -10,6 +10,7 @@ from lerobot.utils.utils import init_logging
 VERBS = {
     "offline": "pretrain policy and critic on LeRobot datasets: pi05-rl offline CONFIG [--key=value …]",
     "label": "outcomes and advantages of a dataset as a side-car: pi05-rl label CONFIG_OR_RUN [--name NAME …]",
+    "report": "one self-contained HTML page: pi05-rl report RUN_OR_DATASET [--labels NAME …] [--video-episodes I,J]",
     "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
 }
 DETAILS = {
@@ -100,6 +101,13 @@ def run_label(arguments: list[str]) -> int:
     from .labeler import main as label
 
     return label(arguments)
+
+
+def run_report(arguments: list[str]) -> int:
+    """``pi05-rl report RUN_OR_DATASET``."""
+    from .report.build import main as report
+
+    return report(arguments)
 
 
 def run_demo(arguments: list[str]) -> int:

@@ -109,6 +109,8 @@ class PI05RLConfig(PI05Config):
     advantage_positive_fraction: float = 0.3  # RECAP, App. F
     advantage_positive_fraction_per_task: dict[str, float] = field(default_factory=dict)  # task text → fraction
     advantage_dropout: float = 0.3  # RECAP, section IV-C
+    # Weight of the loss of actions that are not positive; 1: RECAP, 0: only the positive ones are cloned.
+    advantage_negative_weight: float = 1.0
     advantage_window: int = 4096  # recent advantages per task from which the threshold is taken
     inference_advantage: str = "positive"  # positive | negative | none
     guidance_scale: float = 1.0  # β of classifier-free guidance on the tag (RECAP, App. E); 1: plain conditioning
@@ -167,7 +169,13 @@ class PI05RLConfig(PI05Config):
             f"advantage_positive_fraction_per_task[{task!r}]": fraction
             for task, fraction in self.advantage_positive_fraction_per_task.items()
         }
-        for name in ("advantage_positive_fraction", "advantage_dropout", "discount", "critic_target_update_weight"):
+        for name in (
+            "advantage_positive_fraction",
+            "advantage_dropout",
+            "advantage_negative_weight",
+            "discount",
+            "critic_target_update_weight",
+        ):
             shares[name] = getattr(self, name)
         for name, value in shares.items():
             if not 0.0 <= value <= 1.0:

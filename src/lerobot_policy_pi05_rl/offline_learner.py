@@ -31,6 +31,8 @@ from .data.frames import (
     POSITION,
     RETURN,
     TASK_INDEX,
+    ahead,
+    split_ahead,
 )
 from .data.loading import OfflineData, make_held_out_loader, make_train_loader, open_offline_data, to_device
 from .metrics import MetricsWindow, MetricsWriter
@@ -211,19 +213,17 @@ def make_preprocess(preprocessor: Callable[[dict], dict], device: torch.device) 
 
     def preprocess(samples: dict) -> dict:
         batch = to_device(samples, device)
-        later: dict[str, dict] = {}
-        for key in [key for key in batch if key.startswith("ahead_")]:
-            prefix, _, name = key.partition(".")
-            later.setdefault(prefix, {})[name] = batch.pop(key)
+        later: dict[int, dict] = {}
+        for key in list(batch):
+            split = split_ahead(key)
+            if split is not None:
+                later.setdefault(split[0], {})[split[1]] = batch.pop(key)
         result = {**preprocessor(batch), **{key: batch[key] for key in RL_COLUMNS if key in batch}}
-        for prefix, columns in later.items():
-            observation = {k: v for k, v in columns.items() if k not in (AHEAD_REWARD, AHEAD_DISCOUNT)}
-            processed = preprocessor({**observation, "task": batch["task"]}) | columns_of(columns)
-            result |= {f"{prefix}.{name}": value for name, value in processed.items() if isinstance(value, Tensor)}
+        for n, columns in later.items():
+            bootstrap = {name: columns.pop(name) for name in (AHEAD_REWARD, AHEAD_DISCOUNT)}
+            processed = {**preprocessor({**columns, "task": batch["task"]}), **bootstrap}
+            result |= {ahead(n, name): value for name, value in processed.items() if isinstance(value, Tensor)}
         return result
-
-    def columns_of(columns: dict) -> dict:
-        return {name: columns[name] for name in (AHEAD_REWARD, AHEAD_DISCOUNT)}
 
     return preprocess
 

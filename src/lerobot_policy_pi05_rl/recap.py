@@ -27,6 +27,7 @@ from .data.frames import (
     RETURN,
     TASK_INDEX,
     ahead,
+    split_ahead,
 )
 from .draws import Draws, draw
 from .errors import UserError
@@ -97,9 +98,11 @@ class RecapLosses(nn.Module):
     @torch.no_grad()
     def embed_ahead(self, batch: dict[str, Tensor]) -> dict[int, Block]:
         """n → the prefix of the frame n steps later, for every n that the batch carries (none by default)."""
-        suffix = ahead(0, AHEAD_REWARD).removeprefix("ahead_0")
-        steps = [int(key.removesuffix(suffix).removeprefix("ahead_")) for key in batch if key.endswith(suffix)]
-        views = {n: {key: batch[ahead(n, key)] for key in batch if ahead(n, key) in batch} for n in steps}
+        views: dict[int, dict[str, Tensor]] = {}
+        for key, value in batch.items():
+            split = split_ahead(key)
+            if split is not None:
+                views.setdefault(split[0], {})[split[1]] = value
         return {n: self.policy.embed_observation(view) for n, view in views.items()}
 
     def critic_loss(
@@ -169,7 +172,8 @@ class RecapLosses(nn.Module):
             "advantage_positive_fraction": (positive == 1).float().mean(),
         }
         if config.policy_extraction == "conditioning":
-            return torch.where(draws.dropped, TAG_NONE, positive), None, metrics
+            weights = torch.where(positive == 1, 1.0, config.advantage_negative_weight)
+            return torch.where(draws.dropped, TAG_NONE, positive), weights, metrics
         if config.policy_extraction == "filtered":
             return None, (positive == 1).float(), metrics
         spread = self.thresholds.spread(tasks).to(advantages.device)
@@ -221,8 +225,7 @@ class RecapAlgorithm(RLAlgorithm):
         tasks: list[str],
         preprocess: Callable[[dict], dict] = lambda batch: batch,
     ):
-        """``tasks``: texts in the order of the task indices. ``preprocess`` turns what the iterator yields into what the
-        losses read."""
+        """``tasks``: texts in the order of the task indices. ``preprocess`` makes the losses' input of a raw batch."""
         self.policy, self.config, self.preprocess = policy, config, preprocess
         cfg = policy.config
         fractions = positive_fractions(

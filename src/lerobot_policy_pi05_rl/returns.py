@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 REWARD_SOURCES = ("steps_to_success", "dataset")
 UNLABELLED = ("error", "success", "failure")
 
@@ -156,8 +158,10 @@ def episode_advantages(
     """
     if trace is not None:
         step = lookahead(rewards, 1, discount=discount, terminated=terminated)
-        errors = np.nan_to_num(_bootstrapped(step, values) - values)
-        return discounted_returns(errors, discount=discount * trace)
+        errors = _bootstrapped(step, values) - values
+        known = slice(None) if terminated else slice(-1)  # what follows a cut episode's last frame is unknown
+        errors[known] = discounted_returns(errors[known], discount=discount * trace)
+        return errors.astype(np.float32)
     if n_step is None:
         return (returns - values).astype(np.float32)
     steps = lookahead(rewards, n_step, discount=discount, terminated=terminated)
@@ -218,11 +222,14 @@ def positive_fractions(tasks: list[str], default: float, per_task: Mapping[str, 
     """The fraction of each task: its own if it is given, else the default.
 
     Raises:
-        ValueError: a fraction is given for a task that the data does not have.
+        UserError: a fraction is given for a task that the data does not have.
     """
     unknown = sorted(set(per_task) - set(tasks))
     if unknown:
-        raise ValueError(f"no task {unknown[0]!r} in the data; its tasks are {', '.join(map(repr, tasks))}")
+        raise UserError(
+            f"policy.advantage_positive_fraction_per_task: no task {unknown[0]!r} in the data; its tasks are "
+            f"{', '.join(map(repr, tasks))}"
+        )
     return [per_task.get(task, default) for task in tasks]
 
 

@@ -31,6 +31,12 @@ def ahead(n: int, key: str) -> str:
     return f"ahead_{n}.{key}"
 
 
+def split_ahead(key: str) -> tuple[int, str] | None:
+    """The inverse of :func:`ahead`; None for the key of the present frame."""
+    prefix, _, name = key.partition(".")
+    return (int(prefix.removeprefix("ahead_")), name) if prefix.startswith("ahead_") else None
+
+
 AHEAD_REWARD, AHEAD_DISCOUNT = "reward", "discount"  # `Lookahead.reward` and `.discount` of the sample
 
 

@@ -1,0 +1,132 @@
+"""What the advantage means to the actor: tags, weights, a filter, or nothing."""
+
+import math
+
+import pytest
+import torch
+from conftest import batches, make_algorithm, make_batch
+
+from lerobot_policy_pi05_rl.data.frames import (
+    ACTION_IS_PAD,
+    INTERVENTION,
+    PINNED_ADVANTAGE,
+    PINNED_TAG,
+    POSITION,
+    RETURN,
+)
+from lerobot_policy_pi05_rl.draws import draw
+
+ADVANTAGES = torch.tensor([0.4, -0.2, 0.1, math.nan, -0.3, 0.0])
+CORRECTED = torch.tensor([False, False, False, False, True, False])
+WINDOW = torch.tensor([-0.3, -0.1, 0.1, 0.3])  # median 0, spread √0.05
+
+
+def judged(algorithm, **columns):
+    """(tags, weights, metrics) of the advantages above under a window filled with ``WINDOW``."""
+    algorithm.thresholds.update(torch.zeros(4, dtype=torch.long), WINDOW)
+    algorithm.losses.eval()  # the window stays as it is
+    batch = dict(make_batch(), **{INTERVENTION: CORRECTED}, **columns)
+    return algorithm.losses.judge(ADVANTAGES, batch, draw(3, batch[POSITION], algorithm.policy.config))
+
+
+def extraction(**overrides):
+    return make_algorithm(advantage_positive_fraction=0.5, advantage_dropout=0.0, **overrides)
+
+
+def test_conditioning_tags_and_a_correction_is_always_positive():
+    tags, weights, metrics = judged(extraction())
+    assert tags.tolist() == [1, 0, 1, -1, 1, 0] and weights is None
+    assert float(metrics["advantage_positive_fraction"]) == 0.5
+    dropped, _, metrics = judged(make_algorithm(advantage_positive_fraction=0.5, advantage_dropout=1.0))
+    assert (dropped == -1).all()
+    assert float(metrics["advantage_positive_fraction"]) == 0.5  # of the judgements, not of the tags shown
+
+
+def test_weighted_cloning_by_hand():
+    tags, weights, _ = judged(extraction(policy_extraction="weighted", awr_temperature=2.0, awr_max_weight=2.2))
+    spread = 2.0 * math.sqrt(0.05)
+    expected = [2.2, math.exp(-0.2 / spread), math.exp(0.1 / spread), 0.0, 2.2, 1.0]
+    assert math.exp(0.4 / spread) > 2.2  # the first is at the limit, and so is the correction
+    assert tags is None
+    torch.testing.assert_close(weights, torch.tensor(expected))
+
+
+def test_filtered_cloning_keeps_positive_frames_and_corrections():
+    tags, weights, _ = judged(extraction(policy_extraction="filtered", filter_by="advantage"))
+    assert tags is None and weights.tolist() == [1, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("choice", ["conditioning", "filtered"])
+def test_pinned_tags_win_over_the_window_and_corrections_over_pinned_tags(choice):
+    overrides = {} if choice == "conditioning" else {"policy_extraction": "filtered", "filter_by": "advantage"}
+    pinned = torch.tensor([0, 1, -1, 1, 0, 0])
+    tags, weights, _ = judged(extraction(**overrides), **{PINNED_TAG: pinned})
+    expected = [0, 1, -1, 1, 1, 0]
+    assert (tags if weights is None else weights).tolist() == [
+        tag if weights is None else float(tag == 1) for tag in expected
+    ]
+
+
+def test_the_actors_loss_is_the_mean_of_the_weighted_samples():
+    algorithm = extraction(policy_extraction="weighted")
+    batch, config = make_batch(), algorithm.policy.config
+    draws = draw(3, batch[POSITION], config)
+    prefix = algorithm.policy.embed_observation(batch)
+    single = []
+    for row in range(6):
+        one = {key: value[row : row + 1] for key, value in batch.items()}
+        loss, _ = algorithm.losses.actor_loss(
+            algorithm.policy.embed_observation(one), None, one, draw(3, one[POSITION], config)
+        )
+        single.append(loss)
+    weights = torch.tensor([0.0, 2.0, 1.0, 0.5, 0.0, 20.0])
+    loss, metrics = algorithm.losses.actor_loss(prefix, None, batch, draws, weights=weights)
+    torch.testing.assert_close(loss, (torch.stack(single) * weights).mean(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(metrics["loss_actor"], loss.detach())
+    plain, _ = algorithm.losses.actor_loss(prefix, None, batch, draws)
+    torch.testing.assert_close(plain, torch.stack(single).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_negative_frames_do_not_reach_a_filtered_actor():
+    algorithm = extraction(policy_extraction="filtered", filter_by="advantage")
+    algorithm.thresholds.update(torch.zeros(4, dtype=torch.long), WINDOW)
+    algorithm.losses.eval()
+    batch = dict(make_batch(), **{PINNED_ADVANTAGE: ADVANTAGES.nan_to_num(-1.0)})
+    batch[ACTION_IS_PAD] = torch.zeros_like(batch[ACTION_IS_PAD])
+    draws = draw(3, batch[POSITION], algorithm.policy.config)
+
+    def actor_loss(rows):
+        changed = dict(batch, action=batch["action"].clone())
+        changed["action"][rows] += 3.0
+        return algorithm.losses(changed, draws, train_actor=True)[1]["loss_actor"]
+
+    untouched = actor_loss([])
+    torch.testing.assert_close(actor_loss([1, 3, 4, 5]), untouched, rtol=1e-6, atol=1e-6)
+    assert abs(actor_loss([0]) - untouched) > 1e-3
+
+
+@pytest.mark.parametrize("overrides", [{"policy_extraction": "none"}, {"policy_extraction": "filtered"}])
+def test_cloning_has_the_plain_flow_loss_and_neither_runs_nor_trains_a_critic(overrides):
+    algorithm = make_algorithm(**overrides)
+    runs = []
+    algorithm.policy.model.critic.register_forward_hook(lambda *_: runs.append(1))
+    batch = dict(make_batch(), **{RETURN: torch.full((6,), math.nan)})  # no label is read
+    draws = draw(3, batch[POSITION], algorithm.policy.config)
+    loss, metrics, histograms = algorithm.losses(batch, draws, train_actor=True)
+    plain, _ = algorithm.losses.actor_loss(algorithm.policy.embed_observation(batch), None, batch, draws)
+    assert torch.equal(loss, plain) and set(metrics) == {"loss_actor"} and histograms == {}
+    before = {name: p.detach().clone() for name, p in algorithm.policy.model.critic.named_parameters()}
+    algorithm.update(batches())
+    assert runs == []
+    assert all(torch.equal(p, before[name]) for name, p in algorithm.policy.model.critic.named_parameters())
+    assert [group["name"] for group in algorithm.optimizer.param_groups] == ["actor"]
+
+
+@pytest.mark.parametrize("overrides", [{"policy_extraction": "weighted"}, {"policy_extraction": "filtered"}])
+def test_weighted_and_filtered_cloning_show_the_actor_no_tag(overrides):
+    algorithm = make_algorithm(filter_by="advantage", **overrides)
+    algorithm.policy.model.embed_tag = None  # calling it would fail
+    iterator = batches()
+    for _ in range(3):
+        stats = algorithm.update(iterator)
+    assert stats.losses["loss_critic"] > 0 and "loss_actor" in stats.losses
