@@ -176,7 +176,7 @@ def test_the_threshold_is_exceeded_by_the_asked_number(fraction, count):
 
 def test_two_critics_lie_side_by_side_under_their_runs_names(world):
     label(world)
-    label(world, config="b")  # a run's folder instead of a configuration
+    label(world, f"--dataset.root={world / 'data'}", config="b")  # a run's folder instead of a configuration
     (first, one), (second, other) = read(world, "a-000003"), read(world, "b-000003")
     assert one["critic"]["fingerprint"] != other["critic"]["fingerprint"]
     assert one["dataset"] == other["dataset"]
@@ -203,9 +203,9 @@ def test_another_datasets_labeling_is_refused_by_name(world, tmp_path):
         with pytest.raises(UserError, match=r"'mine'.*made for (another dataset|other frames)"):
             labeler.main([str(other), "--name", "mine", *extra])
     sources = open_sources(load_config(other))
-    with pytest.raises(UserError, match="labeling 'mine' was made for other frames.*other dataset|'mine'"):
+    with pytest.raises(UserError, match="labeling 'mine' was made for other frames"):
         read_pinned_labels(sources, "mine")
-    with pytest.raises(UserError, match="no labeling 'none'.*mine"):
+    with pytest.raises(UserError, match=r"no labeling 'none'.*mine"):
         read_pinned_labels(sources, "none")
 
 
@@ -213,7 +213,7 @@ def test_a_labeling_with_missing_rows_is_refused(world):
     label(world, "--name", "mine")
     path = world / "data.labels" / "mine.parquet"
     pq.write_table(pq.read_table(path).slice(3), path)
-    with pytest.raises(UserError, match=f"'mine'.*{FRAMES - 3} rows"):
+    with pytest.raises(UserError, match=f"'mine'.*{FRAMES - 3} frames"):
         read_pinned_labels(open_sources(load_config(world / "a.json")), "mine")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
