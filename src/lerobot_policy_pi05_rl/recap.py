@@ -172,7 +172,9 @@ class RecapLosses(nn.Module):
             "advantage_positive_fraction": (positive == 1).float().mean(),
         }
         if config.policy_extraction == "conditioning":
-            weights = torch.where(positive == 1, 1.0, config.advantage_negative_weight)
+            # With pinned labels the positive ones are drawn more often instead (data/loading.py).
+            others = 1.0 if PINNED_TAG in batch else 1.0 / config.advantage_positive_weight
+            weights = torch.where(positive == 1, 1.0, others)
             return torch.where(draws.dropped, TAG_NONE, positive), weights, metrics
         if config.policy_extraction == "filtered":
             return None, (positive == 1).float(), metrics

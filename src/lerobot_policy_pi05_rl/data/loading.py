@@ -98,9 +98,11 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     labels = label_episodes(sources, cfg.reward, cfg.policy, needs_returns=cfg.policy.policy_extraction != "none")
     pinned = read_pinned_labels(sources, cfg.dataset.labeling) if cfg.dataset.labeling else None
     train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
-    keep = None
+    draws = None
     if cfg.policy.policy_extraction == "filtered":
-        train, keep = filter_frames(cfg.policy, train, pinned)
+        train, draws = filter_frames(cfg.policy, train, pinned)
+    elif cfg.policy.policy_extraction == "conditioning" and pinned is not None:
+        draws = [np.where(labels.tags == 1, round(cfg.policy.advantage_positive_weight), 1) for labels in pinned]
     train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
     transforms = cfg.dataset.image_transforms
 
@@ -123,7 +125,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     return OfflineData(
         sources,
         labels,
-        frames(FrameIndex.of(train, keep), ImageTransforms(transforms) if transforms.enable else None),
+        frames(FrameIndex.of(train, draws), ImageTransforms(transforms) if transforms.enable else None),
         frames(FrameIndex.of(held_out)) if held_out else None,
         aggregate_stats([source.dataset.meta.stats for source in sources]),
     )
@@ -151,10 +153,10 @@ def filter_frames(
         return kept, None
     if pinned is None:
         return episodes, None
-    keep = [labels.tags == 1 for labels in pinned]
-    if not any(keep[episode.source][episode.start : episode.end].any() for episode in episodes):
+    draws = [(labels.tags == 1).astype(np.int64) for labels in pinned]
+    if not any(draws[episode.source][episode.start : episode.end].any() for episode in episodes):
         raise DatasetError("policy.filter_by is advantage, and the labeling tags no frame positive")
-    return episodes, keep
+    return episodes, draws
 
 
 def make_lookaheads(
