@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .checkpointing import last_checkpoint, load_training_state, save_checkpoint
 from .config import ConfigError, PI05RLTrainConfig
+from .configuration_pi05_rl import PI05RLConfig
+from .critic_data import critic_data
 from .data.frames import (
     AHEAD_DISCOUNT,
     AHEAD_REWARD,
@@ -105,6 +107,7 @@ def run_loop(
     loader = make_train_loader(cfg, data, first_batch=first * per_step, last_batch=total * per_step)
     held_out = make_held_out_loader(cfg, data)
     batches = TimedIterator(loader)
+    seen = critic_data(cfg, data)
     stop = StopSignal()
     with stop, progress_bar(total, first) as bar:
         window_start, window_steps = time.perf_counter(), 0
@@ -137,6 +140,7 @@ def run_loop(
                     metrics_state=window.state_dict(),
                     total_steps=total,
                     keep_last=cfg.keep_last_checkpoints,
+                    critic_data=seen,
                 )
     if stop.requested and algorithm.optimization_step < total:
         logger.info("%s Stopped at step %d; resume=true goes on from there", TAG, algorithm.optimization_step)
@@ -178,21 +182,29 @@ def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy
 def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPolicy, checkpoint: Path | None) -> tuple:
     """The checkpoint's processors on resume; else new ones with the data's statistics."""
     if checkpoint is not None:
-        path = checkpoint / PRETRAINED_MODEL_DIR
-        try:
-            return make_pre_post_processors(
-                cfg.policy,
-                pretrained_path=str(path),
-                preprocessor_overrides={"device_processor": {"device": cfg.policy.device}},
-            )
-        except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
-            raise damaged_processors(path, error) from error
+        return load_processors(cfg.policy, checkpoint / PRETRAINED_MODEL_DIR)
     tokenizer = None
     if cfg.policy.pi05_checkpoint and Path(cfg.policy.pi05_checkpoint).is_dir():
         tokenizer = tokenizer_from_checkpoint(cfg.policy.pi05_checkpoint)
     if tokenizer is None:
         tokenizer = make_tokenizer(cfg.policy, data.labels.tasks)
     return make_pi05_rl_pre_post_processors(cfg.policy, data.stats, tokenizer=tokenizer)
+
+
+def load_processors(policy: PI05RLConfig, path: str | Path) -> tuple:
+    """The processors saved in the directory (or Hub repository) ``path``.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    try:
+        return make_pre_post_processors(
+            policy,
+            pretrained_path=str(path),
+            preprocessor_overrides={"device_processor": {"device": policy.device}},
+        )
+    except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
+        raise damaged_processors(path, error) from error
 
 
 def make_preprocess(preprocessor: Callable[[dict], dict], device: torch.device) -> Callable[[dict], dict]:

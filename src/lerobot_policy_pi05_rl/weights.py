@@ -70,7 +70,7 @@ def load_policy_weights(policy: nn.Module, name_or_path: str | Path, **hub_kwarg
     has_critic = any(key.startswith(CRITIC_PREFIX) for key in wanted)
     try:
         with safe_open(file, framework="pt") as stored:
-            sources = _map_keys(list(stored.keys()))
+            sources = map_keys(list(stored.keys()))
             if not has_critic:
                 sources = {key: name for key, name in sources.items() if not key.startswith(CRITIC_PREFIX)}
             needs_critic = has_critic and not any(key.startswith(CRITIC_PREFIX) for key in sources)
@@ -86,7 +86,7 @@ def load_policy_weights(policy: nn.Module, name_or_path: str | Path, **hub_kwarg
         logger.info("%s has no critic: its layers are initialised from the actor's, its head is new", name_or_path)
 
 
-def _map_keys(names: list[str]) -> dict[str, str]:
+def map_keys(names: list[str]) -> dict[str, str]:
     """Our key → the name in the file. Renames as in LeRobot's ``_fix_pytorch_state_dict_keys`` (openpi names)."""
     sources = {}
     for name in names:
