@@ -46,6 +46,7 @@ from .processor_pi05_rl import (
 )
 from .recap import RecapAlgorithm, RecapConfig
 from .runtime import StopSignal, TimedIterator, progress_bar
+from .weights import stores_critic
 
 logger = logging.getLogger(__name__)
 
@@ -169,13 +170,18 @@ def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
 
 
 def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy:
-    """The policy of the checkpoint to resume, else of ``pi05_checkpoint``, else with random weights."""
+    """The policy of the checkpoint to resume, else of ``pi05_checkpoint``, else with random weights.
+
+    A run that trains no critic builds none, unless it starts from a checkpoint that has one: an untrained critic in a
+    checkpoint would look like a critic.
+    """
     source = cfg.policy.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
     if source is not None:
         logger.info("%s Loading weights from %s", TAG, source)
-        return PI05RLPolicy.from_pretrained(source, config=cfg.policy)
+        with_critic = cfg.policy.trains_critic or stores_critic(source)
+        return PI05RLPolicy.from_pretrained(source, config=cfg.policy, load_critic=with_critic)
     logger.warning("%s policy.pi05_checkpoint is null: the policy starts from RANDOM weights", TAG)
-    policy = PI05RLPolicy(cfg.policy)
+    policy = PI05RLPolicy(cfg.policy, load_critic=cfg.policy.trains_critic)
     return policy.to(cfg.policy.device)
 
 
