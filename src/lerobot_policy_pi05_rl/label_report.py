@@ -10,20 +10,18 @@ from .returns import Outcome
 
 def label_table(tables: list[Columns], thresholds: dict[str, float], *, title: str) -> None:
     """Print frames, positive share, threshold, and the positive share of each outcome, per task over all tables."""
-    outcomes = [outcome.value for outcome in Outcome]
-    table = Table(title=title)
-    table.add_column("task", overflow="fold")
-    for heading in ("frames", "positive", "threshold", *(f"of {outcome}" for outcome in outcomes)):
-        table.add_column(heading, justify="right")
     columns = {
         key: np.concatenate([part[key] for part in tables]) for key in ("task", "tag", "outcome", "intervention")
     }
+    outcomes = [outcome.value for outcome in Outcome if (columns["outcome"] == outcome.value).any()]
+    table = Table(title=f"{title}: positive frames")
+    table.add_column("task", overflow="fold")
+    for heading in ("frames", "threshold", "all", *outcomes):
+        table.add_column(heading, justify="right")
     for task, threshold in thresholds.items():
         rows = columns["task"] == task
         shares = [positive_share(columns["tag"][rows & (columns["outcome"] == outcome)]) for outcome in outcomes]
-        table.add_row(
-            task, str(rows.sum()), positive_share(columns["tag"][rows]), f"{threshold:.4f}", *shares, end_section=False
-        )
+        table.add_row(task, str(rows.sum()), f"{threshold:.4f}", positive_share(columns["tag"][rows]), *shares)
     if columns["intervention"].any():
         table.caption = f"{columns['intervention'].sum()} corrected frames are positive whatever their advantage"
     Console().print(table)

@@ -60,6 +60,27 @@ def main(arguments: list[str]) -> int:
     """
     options, rest = parse_options(arguments)
     cfg, run = load_label_config(rest)
+    try:
+        label(cfg, options, run)
+    except Interrupted as stopped:
+        logger.warning("%s %s", TAG, stopped)
+        return 130
+    return 0
+
+
+def label_run(run: Path) -> str:
+    """Label a run's datasets with its newest critic, everything else as its configuration says; returns the name.
+
+    Raises:
+        UserError: the run has no checkpoint, or its datasets cannot be read.
+        Interrupted: a signal came.
+    """
+    cfg, folder = load_label_config([str(run)])
+    return label(cfg, LabelOptions(), folder)
+
+
+def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> str | None:
+    """Do what the options ask for; returns the labeling's name, None where only outcomes were set or listed."""
     cfg.validate()
     wants_critic = options.from_name is None and not options.list_unlabelled
     critic = find_critic(cfg, options, run) if wants_critic else None
@@ -69,27 +90,24 @@ def main(arguments: list[str]) -> int:
     set_outcomes(cfg, options, sources)
     if options.list_unlabelled:
         print("\n".join(describe_unlabelled(sources, cfg.reward.outcome_file)))
-        return 0
+        return None
     if critic is None and options.from_name is None:
         if options.gives_outcomes:
             logger.info("%s Outcomes are set; there is no critic yet, so no advantage is computed", TAG)
-            return 0
+            return None
         raise UserError(
             "there is no critic to label with: neither has the run a checkpoint nor policy.pi05_checkpoint a critic. "
             "Train one (pi05-rl offline), or give --checkpoint DIR"
         )
     name = options.name or critic.default_name
     labels = label_episodes(sources, cfg.reward, cfg.policy)
-    try:
-        if critic is None:
-            values = values_of_labeling(sources, options.from_name, name)
-        else:
-            values = values_of_critic(cfg, critic, sources, labels, name)
-    except Interrupted as stopped:
-        logger.warning("%s %s", TAG, stopped)
-        return 130
+    if critic is None:
+        values = values_of_labeling(sources, options.from_name, name)
+    else:
+        logger.info("%s Critic: %s (%s), %d fold(s)", TAG, critic.path, critic.fingerprint, critic.folds)
+        values = values_of_critic(cfg, critic, sources, labels, name)
     finish(cfg, options, sources, labels, values, name)
-    return 0
+    return name
 
 
 def set_outcomes(cfg: PI05RLTrainConfig, options: LabelOptions, sources: list[Source]) -> None:
