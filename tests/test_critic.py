@@ -101,9 +101,7 @@ def test_one_critic_is_the_plain_cross_entropy_over_every_sample():
     logits = critic.members[0](prefix.embs, prefix.pad_masks)
     plain = critic.bins.cross_entropy(logits, batch[RETURN]).mean()
     for fold in (0, -1):
-        loss, values, metrics = algorithm.losses.critic_loss(
-            prefix, {}, dict(batch, **{FOLD: torch.full((6,), fold)})
-        )
+        loss, values, metrics = algorithm.losses.critic_loss(prefix, {}, dict(batch, **{FOLD: torch.full((6,), fold)}))
         torch.testing.assert_close(loss, plain)
         torch.testing.assert_close(metrics["loss_critic"], plain.detach())
         torch.testing.assert_close(values, critic.bins.value(logits.detach()))
@@ -208,7 +206,9 @@ def test_the_target_critic_is_training_state_and_not_policy(td):
     assert not any("target" in name for name in td.policy.state_dict())
     other = make_algorithm(critic_target="td", n_step=N, critic_folds=td.policy.config.critic_folds)
     other.load_state_dict(state)
-    for ours, theirs in zip(td.losses.target_critic.parameters(), other.losses.target_critic.parameters(), strict=True):
+    for ours, theirs in zip(
+        td.losses.target_critic.parameters(), other.losses.target_critic.parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs)
     assert "target_critic.members.0.head.weight" in state
     assert not any("target" in name for name in make_algorithm().state_dict())

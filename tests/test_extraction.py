@@ -6,7 +6,14 @@ import pytest
 import torch
 from conftest import batches, make_algorithm, make_batch
 
-from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, INTERVENTION, PINNED_ADVANTAGE, PINNED_TAG, POSITION, RETURN
+from lerobot_policy_pi05_rl.data.frames import (
+    ACTION_IS_PAD,
+    INTERVENTION,
+    PINNED_ADVANTAGE,
+    PINNED_TAG,
+    POSITION,
+    RETURN,
+)
 from lerobot_policy_pi05_rl.draws import draw
 
 ADVANTAGES = torch.tensor([0.4, -0.2, 0.1, math.nan, -0.3, 0.0])

@@ -97,8 +97,8 @@ class RecapLosses(nn.Module):
     @torch.no_grad()
     def embed_ahead(self, batch: dict[str, Tensor]) -> dict[int, Block]:
         """n → the prefix of the frame n steps later, for every n that the batch carries (none by default)."""
-        suffix = ahead(0, AHEAD_REWARD).removeprefix("ahead_0")
-        steps = [int(key.removesuffix(suffix).removeprefix("ahead_")) for key in batch if key.endswith(suffix)]
+        wanted = {self.policy.config.n_step, self.policy.config.advantage_n_step} - {None}
+        steps = [n for n in sorted(wanted) if ahead(n, AHEAD_REWARD) in batch]
         views = {n: {key: batch[ahead(n, key)] for key in batch if ahead(n, key) in batch} for n in steps}
         return {n: self.policy.embed_observation(view) for n, view in views.items()}
 
@@ -221,8 +221,13 @@ class RecapAlgorithm(RLAlgorithm):
         tasks: list[str],
         preprocess: Callable[[dict], dict] = lambda batch: batch,
     ):
-        """``tasks``: texts in the order of the task indices. ``preprocess`` turns what the iterator yields into what the
-        losses read."""
+        """Args:
+            tasks: their texts, in the order of the task indices.
+            preprocess: turns what the iterator yields into what the losses read.
+
+        Raises:
+            UserError: a positive fraction is configured for a task that is not one of these.
+        """
         self.policy, self.config, self.preprocess = policy, config, preprocess
         cfg = policy.config
         fractions = positive_fractions(
