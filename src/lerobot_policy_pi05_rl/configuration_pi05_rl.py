@@ -22,6 +22,7 @@ LEAST_VALUES = {
     "num_value_bins": 2,
     "critic_folds": 1,
     "n_step": 1,
+    "critic_early_stop": 1,
     "advantage_n_step": 1,
     "guidance_scale": 0,
     "hl_gauss_sigma_ratio": 0,
@@ -97,6 +98,9 @@ class PI05RLConfig(PI05Config):
     critic_target: str = "monte_carlo"  # monte_carlo (RECAP) | td: n_step rewards and a Polyak target's value
     n_step: int = 10  # of critic_target td
     critic_target_update_weight: float = 0.005  # of critic_target td, per critic update
+    # Held-out evaluations without a new best cross-entropy after which the critic's best weights are restored and it
+    # stops; None: it trains to the end (and a warning says when it overfits).
+    critic_early_stop: int | None = None
     train_critic: bool = True  # false: only with dataset.labeling, whose tags need no critic
 
     # Advantage
