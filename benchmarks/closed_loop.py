@@ -110,7 +110,7 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
         train += [*MIX_OVERRIDES[mix], *VARIANTS[trained].overrides]
         if variant.pinned:
             train.append(f"--dataset.labeling={LABELING}")
-            label = [*python, f"{package}.label", str(cell / "recap"), "--name", LABELING]
+            label = [*python, f"{package}.labeler", str(cell / "recap"), "--name", LABELING]
             critic = cell / "recap" / "checkpoints" / f"{args.steps:06d}" / "pretrained_model"
             jobs.append(Job(f"{mix}/{seed}/label", label, labels, cell / "label.log", [critic]))
         needs = [dataset / "meta" / "info.json", *([labels] if variant.pinned else [])]

@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the Hub 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +145,7 @@ def make_dataset(
     columns: tuple[str, ...] = ("next.reward", "next.success"),
     fps: int = 10,
     seed: int = 0,
+    picture: Callable[[int, int], np.ndarray] | None = None,
 ) -> LeRobotDataset:
     """A LeRobot dataset of drawn frames.
 
@@ -152,6 +153,7 @@ def make_dataset(
         episodes: per episode ``length``, and optionally ``success``, ``truncated``, ``reward`` (of the last
             frame), ``task``, ``intervention`` (first frame of a correction).
         columns: which label columns exist.
+        picture: (episode, step) → (32, 32, 3) uint8 of every camera; None: drawn.
     """
     shapes = {"observation.state": (4,), "action": (3,)}
     features = {key: {"dtype": "float32", "shape": shape, "names": None} for key, shape in shapes.items()}
@@ -166,7 +168,7 @@ def make_dataset(
         features[column] = {"dtype": dtypes.get(column, "bool"), "shape": (1,), "names": None}
     dataset = LeRobotDataset.create("test/tiny", fps=fps, features=features, root=root, use_videos=video)
     rng = np.random.default_rng(seed)
-    for episode in episodes:
+    for number, episode in enumerate(episodes):
         for step in range(episode["length"]):
             last = step == episode["length"] - 1
             labels = {
@@ -179,7 +181,10 @@ def make_dataset(
                 {
                     "observation.state": rng.normal(size=4).astype(np.float32),
                     "action": np.array([step, *rng.normal(size=2)], dtype=np.float32),
-                    **{camera: rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for camera in CAMERAS},
+                    **{
+                        camera: picture(number, step) if picture else rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                        for camera in CAMERAS
+                    },
                     **{column: labels[column] for column in columns},
                     "task": episode.get("task", "pick the cube"),
                 }
@@ -214,7 +219,7 @@ def write_config(path: Path, dataset: Path, run_dir: Path, **changes) -> Path:
         "batch_size": 4,
         "log_freq": 1,
         "save_freq": 100,
-        "dataset": {"repo_id": "test/tiny", "root": str(dataset)},
+        "dataset": {"repo_id": "test/tiny", "root": str(dataset), "eval_split": 0.0},
         "policy": {
             **TINY_SIZES,
             "device": "cpu",

@@ -161,6 +161,8 @@ def test_every_unknown_key_is_named_and_none_is_guessed_from_nothing(config):
         ("policy.critic_folds", 0),
         ("policy.guidance_scale", -0.5),
         ("policy.guidance_scale", "much"),
+        ("policy.critic_early_stop", 0),
+        ("policy.critic_early_stop", 3),  # nothing is held out
         ("policy.awr_temperature", 0.0),
         ("policy.awr_max_weight", -1.0),
         ("policy.critic_target_update_weight", 1.5),

@@ -440,10 +440,18 @@ def test_both_outcomes_of_each_task_are_held_out_and_never_drawn(tmp_path, open_
     assert again.held_out.frames.episodes == data.held_out.frames.episodes  # so variants can be compared
 
 
+def test_a_task_keeps_its_only_episode(tmp_path, open_data, caplog):
+    make_dataset(tmp_path / "data", [{"length": 2, "success": True}] * 2 + [{"length": 2, "task": "push"}])
+    with caplog.at_level("INFO"):
+        data = open_data(tmp_path / "data", dataset__eval_split=0.3)
+    assert [episode.index for episode in data.held_out.frames.episodes] == [1]
+    assert "1 task(s) with a single episode" in caplog.text
+
+
 def test_the_held_out_frames_can_be_thinned(video_dataset, open_data):
     data = open_data(video_dataset, dataset__eval_split=0.5, max_eval_samples=5)
     seen = [batch["position"] for batch in make_held_out_loader(open_data.cfg, data)]
-    assert torch.cat(seen).tolist() == [0, 3, 6, 9, 12]
+    assert torch.cat(seen).tolist() == [0, 3, 6, 8, 11, 14]  # of eight and seven frames, from their middles on
 
 
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(mixed_dataset, open_data):

@@ -121,6 +121,8 @@ def test_recording_holds_all_tasks_in_the_pick_demos_columns(tmp_path):
     dataset = LeRobotDataset(REPO_ID, root=root)
     columns = {key: np.asarray(dataset.hf_dataset.with_format("numpy")[key]) for key in ("next.done", "next.success")}
     assert columns["next.done"].sum() == columns["next.success"].sum() == 4
+    command = dataset.meta.stats["action"]  # two tasks keep the gripper open, two closed
+    assert command["q01"][3] == pytest.approx(-1.0, abs=0.01) and command["q99"][3] == pytest.approx(1.0, abs=0.01)
     for episode, task in enumerate(recipe["tasks"]):
         item = dataset[dataset.meta.episodes[episode]["dataset_to_index"] - 1]
         assert item["task"] == TASKS[task].instruction and bool(item["next.success"])

@@ -70,6 +70,7 @@ class ConfigError(UserError):
 class OfflineDatasetConfig(DatasetConfig):
     """LeRobot's dataset configuration, and more datasets of the same robot to learn from."""
 
+    eval_split: float = 0.1  # share of each task's episodes held out, both outcomes among them; 0: none
     additional_offline_dataset_paths: list[str] = field(default_factory=list)  # folders or Hub ids
     labeling: str | None = None  # advantages come from the side-car of this name (pi05-rl label), not from the critic
 
@@ -91,6 +92,8 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     output_dir_offline: Path | None = None  # the offline run writes here; None: output_dir
     offline_save_freq: int | None = None  # wins over save_freq offline
     keep_last_checkpoints: int | None = None  # None: all
+    eval_steps: int = 1000  # steps between held-out evaluations (there is one at the end, too); 0: never
+    max_eval_samples: int = 512  # held-out frames per evaluation, spread over all held-out episodes; 0: all
     seed: int = 1000  # LeRobot's default; here it also orders samples and draws noise, so it cannot be None
 
     def validate(self) -> None:
@@ -121,6 +124,10 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             raise ConfigError(
                 "policy.train_critic is false, but advantages come from the critic; let it train, or name a labeling "
                 "in dataset.labeling (pi05-rl label makes one)"
+            )
+        if self.policy.critic_early_stop is not None and not (self.dataset.eval_split and self.eval_steps > 0):
+            raise ConfigError(
+                "policy.critic_early_stop needs held-out evaluations: set dataset.eval_split and eval_steps above 0"
             )
         device = self.policy.learner_device
         if device is not None and not _is_available(device):

@@ -22,6 +22,7 @@ LEAST_VALUES = {
     "num_value_bins": 2,
     "critic_folds": 1,
     "n_step": 1,
+    "critic_early_stop": 1,
     "advantage_n_step": 1,
     "guidance_scale": 0,
     "hl_gauss_sigma_ratio": 0,
@@ -97,6 +98,9 @@ class PI05RLConfig(PI05Config):
     critic_target: str = "monte_carlo"  # monte_carlo (RECAP) | td: n_step rewards and a Polyak target's value
     n_step: int = 10  # of critic_target td
     critic_target_update_weight: float = 0.005  # of critic_target td, per critic update
+    # Held-out evaluations without a new best cross-entropy after which the critic's best weights are restored and it
+    # stops; None: it trains to the end (and a warning says when it overfits).
+    critic_early_stop: int | None = None
     train_critic: bool = True  # false: only with dataset.labeling, whose tags need no critic
 
     # Advantage
@@ -109,8 +113,9 @@ class PI05RLConfig(PI05Config):
     advantage_positive_fraction: float = 0.3  # RECAP, App. F
     advantage_positive_fraction_per_task: dict[str, float] = field(default_factory=dict)  # task text → fraction
     advantage_dropout: float = 0.3  # RECAP, section IV-C
-    # Weight of the loss of actions that are not positive; 1: RECAP, 0: only the positive ones are cloned.
-    advantage_negative_weight: float = 1.0
+    # How much more a positive action counts than another: under dataset.labeling it is drawn so many times as often
+    # (a whole number), else its loss weighs so much more. 1: RECAP. docs/method.md says why.
+    advantage_positive_weight: float = 1.0
     advantage_window: int = 4096  # recent advantages per task from which the threshold is taken
     inference_advantage: str = "positive"  # positive | negative | none
     guidance_scale: float = 1.0  # β of classifier-free guidance on the tag (RECAP, App. E); 1: plain conditioning
@@ -172,7 +177,6 @@ class PI05RLConfig(PI05Config):
         for name in (
             "advantage_positive_fraction",
             "advantage_dropout",
-            "advantage_negative_weight",
             "discount",
             "critic_target_update_weight",
         ):
@@ -180,6 +184,10 @@ class PI05RLConfig(PI05Config):
         for name, value in shares.items():
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"policy.{name} must be in [0, 1], got {value}")
+        if not self.advantage_positive_weight >= 1:
+            raise ValueError(
+                f"policy.advantage_positive_weight must be at least 1, got {self.advantage_positive_weight}"
+            )
         for name in ("awr_temperature", "awr_max_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"policy.{name} must be above 0, got {getattr(self, name)}")

@@ -34,7 +34,15 @@ from .data.frames import (
     ahead,
     split_ahead,
 )
-from .data.loading import OfflineData, make_held_out_loader, make_train_loader, open_offline_data, to_device
+from .data.loading import (
+    OfflineData,
+    make_held_out_loader,
+    make_probe_loader,
+    make_train_loader,
+    open_offline_data,
+    to_device,
+)
+from .held_out import evaluate
 from .metrics import MetricsWindow, MetricsWriter
 from .modeling_pi05_rl import PI05RLPolicy
 from .processor_pi05_rl import (
@@ -46,6 +54,7 @@ from .processor_pi05_rl import (
 )
 from .recap import RecapAlgorithm, RecapConfig
 from .runtime import StopSignal, TimedIterator, progress_bar
+from .weights import stores_critic
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +114,7 @@ def run_loop(
     first = algorithm.optimization_step
     per_step = algorithm.batches_per_step
     loader = make_train_loader(cfg, data, first_batch=first * per_step, last_batch=total * per_step)
-    held_out = make_held_out_loader(cfg, data)
+    held_out, probe = make_held_out_loader(cfg, data), make_probe_loader(cfg, data)
     batches = TimedIterator(loader)
     seen = critic_data(cfg, data)
     stop = StopSignal()
@@ -127,7 +136,10 @@ def run_loop(
                 logger.info("%s Optimization step: %d/%d %s", TAG, step, total, summary({**means, **speed}))
                 window_start, window_steps = time.perf_counter(), 0
             if held_out is not None and cfg.eval_steps > 0 and (step % cfg.eval_steps == 0 or step == total):
-                means = algorithm.evaluate(iter(held_out))
+                means = evaluate(algorithm, held_out, data.held_out.frames, probe)
+                algorithm.observe_held_out(means)
+                if step == total and algorithm.watch is not None:
+                    algorithm.watch.restore_best()  # the last checkpoint holds the best critic
                 writer.log(step, means, mode="eval")
                 logger.info("%s Held out at step %d: %s", TAG, step, summary(means))
             if cfg.save_checkpoint and (should_save_checkpoint(step, cfg.checkpoint_freq, total) or stop.requested):
@@ -169,13 +181,18 @@ def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
 
 
 def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy:
-    """The policy of the checkpoint to resume, else of ``pi05_checkpoint``, else with random weights."""
+    """The policy of the checkpoint to resume, else of ``pi05_checkpoint``, else with random weights.
+
+    A run that trains no critic builds none, unless it starts from a checkpoint that has one: an untrained critic in a
+    checkpoint would look like a critic.
+    """
     source = cfg.policy.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
     if source is not None:
         logger.info("%s Loading weights from %s", TAG, source)
-        return PI05RLPolicy.from_pretrained(source, config=cfg.policy)
+        with_critic = cfg.policy.trains_critic or stores_critic(source)
+        return PI05RLPolicy.from_pretrained(source, config=cfg.policy, load_critic=with_critic)
     logger.warning("%s policy.pi05_checkpoint is null: the policy starts from RANDOM weights", TAG)
-    policy = PI05RLPolicy(cfg.policy)
+    policy = PI05RLPolicy(cfg.policy, load_critic=cfg.policy.trains_critic)
     return policy.to(cfg.policy.device)
 
 
@@ -268,7 +285,11 @@ def throughput(
 
 def summary(values: dict[str, float]) -> str:
     """The scalars a person looks at, short."""
-    names = ("loss_critic", "loss_actor", "advantage_mean", "advantage_positive_fraction", "samples_per_s")
+    names = (
+        *("loss_critic", "critic_gap", "spearman_value_return", "auc_value_outcome", "calibration_error"),
+        *("loss_actor", "loss_actor_positive", "loss_actor_negative", "loss_actor_none", "tag_grip"),
+        *("advantage_mean", "advantage_positive_fraction", "samples_per_s"),
+    )
     return " ".join(f"{name}={values[name]:.4g}" for name in names if name in values)
 
 

@@ -30,6 +30,7 @@ from .data.frames import (
     split_ahead,
 )
 from .draws import Draws, draw
+from .early_stop import CriticWatch
 from .errors import UserError
 from .modeling_pi05_rl import TAG_NONE, Block, PI05RLPolicy, select_tag
 from .returns import AdvantageThresholds, advantage_tags, awr_weights, positive_fractions
@@ -59,7 +60,7 @@ class RecapLosses(nn.Module):
 
     def __init__(self, policy: PI05RLPolicy, thresholds: AdvantageThresholds):
         super().__init__()
-        self.policy, self.thresholds = policy, thresholds
+        self.policy, self.thresholds, self.critic_learns = policy, thresholds, policy.config.trains_critic
         td = policy.config.trains_critic and policy.config.critic_target == "td"
         self.target_critic = copy.deepcopy(policy.model.critic).requires_grad_(False) if td else None
 
@@ -78,8 +79,10 @@ class RecapLosses(nn.Module):
                 prefix = policy.embed_observation(batch)
             later = self.embed_ahead(batch) if config.trains_critic else {}
             if config.trains_critic:
-                loss, values, info = self.critic_loss(prefix, later, batch)
-                losses.append(loss)
+                with torch.set_grad_enabled(self.critic_learns and torch.is_grad_enabled()):
+                    loss, values, info = self.critic_loss(prefix, later, batch)
+                if self.critic_learns:
+                    losses.append(loss)
                 metrics |= info
                 histograms["critic_values"] = values
             if config.uses_advantage:
@@ -93,7 +96,7 @@ class RecapLosses(nn.Module):
                 loss, info = self.actor_loss(prefix, tags, batch, draws, weights=weights)
                 losses.append(loss)
                 metrics |= info
-        return torch.stack(losses).sum(), metrics, histograms
+        return torch.stack(losses).sum() if losses else torch.zeros(()), metrics, histograms
 
     @torch.no_grad()
     def embed_ahead(self, batch: dict[str, Tensor]) -> dict[int, Block]:
@@ -172,7 +175,9 @@ class RecapLosses(nn.Module):
             "advantage_positive_fraction": (positive == 1).float().mean(),
         }
         if config.policy_extraction == "conditioning":
-            weights = torch.where(positive == 1, 1.0, config.advantage_negative_weight)
+            # With pinned labels the positive ones are drawn more often instead (data/loading.py).
+            others = 1.0 if PINNED_TAG in batch else 1.0 / config.advantage_positive_weight
+            weights = torch.where(positive == 1, 1.0, others)
             return torch.where(draws.dropped, TAG_NONE, positive), weights, metrics
         if config.policy_extraction == "filtered":
             return None, (positive == 1).float(), metrics
@@ -195,9 +200,7 @@ class RecapLosses(nn.Module):
             tag = model.embed_tag(*select_tag(batch, tags))
         actions = self.policy.prepare_action(batch)
         error = model.flow_matching_error(prefix, tag, actions, draws.noise, draws.time)
-        error = error[:, :, : batch[ACTION].shape[-1]].mean(dim=2)
-        valid = ~batch[ACTION_IS_PAD]
-        error = (error * valid).sum(dim=1) / valid.sum(dim=1)
+        error = per_sample(error, batch)
         loss = (error if weights is None else error * weights).mean()
         return loss, {"loss_actor": loss.detach()}
 
@@ -209,6 +212,13 @@ class RecapLosses(nn.Module):
             pairs = zip(self.target_critic.parameters(), self.policy.model.critic.parameters(), strict=True)
             for target, online in pairs:
                 target.lerp_(online, rate)
+
+
+def per_sample(error: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """(B, H, max_action_dim) errors → (B,) means over the action's own dimensions and its unpadded steps."""
+    valid = ~batch[ACTION_IS_PAD]
+    error = error[:, :, : batch[ACTION].shape[-1]].mean(dim=2)
+    return (error * valid).sum(dim=1) / valid.sum(dim=1)
 
 
 class RecapAlgorithm(RLAlgorithm):
@@ -225,7 +235,13 @@ class RecapAlgorithm(RLAlgorithm):
         tasks: list[str],
         preprocess: Callable[[dict], dict] = lambda batch: batch,
     ):
-        """``tasks``: texts in the order of the task indices. ``preprocess`` makes the losses' input of a raw batch."""
+        """Args:
+            tasks: their texts, in the order of the task indices.
+            preprocess: turns what the iterator yields into what the losses read.
+
+        Raises:
+            UserError: a positive fraction is configured for a task that is not one of these.
+        """
         self.policy, self.config, self.preprocess = policy, config, preprocess
         cfg = policy.config
         fractions = positive_fractions(
@@ -234,6 +250,7 @@ class RecapAlgorithm(RLAlgorithm):
         self.thresholds = AdvantageThresholds(fractions, window=cfg.advantage_window)
         self.losses = RecapLosses(policy, self.thresholds)
         self.losses.train()
+        self.watch = CriticWatch(policy.model.critic, cfg.critic_early_stop) if cfg.trains_critic else None
         self.histograms: dict[str, Tensor] = {}
         self.make_optimizers_and_scheduler()
 
@@ -288,12 +305,13 @@ class RecapAlgorithm(RLAlgorithm):
             batch = self.preprocess(next(batch_iterator))
             draws = draw(self.config.seed, batch[POSITION], self.policy.config)
             loss, metrics, self.histograms = self.losses(batch, draws, train_actor=train_actor)
-            (loss / accumulation).backward()
+            if loss.requires_grad:  # a stopped critic has nothing to learn in a step without the actor
+                (loss / accumulation).backward()
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + float(value) / accumulation
         norms = {}
         for name, parameters in self.parameters.items():
-            if name == "critic" or train_actor:
+            if self.losses.critic_learns if name == "critic" else train_actor:
                 norm = torch.nn.utils.clip_grad_norm_(parameters, self.policy.config.resolved_grad_clip_norm)
                 norms[name] = float(norm)
         if not all(torch.isfinite(torch.tensor(list(norms.values())))):
@@ -308,21 +326,11 @@ class RecapAlgorithm(RLAlgorithm):
         extra = {name: value for name, value in totals.items() if name not in losses}
         return TrainingStats(losses=losses, grad_norms=norms, extra=extra)
 
-    @torch.no_grad()
-    def evaluate(self, batches: Iterator[dict]) -> dict[str, float]:
-        """Mean losses over held-out batches; tags and draws as in training, thresholds left alone."""
-        self.losses.eval()
-        totals, count = {}, 0
-        for raw in batches:
-            batch = self.preprocess(raw)
-            draws = draw(self.config.seed, batch[POSITION], self.policy.config)
-            _, metrics, _ = self.losses(batch, draws, train_actor=True)
-            size = len(batch[POSITION])
-            count += size
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * size
-        self.losses.train()
-        return {name: value / count for name, value in totals.items()}
+    def observe_held_out(self, metrics: dict[str, float]) -> None:
+        """Tell the critic's watch of an evaluation; a critic that it stops no longer trains, the actor goes on."""
+        if self.watch is not None:
+            self.watch.observe(metrics, self.optimization_step)
+            self.losses.critic_learns = not self.watch.stopped
 
     def get_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The one optimizer."""
@@ -340,14 +348,18 @@ class RecapAlgorithm(RLAlgorithm):
                 own[name].copy_(tensor)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the algorithm owns beside the policy: the advantage windows, the target critic."""
+        """What the algorithm owns beside the policy: the advantage windows, the target critic, the critic's watch."""
         target = self.losses.target_critic
         targets = {} if target is None else {f"target_critic.{k}": v for k, v in target.state_dict().items()}
-        return {**self.thresholds.state_dict(), **targets}
+        watch = {} if self.watch is None else self.watch.state_dict()
+        return {**self.thresholds.state_dict(), **targets, **watch}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], device: str | torch.device = "cpu") -> None:
         """Restore :meth:`state_dict`."""
         self.thresholds.load_state_dict(state_dict)
+        if self.watch is not None:
+            self.watch.load_state_dict(state_dict)
+            self.losses.critic_learns = not self.watch.stopped
         if self.losses.target_critic is not None:
             prefix = "target_critic."
             targets = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}

@@ -55,6 +55,20 @@ def resolve_weights_file(name_or_path: str | Path, **hub_kwargs) -> Path:
         ) from error
 
 
+def stores_critic(name_or_path: str | Path, **hub_kwargs) -> bool:
+    """Whether a checkpoint holds a critic.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    file = resolve_weights_file(name_or_path, **hub_kwargs)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return any(key.startswith(CRITIC_PREFIX) for key in stored.keys())  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged or truncated ({error}); use another checkpoint") from error
+
+
 def load_policy_weights(policy: nn.Module, name_or_path: str | Path, **hub_kwargs) -> None:
     """Copy every tensor of the checkpoint into ``policy`` (cast to its dtype), one at a time.
 

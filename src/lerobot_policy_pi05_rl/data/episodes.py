@@ -182,7 +182,12 @@ def split_episodes(episodes: list[Episode], eval_split: float) -> tuple[list[Epi
     for episode in episodes:
         groups.setdefault((episode.source, episode.task), []).append(episode)
     held_out = set()
+    single = sum(len(group) == 1 for group in groups.values())
+    if eval_split and single:
+        logger.info("Nothing is held out of %d task(s) with a single episode", single)
     for group in groups.values():
+        if len(group) == 1:
+            continue  # a task keeps its only episode
         by_outcome = sorted(group, key=lambda episode: (episode.outcome.value, episode.start))
         count = math.ceil(len(group) * eval_split)
         held_out |= {by_outcome[int((k + 0.5) * len(group) / count)] for k in range(count)}

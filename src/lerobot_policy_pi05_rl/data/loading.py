@@ -1,5 +1,6 @@
 """From a training configuration to loaders: open, label, split, check against the policy, batch."""
 
+import copy
 import logging
 import signal
 from dataclasses import dataclass
@@ -98,16 +99,18 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     labels = label_episodes(sources, cfg.reward, cfg.policy, needs_returns=cfg.policy.policy_extraction != "none")
     pinned = read_pinned_labels(sources, cfg.dataset.labeling) if cfg.dataset.labeling else None
     train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
-    keep = None
+    draws = None
     if cfg.policy.policy_extraction == "filtered":
-        train, keep = filter_frames(cfg.policy, train, pinned)
+        train, draws = filter_frames(cfg.policy, train, pinned)
+    elif cfg.policy.policy_extraction == "conditioning" and pinned is not None:
+        draws = [np.where(labels.tags == 1, round(cfg.policy.advantage_positive_weight), 1) for labels in pinned]
     train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
     transforms = cfg.dataset.image_transforms
 
     folds = assign_folds(train, cfg.policy.critic_folds) if cfg.policy.trains_critic else {}
     lookaheads = make_lookaheads(sources, labels, cfg, pinned=pinned is not None)
 
-    def frames(index: FrameIndex, image_transforms=None) -> FrameDataset:
+    def frames(index: FrameIndex, image_transforms=None, lookaheads=lookaheads) -> FrameDataset:
         return FrameDataset(
             sources,
             labels,
@@ -123,8 +126,8 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     return OfflineData(
         sources,
         labels,
-        frames(FrameIndex.of(train, keep), ImageTransforms(transforms) if transforms.enable else None),
-        frames(FrameIndex.of(held_out)) if held_out else None,
+        frames(FrameIndex.of(train, draws), ImageTransforms(transforms) if transforms.enable else None),
+        frames(FrameIndex.of(held_out), lookaheads=None) if held_out else None,
         aggregate_stats([source.dataset.meta.stats for source in sources]),
     )
 
@@ -151,10 +154,10 @@ def filter_frames(
         return kept, None
     if pinned is None:
         return episodes, None
-    keep = [labels.tags == 1 for labels in pinned]
-    if not any(keep[episode.source][episode.start : episode.end].any() for episode in episodes):
+    draws = [(labels.tags == 1).astype(np.int64) for labels in pinned]
+    if not any(draws[episode.source][episode.start : episode.end].any() for episode in episodes):
         raise DatasetError("policy.filter_by is advantage, and the labeling tags no frame positive")
-    return episodes, keep
+    return episodes, draws
 
 
 def make_lookaheads(
@@ -205,17 +208,42 @@ def make_train_loader(
 
 
 def make_held_out_loader(cfg: PI05RLTrainConfig, data: OfflineData) -> DataLoader | None:
-    """The held-out frames in order (evenly thinned to ``max_eval_samples`` if that is set), each once."""
+    """The held-out frames in order, each once, thinned to about ``max_eval_samples`` if that is set.
+
+    Every episode keeps its middle frame, and every so many frames before and behind it.
+    """
     if data.held_out is None:
         return None
-    total = len(data.held_out)
-    stride = max(1, -(-total // cfg.max_eval_samples)) if cfg.max_eval_samples > 0 else 1
-    numbers = list(range(0, total, stride))
+    return _loader_in_order(cfg, data.held_out, held_out_numbers(data.held_out.frames, cfg.max_eval_samples))
+
+
+def make_probe_loader(cfg: PI05RLTrainConfig, data: OfflineData) -> DataLoader | None:
+    """As many training frames as :func:`make_held_out_loader` reads, evenly spread and read as those are (no
+    augmentation, no frame ahead), so that the two can be compared."""
+    if data.held_out is None:
+        return None
+    probe = copy.copy(data.train)
+    probe.image_transforms, probe.lookaheads = None, {}
+    count = min(len(probe), len(held_out_numbers(data.held_out.frames, cfg.max_eval_samples)))
+    return _loader_in_order(cfg, probe, np.linspace(0, len(probe) - 1, count).astype(int).tolist())
+
+
+def held_out_numbers(frames: FrameIndex, most: int) -> list[int]:
+    """Numbers of frames: all if ``most`` is 0, else about that many, the middle of each episode among them."""
+    stride = max(1, -(-len(frames) // most)) if most > 0 else 1
+    numbers = []
+    for start, end in zip(frames.offsets[:-1].tolist(), frames.offsets[1:].tolist(), strict=True):
+        middle = (start + end - 1) // 2
+        numbers += range(middle - (middle - start) // stride * stride, end, stride)
+    return numbers
+
+
+def _loader_in_order(cfg: PI05RLTrainConfig, dataset: FrameDataset, numbers: list[int]) -> DataLoader:
     batches = [
         [(number, number) for number in numbers[start : start + cfg.batch_size]]
         for start in range(0, len(numbers), cfg.batch_size)
     ]
-    return DataLoader(data.held_out, batch_sampler=batches)
+    return DataLoader(dataset, batch_sampler=batches)
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

@@ -72,17 +72,24 @@ def default_labeling(subject: Subject) -> str:
     if name is not None:
         return name
     if subject.run is not None:
-        return ensure_labels(subject.run)
+        return ensure_labels(subject)
     raise UserError(f"the dataset {subject.dataset_root} has no labeling yet; make one with `pi05-rl label` first")
 
 
-def ensure_labels(run: Path) -> str:
-    """Label the run's dataset with its critic; the labeling's name.
+def ensure_labels(subject: Subject) -> str:
+    """Label the run's dataset with its newest critic; the labeling's name.
 
     Raises:
-        UserError: always, for now: it is another command's work.
+        UserError: the run has no critic, or its dataset cannot be labelled.
     """
-    raise UserError(f"no labeling was made with a critic of the run {run}; run `pi05-rl label` first")
+    from ..labeler import main as label  # imports torch and LeRobot, which the page itself does not need
+
+    logger.info("[REPORT] No labeling of this run yet: labelling its dataset with its newest critic")
+    label([str(subject.run)])
+    name = newest_labeling(subject.dataset_root, subject.run)
+    if name is None:
+        raise UserError(f"{subject.run} could not be labelled; run `pi05-rl label {subject.run}`")
+    return name
 
 
 def default_output(subject: Subject, labeling: Labeling) -> Path:

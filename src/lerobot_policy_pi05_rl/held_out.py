@@ -1,0 +1,236 @@
+"""What critic and actor are worth on episodes they have not seen.
+
+Metric functions are pure functions over columns, one entry per frame. Sources: rank correlation and AUC (Mann and
+Whitney 1947) by average ranks; the calibration error bins frames as Guo et al. 2017 (arXiv 1706.04599) do.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from lerobot.policies.common.flow_matching import euler_integrate
+from lerobot.utils.constants import ACTION
+from torch import Tensor
+
+from .data.frames import ACTION_IS_PAD, FOLD, POSITION, RETURN, FrameIndex
+from .draws import draw
+from .modeling_pi05_rl import TAG_NEGATIVE, TAG_POSITIVE, Block, PI05RLPytorch, select_tag
+from .recap import RecapAlgorithm, per_sample
+from .returns import Outcome
+
+SAMPLED_FRAMES = 32  # held-out frames for which whole chunks are sampled: ten passes of the expert per tag
+TAGS = {"positive": TAG_POSITIVE, "negative": TAG_NEGATIVE}
+
+
+def spearman_per_episode(values: np.ndarray, returns: np.ndarray, episodes: np.ndarray) -> float:
+    """Mean over episodes of the rank correlation of V and G; 0 for an episode whose values are all the same.
+
+    Args:
+        values, returns, episodes: (frames,); frames with a NaN return, and episodes with fewer than three others,
+            are left out. NaN if none is left.
+    """
+    known = ~np.isnan(returns)
+    correlations = []
+    for episode in np.unique(episodes[known]):
+        rows = known & (episodes == episode)
+        if rows.sum() >= 3 and np.ptp(returns[rows]) > 0:
+            ranks = _ranks(values[rows]), _ranks(returns[rows])
+            correlations.append(np.corrcoef(*ranks)[0, 1] if np.ptp(values[rows]) > 0 else 0.0)
+    return float(np.mean(correlations)) if correlations else float("nan")
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Chance that a positive's score is above a negative's, ties counting half; NaN when a class is missing.
+
+    Args:
+        scores: (N,) one per episode; positive: (N,) bool.
+    """
+    ones = int(positive.sum())
+    zeros = len(positive) - ones
+    if ones == 0 or zeros == 0:
+        return float("nan")
+    return float((_ranks(scores)[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def calibration_error(values: np.ndarray, returns: np.ndarray, *, bins: int = 10) -> float:
+    """Expected ``|mean V − mean G|`` over bins of equally many frames, ordered by V; NaN returns are left out."""
+    known = ~np.isnan(returns)
+    values, returns = values[known], returns[known]
+    if not len(values):
+        return float("nan")
+    parts = [part for part in np.array_split(np.argsort(values, kind="stable"), bins) if len(part)]
+    errors = [abs(values[part].mean() - returns[part].mean()) * len(part) for part in parts]
+    return float(sum(errors) / len(values))
+
+
+def middle_frames(episodes: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Indices of the frame of each episode that is nearest to its middle.
+
+    Args:
+        episodes: (frames,) ids; places: (frames,) how far into its episode a frame lies, in [0, 1].
+    """
+    return np.array([rows[np.argmin(np.abs(places[rows] - 0.5))] for rows in _rows_of(episodes)], dtype=int)
+
+
+def _rows_of(episodes: np.ndarray) -> Iterator[np.ndarray]:
+    for episode in np.unique(episodes):
+        yield np.flatnonzero(episodes == episode)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return pd.Series(values).rank().to_numpy()
+
+
+def critic_metrics(
+    values: np.ndarray, returns: np.ndarray, cross_entropies: np.ndarray, numbers: np.ndarray, frames: FrameIndex
+) -> dict[str, float]:
+    """What the critic is worth, from its (frames,) values on the ``numbers`` of ``frames``."""
+    found = [frames[number] for number in numbers.tolist()]
+    episodes = np.array([episode.start + 10**9 * episode.source for episode, _ in found])
+    places = np.array([(row - episode.start) / max(1, episode.length - 1) for episode, row in found])
+    outcomes = np.array([episode.outcome.value for episode, _ in found])
+    middle = middle_frames(episodes, places)
+    labelled = middle[outcomes[middle] != Outcome.TRUNCATED.value]
+    metrics = {
+        "loss_critic": _mean(cross_entropies),
+        "spearman_value_return": spearman_per_episode(values, returns, episodes),
+        "auc_value_outcome": auc(values[labelled], outcomes[labelled] == Outcome.SUCCESS.value),
+        "calibration_error": calibration_error(values, returns),
+    }
+    return metrics
+
+
+def _mean(column: np.ndarray) -> float:
+    known = column[~np.isnan(column)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+@torch.no_grad()
+def evaluate(
+    algorithm: RecapAlgorithm, held_out: Iterable[dict], frames: FrameIndex, training: Iterable[dict]
+) -> dict[str, float]:
+    """Held-out metrics of critic and actor; every frame's images and prompt are embedded once.
+
+    Args:
+        held_out: collated samples whose positions are the frames' numbers in ``frames``.
+        training: collated samples of about as many training frames, for the gap.
+
+    Returns:
+        Metric → value; a metric that this data cannot give (one outcome only, no label) is left out.
+    """
+    policy, config = algorithm.policy, algorithm.policy.config
+    mode = algorithm.losses.training
+    algorithm.losses.eval()
+    columns: dict[str, list[np.ndarray]] = {}
+    sampled = 0
+    for raw in held_out:
+        batch = algorithm.preprocess(raw)
+        with policy.autocast():
+            prefix = policy.embed_observation(batch)
+            rows = {"numbers": batch[POSITION]}
+            if config.trains_critic:
+                rows |= critic_columns(algorithm, prefix, batch)
+            rows |= flow_columns(algorithm, prefix, batch)
+            few = slice(0, max(1, min(SAMPLED_FRAMES - sampled, 4))) if sampled < SAMPLED_FRAMES else slice(0)
+            if sampled < SAMPLED_FRAMES:
+                part = {key: value[few] for key, value in batch.items() if isinstance(value, Tensor)}
+                rows |= sample_columns(algorithm, Block(*(tensor[few] for tensor in prefix)), part)
+                sampled += len(part[POSITION])
+        for name, column in rows.items():
+            columns.setdefault(name, []).append(column.float().cpu().numpy())
+    whole = {name: np.concatenate(parts).astype(np.float64) for name, parts in columns.items()}
+    metrics = {name: _mean(column) for name, column in whole.items() if name.startswith(("loss_actor", "action_"))}
+    if "tag_grip" in whole:
+        metrics["tag_grip"] = float(np.sqrt(whole["tag_grip"].mean()))
+    if config.trains_critic:
+        numbers = whole["numbers"].astype(int)
+        metrics |= critic_metrics(whole["values"], whole["returns"], whole["cross_entropy"], numbers, frames)
+        metrics["critic_gap"] = metrics["loss_critic"] - training_cross_entropy(algorithm, training)
+    algorithm.losses.train(mode)
+    return {name: value for name, value in metrics.items() if not np.isnan(value)}
+
+
+def training_cross_entropy(algorithm: RecapAlgorithm, training: Iterable[dict]) -> float:
+    """Mean cross-entropy (nats) on training frames, of the critics that learn from them."""
+    found = []
+    for raw in training:
+        batch = algorithm.preprocess(raw)
+        with algorithm.policy.autocast():
+            prefix = algorithm.policy.embed_observation(batch)
+            found.append(critic_columns(algorithm, prefix, batch)["cross_entropy"].float().cpu().numpy())
+    return _mean(np.concatenate(found))
+
+
+def critic_columns(algorithm: RecapAlgorithm, prefix: Block, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(B,) values, returns and cross-entropies against the return, the latter's mean over those critics that learn
+    from the sample (all of them where it is held out)."""
+    critic = algorithm.policy.model.critic
+    logits, returns = critic(prefix.embs, prefix.pad_masks), batch[RETURN]
+    members = logits.shape[1]
+    cross_entropy = critic.bins.cross_entropy(logits, returns.nan_to_num()[:, None].expand(-1, members))
+    learns = critic.learns_from(batch[FOLD])
+    mean = (cross_entropy * learns).sum(dim=1) / learns.sum(dim=1)
+    values = critic.out_of_fold(critic.bins.value(logits), batch[FOLD])
+    return {"values": values, "returns": returns, "cross_entropy": torch.where(returns.isnan(), torch.nan, mean)}
+
+
+def tag_readings(
+    model: PI05RLPytorch, prefix: Block, batch: dict[str, Tensor], names: Iterable[str]
+) -> tuple[dict[str, Tensor], object]:
+    """Tag → (B, N) columns of one key-value cache that the actions attend to; the prefix runs once.
+
+    Each tag is appended blind to the ones before it.
+    """
+    context, cache = model._prefill(prefix)
+    readings = {"none": context}
+    for name in names:
+        tags = torch.full((context.shape[0],), TAGS[name], device=context.device)
+        block = model.embed_tag(*select_tag(batch, tags))
+        length = 0 if len(readings) == 1 else list(readings.values())[-1].shape[1] - context.shape[1]
+        past = torch.cat([context, context.new_zeros(context.shape[0], length)], dim=1)
+        readings[name], cache = model._prefill(block, past, cache)
+    width = max(mask.shape[1] for mask in readings.values())
+    padded = {name: torch.nn.functional.pad(mask, (0, width - mask.shape[1])) for name, mask in readings.items()}
+    return padded, cache
+
+
+def tag_names(algorithm: RecapAlgorithm) -> tuple[str, ...]:
+    """The tags that the policy knows beside none."""
+    return tuple(TAGS) if algorithm.policy.config.policy_extraction == "conditioning" else ()
+
+
+def flow_columns(algorithm: RecapAlgorithm, prefix: Block, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(B,) flow-matching error under each tag, from the same noise and time."""
+    policy = algorithm.policy
+    readings, cache = tag_readings(policy.model, prefix, batch, tag_names(algorithm))
+    draws, actions = draw(algorithm.config.seed, batch[POSITION], policy.config), policy.prepare_action(batch)
+    time = draws.time[:, None, None]
+    x_t = time * draws.noise + (1 - time) * actions
+    velocities = policy.model.cached_velocity(list(readings.values()), cache, x_t, draws.time)
+    return {
+        f"loss_actor_{name}": per_sample((draws.noise - actions - velocity).square(), batch)
+        for name, velocity in zip(readings, velocities, strict=True)
+    }
+
+
+def sample_columns(algorithm: RecapAlgorithm, prefix: Block, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(B,) mean absolute error, in normalised actions, of the executed part of a chunk sampled under each tag from
+    the same noise, and the mean square distance between the positive and the negative chunk."""
+    model, config = algorithm.policy.model, algorithm.policy.config
+    readings, cache = tag_readings(model, prefix, batch, tag_names(algorithm))
+    noise = draw(algorithm.config.seed, batch[POSITION], config).noise
+    width, steps = batch[ACTION].shape[-1], config.n_action_steps
+    valid = ~batch[ACTION_IS_PAD][:, :steps]
+    chunks, columns = {}, {}
+    for name, reading in readings.items():
+
+        def velocity(x_t: Tensor, time: Tensor, reading: Tensor = reading) -> Tensor:
+            return model.cached_velocity([reading], cache, x_t, time)[0]
+
+        chunks[name] = euler_integrate(velocity, noise, config.num_inference_steps)[:, :, :width]
+        error = (chunks[name] - batch[ACTION])[:, :steps].abs().mean(dim=2)
+        columns[f"action_error_{name}"] = (error * valid).sum(dim=1) / valid.sum(dim=1)
+    if "positive" in chunks:
+        columns["tag_grip"] = (chunks["positive"] - chunks["negative"]).square().mean(dim=(1, 2))
+    return columns
