@@ -290,7 +290,7 @@ def test_a_signal_loses_nothing(world, monkeypatch):
 
 def test_workers_change_nothing(world):
     label(world, "--name", "none")
-    label(world, "--name", "two", "--num_workers=2")
+    label(world, "--name", "two", "--num_workers=2", "--dataloader_multiprocessing_context=fork")
     pd.testing.assert_frame_equal(read(world, "none")[0], read(world, "two")[0])
 
 
@@ -316,6 +316,31 @@ def test_returns_on_another_scale_than_the_critics_are_pointed_out(world, caplog
     make_dataset(world / "longer", [{"length": 90, "success": True, "task": LONG}], columns=COLUMNS)
     label(world, "--name", "x", f"--dataset.root={world / 'longer'}")
     assert "on another scale" in caplog.text and "62 steps, here 90" in caplog.text
+
+
+def test_what_the_first_run_saw_is_not_forgotten_by_the_next(world, caplog):
+    make_dataset(world / "more", EPISODES[:4], columns=COLUMNS, seed=9)
+    start = str(world / "a/checkpoints/last/pretrained_model")
+    changes = {"policy__pi05_checkpoint": start, "policy__critic_folds": 2, "policy__offline_steps": 1}
+    next_run = train_offline(load_config(write_config(world / "n.json", world / "more", world / "n", **changes)))
+    assert "other folds" not in caplog.text
+    first, second = (
+        json.loads((folder / "critic_data.json").read_text())["datasets"]
+        for folder in (world / "a/checkpoints/last/pretrained_model", next_run / "pretrained_model")
+    )
+    assert len(second) == 2 and second[1] == first[0]
+    changes["dataset__eval_split"] = 0.0
+    train_offline(load_config(write_config(world / "o.json", world / "data", world / "o", **changes)))
+    assert "other folds" in caplog.text
+
+
+def test_a_run_that_trained_no_critic_cannot_label(world):
+    config = write_config(world / "n.json", world / "data", world / "n", policy__policy_extraction="none")
+    train_offline(load_config(config))
+    with pytest.raises(UserError, match="no critic to label with"):
+        label(world, config="n")
+    with pytest.raises(UserError, match="holds no critic"):
+        label(world, "--checkpoint", str(world / "n"))
 
 
 # Outcomes set by hand
@@ -420,6 +445,7 @@ def test_training_uses_exactly_the_labelings_tags(world, monkeypatch, train_crit
         dataset__labeling="pinned",
         policy__train_critic=train_critic,
         policy__advantage_dropout=0.0,
+        dataset__eval_split=0.0,
     )
     checkpoint = train_offline(load_config(config))
     assert len(used) == 4 * 24

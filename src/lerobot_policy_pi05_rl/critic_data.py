@@ -6,6 +6,7 @@ returns the critic learnt. A labeling made later asks each critic only about epi
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from .data.loading import OfflineData
 from .data.sources import Source
 from .labeling import dataset_fingerprint
 from .weights import CRITIC_PREFIX, CheckpointError, map_keys, resolve_weights_file
+
+logger = logging.getLogger(__name__)
 
 CRITIC_DATA = "critic_data.json"
 _PALIGEMMA = "model.paligemma_with_expert.paligemma.model."
@@ -45,9 +48,17 @@ def critic_data(cfg: PI05RLTrainConfig, data: OfflineData) -> dict[str, Any] | N
         {"name": source.name, "fingerprint": dataset_fingerprint(source), "folds": folds[number]}
         for number, source in enumerate(data.sources)
     ]
-    here = {dataset["fingerprint"] for dataset in datasets}
-    before = [dataset for dataset in (earlier or {}).get("datasets", []) if dataset["fingerprint"] not in here]
-    return {"datasets": datasets + before, "reward": reward_scale(cfg, data.labels)}
+    here = {dataset["fingerprint"]: dataset["folds"] for dataset in datasets}
+    before = (earlier or {}).get("datasets", [])
+    if cfg.policy.critic_folds > 1 and any(
+        dataset["folds"] != here.get(dataset["fingerprint"], dataset["folds"]) for dataset in before
+    ):
+        logger.warning(
+            "The critics of %s learnt from other folds of this data: each has seen episodes it will be asked about",
+            cfg.policy.pi05_checkpoint,
+        )
+    kept = [dataset for dataset in before if dataset["fingerprint"] not in here]
+    return {"datasets": datasets + kept, "reward": reward_scale(cfg, data.labels)}
 
 
 def reward_scale(cfg: PI05RLTrainConfig, labels: LabelledEpisodes) -> dict[str, Any]:

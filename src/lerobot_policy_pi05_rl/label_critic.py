@@ -67,8 +67,9 @@ def find_critic(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None)
         return critic
     directory = run or cfg.output_dir_offline or cfg.output_dir
     checkpoint = last_checkpoint(Path(directory)) if directory else None
-    if checkpoint is not None:
-        return load_critic(str(checkpoint / PRETRAINED_MODEL_DIR))
+    critic = None if checkpoint is None else load_critic(str(checkpoint / PRETRAINED_MODEL_DIR))
+    if critic is not None:
+        return critic
     start = cfg.policy.pi05_checkpoint
     if start is None or (options.gives_outcomes and not Path(start).is_dir()):
         return None  # setting outcomes downloads no weights

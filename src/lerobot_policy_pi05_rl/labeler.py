@@ -68,19 +68,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def label_run(run: Path) -> str:
-    """Label a run's datasets with its newest critic, everything else as its configuration says; returns the name.
+def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> None:
+    """Do what the options ask for.
 
-    Raises:
-        UserError: the run has no checkpoint, or its datasets cannot be read.
-        Interrupted: a signal came.
+    Args:
+        run: its newest checkpoint labels; None: that of ``cfg.run_dir``.
     """
-    cfg, folder = load_label_config([str(run)])
-    return label(cfg, LabelOptions(), folder)
-
-
-def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> str | None:
-    """Do what the options ask for; returns the labeling's name, None where only outcomes were set or listed."""
     cfg.validate()
     wants_critic = options.from_name is None and not options.list_unlabelled
     critic = find_critic(cfg, options, run) if wants_critic else None
@@ -90,11 +83,11 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> st
     set_outcomes(cfg, options, sources)
     if options.list_unlabelled:
         print("\n".join(describe_unlabelled(sources, cfg.reward.outcome_file)))
-        return None
+        return
     if critic is None and options.from_name is None:
         if options.gives_outcomes:
             logger.info("%s Outcomes are set; there is no critic yet, so no advantage is computed", TAG)
-            return None
+            return
         raise UserError(
             "there is no critic to label with: neither has the run a checkpoint nor policy.pi05_checkpoint a critic. "
             "Train one (pi05-rl offline), or give --checkpoint DIR"
@@ -107,7 +100,6 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> st
         logger.info("%s Critic: %s (%s), %d fold(s)", TAG, critic.path, critic.fingerprint, critic.folds)
         values = values_of_critic(cfg, critic, sources, labels, name)
     finish(cfg, options, sources, labels, values, name)
-    return name
 
 
 def set_outcomes(cfg: PI05RLTrainConfig, options: LabelOptions, sources: list[Source]) -> None:
