@@ -15,9 +15,12 @@ import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies import make_policy, make_pre_post_processors
+from lerobot.policies.act.configuration_act import ACTConfig
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, FOLD, INTERVENTION, POSITION, RETURN, TASK_INDEX
+from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
@@ -234,4 +237,32 @@ def write_config(path: Path, dataset: Path, run_dir: Path, **changes) -> Path:
             node = node.setdefault(parent, {})
         node[last] = value
     path.write_text(json.dumps(raw))
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A tiny stock policy with random weights, for 32x32 pictures of the demo's simulators."""
+    env_cfg = PandaPickCubeEnv(image_size=32)
+    cfg = ACTConfig(
+        pretrained_backbone_weights=None,
+        dim_model=16,
+        n_heads=2,
+        dim_feedforward=16,
+        n_encoder_layers=1,
+        use_vae=False,
+        chunk_size=4,
+        n_action_steps=4,
+        device="cpu",
+    )
+    policy = make_policy(cfg, env_cfg=env_cfg)
+    zero_one = {"mean": 0.0, "std": 1.0}
+    stats = {}
+    for key, feature in {**cfg.input_features, **cfg.output_features}.items():
+        shape = (3, 1, 1) if "image" in key else feature.shape
+        stats[key] = {name: torch.full(shape, value) for name, value in zero_one.items()}
+    path = tmp_path_factory.mktemp("checkpoint")
+    policy.save_pretrained(path)
+    for pipeline in make_pre_post_processors(cfg, dataset_stats=stats):
+        pipeline.save_pretrained(path)
     return path

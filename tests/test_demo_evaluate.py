@@ -10,7 +10,6 @@ from torch import nn
 pytest.importorskip("gym_hil")
 
 from lerobot.envs import make_env
-from lerobot.policies import make_policy, make_pre_post_processors
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.processor import PolicyProcessorPipeline
 
@@ -60,34 +59,6 @@ def test_bootstrap_interval():
     assert bootstrap_interval(success, steps, seed=1) == bootstrap_interval(success, steps, seed=1)
     low, high = bootstrap_interval(success, steps)
     assert low < successes_per_1000_steps(success, steps) < high
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A tiny stock policy with random weights."""
-    env_cfg = PandaPickCubeEnv(image_size=32)
-    cfg = ACTConfig(
-        pretrained_backbone_weights=None,
-        dim_model=16,
-        n_heads=2,
-        dim_feedforward=16,
-        n_encoder_layers=1,
-        use_vae=False,
-        chunk_size=4,
-        n_action_steps=4,
-        device="cpu",
-    )
-    policy = make_policy(cfg, env_cfg=env_cfg)
-    zero_one = {"mean": 0.0, "std": 1.0}
-    stats = {}
-    for key, feature in {**cfg.input_features, **cfg.output_features}.items():
-        shape = (3, 1, 1) if "image" in key else feature.shape
-        stats[key] = {name: torch.full(shape, value) for name, value in zero_one.items()}
-    path = tmp_path_factory.mktemp("checkpoint")
-    policy.save_pretrained(path)
-    for pipeline in make_pre_post_processors(cfg, dataset_stats=stats):
-        pipeline.save_pretrained(path)
-    return path
 
 
 def short_env() -> PandaPickCubeEnv:

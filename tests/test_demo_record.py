@@ -10,8 +10,10 @@ pytest.importorskip("gym_hil")
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
+from lerobot_policy_pi05_rl.demo import record
 from lerobot_policy_pi05_rl.demo.contact_sheet import write_contact_sheet
-from lerobot_policy_pi05_rl.demo.record import operator_order, record_dataset
+from lerobot_policy_pi05_rl.demo.operators import STYLES
+from lerobot_policy_pi05_rl.demo.record import MIXED_QUALITY_MIX, operator_order, record_dataset
 from lerobot_policy_pi05_rl.demo.simulator import PandaPickCubeSimulator
 
 REPO_ID = "local/test_demo"
@@ -77,6 +79,47 @@ def test_second_call_keeps_the_recording_and_other_settings_are_refused(root):
     assert (root / "meta" / "info.json").stat().st_mtime_ns == before
     with pytest.raises(FileExistsError, match=r"other settings.*seed"):
         record_dataset(root, REPO_ID, episodes=3, seed=8, mix=MIX)
+
+
+def test_recipe_names_the_frame_of_the_recovery_and_no_column_does(tmp_path):
+    kwargs = {"episodes": 2, "seed": 3, "mix": {"recovers": 1.0, "fast": 1.0}, "image_size": 16}
+    root = record_dataset(tmp_path / "set", REPO_ID, **kwargs)
+    recipe = json.loads((root / "demo_recipe.json").read_text())
+    starts = dict(zip(recipe["operators"], recipe["recovery_start"], strict=True))
+    table = LeRobotDataset(REPO_ID, root=root).hf_dataset.with_format("numpy")
+    rows = np.asarray(table["episode_index"]) == recipe["operators"].index("recovers")
+    command = np.asarray(table["action"])[rows, 3]
+    turn = starts["recovers"]
+    assert starts["fast"] is None and command[turn - 1] == 1.0 and command[turn] == -1.0
+    assert np.asarray(table["next.success"])[rows][-1]
+    expected = {"observation.state", "action", "next.reward", "next.success", "next.done"}
+    bookkeeping = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+    assert set(table.column_names) == expected | bookkeeping
+
+    del recipe["recovery_start"]  # a recording from before there was such an entry is still found
+    (root / "demo_recipe.json").write_text(json.dumps(recipe))
+    assert record_dataset(root, REPO_ID, **kwargs) == root
+
+
+@pytest.mark.parametrize(
+    ("options", "mix"),
+    [
+        ([], {"fast": 1 / 3, "slow": 1 / 3, "misses": 1 / 3}),
+        (["--mix=recovers"], {"fast": 1 / 4, "slow": 1 / 4, "misses": 1 / 4, "recovers": 1 / 4}),
+        (["--mix=recovers", "--slow=0"], {"fast": 1 / 4, "slow": 0, "misses": 1 / 4, "recovers": 1 / 4}),
+        (["--recovers=1"], {"fast": 1 / 3, "slow": 1 / 3, "misses": 1 / 3, "recovers": 1}),
+    ],
+)
+def test_command_line_selects_the_mix(options, mix, monkeypatch):
+    calls = []
+    monkeypatch.setattr(record, "record_dataset", lambda *args: calls.append(args))
+    record.main(["--root=nowhere", *options])
+    assert calls[0][4] == mix
+
+
+def test_mixed_quality_has_each_operator_equally_often():
+    order = operator_order(120, MIXED_QUALITY_MIX, seed=0)
+    assert {name: order.count(name) for name in set(order)} == dict.fromkeys(STYLES, 30)
 
 
 def test_foreign_folder_is_refused_and_left_alone(tmp_path):

@@ -130,7 +130,8 @@ def test_configuration_rejects_what_the_simulator_cannot_do(setting):
 
 def test_importing_the_configuration_does_not_import_the_simulator():
     code = (
-        "import sys, lerobot_policy_pi05_rl.demo.env_config; print(sorted({'mujoco', 'gym_hil'} & set(sys.modules)))"
+        "import sys, lerobot_policy_pi05_rl.demo.env_config, lerobot_policy_pi05_rl.demo.metaworld_env_config; "
+        "print(sorted({'mujoco', 'gym_hil', 'metaworld'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -23,6 +23,7 @@ from lerobot.utils.constants import (
 from lerobot.utils.random_utils import load_rng_state, save_rng_state
 from safetensors.torch import load_file, save_file
 
+from .critic_data import CRITIC_DATA
 from .recap import RecapAlgorithm
 from .weights import CheckpointError
 
@@ -41,8 +42,12 @@ def save_checkpoint(
     metrics_state: dict[str, Any],
     total_steps: int,
     keep_last: int | None,
+    critic_data: dict[str, Any] | None = None,
 ) -> Path:
     """Write the checkpoint of the algorithm's current step, point ``last`` at it, drop the oldest ones.
+
+    Args:
+        critic_data: which episodes the critic has seen (critic_data.py); None: no critic was trained.
 
     Returns:
         The checkpoint's directory.
@@ -56,6 +61,8 @@ def save_checkpoint(
     cfg.save_pretrained(pretrained)
     for processor in processors:
         processor.save_pretrained(pretrained)
+    if critic_data is not None:
+        (pretrained / CRITIC_DATA).write_text(json.dumps(critic_data))
     save_training_step(algorithm.optimization_step, state, num_processes=1, batch_size=cfg.batch_size)
     save_rng_state(state)
     save_optimizer_state(algorithm.optimizer, state)

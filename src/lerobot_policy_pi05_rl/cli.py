@@ -9,7 +9,23 @@ from lerobot.utils.utils import init_logging
 
 VERBS = {
     "offline": "pretrain policy and critic on LeRobot datasets: pi05-rl offline CONFIG [--key=value …]",
+    "label": "outcomes and advantages of a dataset as a side-car: pi05-rl label CONFIG_OR_RUN [--name NAME …]",
+    "report": "one self-contained HTML page: pi05-rl report RUN_OR_DATASET [--labels NAME …] [--video-episodes I,J]",
     "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
+}
+DETAILS = {
+    "label": """  CONFIG_OR_RUN         a training configuration, or a run's folder (its newest checkpoint labels)
+  --name NAME           of the labeling; default: the run's name and step
+  --checkpoint DIR      the critic; default: the run's newest checkpoint, else policy.pi05_checkpoint
+  --from NAME           take the values of this labeling; no network runs
+  --n-step N|none       advantages over N steps; default: policy.advantage_n_step
+  --trace L             advantages of the λ-return instead
+  --positive-fraction F share of positive frames; default: policy.advantage_positive_fraction
+  --success 0-40,52     these episodes of the first dataset are successes; --failure likewise
+  --outcomes CSV        episode_index,outcome[,dataset]
+  --list-unlabelled     print the episodes without an outcome, and stop
+  --key=value           overrides of the configuration
+""",
 }
 
 
@@ -26,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"pi05-rl: unknown verb {verb!r}\n{usage()}", file=sys.stderr)
         raise SystemExit(2)
     if rest in (["-h"], ["--help"]):
-        print(f"{VERBS[verb]}\n  --debug  show the traceback of an error")
+        print(f"{VERBS[verb]}\n{DETAILS.get(verb, '')}  --debug  show the traceback of an error")
         raise SystemExit(0)
     set_up_logging()
     raise SystemExit(run_verb(globals()[f"run_{verb}"], rest, debug=debug))
@@ -80,6 +96,20 @@ def run_offline(arguments: list[str]) -> int:
     return 0
 
 
+def run_label(arguments: list[str]) -> int:
+    """``pi05-rl label CONFIG_OR_RUN``."""
+    from .labeler import main as label
+
+    return label(arguments)
+
+
+def run_report(arguments: list[str]) -> int:
+    """``pi05-rl report RUN_OR_DATASET``."""
+    from .report.build import main as report
+
+    return report(arguments)
+
+
 def run_demo(arguments: list[str]) -> int:
     """``pi05-rl demo``."""
     from .demo.run import main as run
@@ -87,7 +117,7 @@ def run_demo(arguments: list[str]) -> int:
     return run(arguments)
 
 
-def split_config_path(arguments: list[str]) -> tuple[str, list[str]]:
+def split_config_path(arguments: list[str], verb: str = "offline") -> tuple[str, list[str]]:
     """The configuration's path, positional or ``--config_path``, and the remaining overrides.
 
     Raises:
@@ -100,7 +130,7 @@ def split_config_path(arguments: list[str]) -> tuple[str, list[str]]:
     known, rest = parser.parse_known_args(arguments)
     positional = rest.pop(0) if rest and not rest[0].startswith("--") else None
     if (known.config_path is None) == (positional is None):
-        raise ConfigError("give one configuration file: pi05-rl offline CONFIG (or --config_path=CONFIG)")
+        raise ConfigError(f"give one configuration file: pi05-rl {verb} CONFIG (or --config_path=CONFIG)")
     return known.config_path or positional, rest
 
 

@@ -113,6 +113,9 @@ class PI05RLConfig(PI05Config):
     advantage_positive_fraction: float = 0.3  # RECAP, App. F
     advantage_positive_fraction_per_task: dict[str, float] = field(default_factory=dict)  # task text → fraction
     advantage_dropout: float = 0.3  # RECAP, section IV-C
+    # How much more a positive action counts than another: under dataset.labeling it is drawn so many times as often
+    # (a whole number), else its loss weighs so much more. 1: RECAP. docs/method.md says why.
+    advantage_positive_weight: float = 1.0
     advantage_window: int = 4096  # recent advantages per task from which the threshold is taken
     inference_advantage: str = "positive"  # positive | negative | none
     guidance_scale: float = 1.0  # β of classifier-free guidance on the tag (RECAP, App. E); 1: plain conditioning
@@ -171,11 +174,20 @@ class PI05RLConfig(PI05Config):
             f"advantage_positive_fraction_per_task[{task!r}]": fraction
             for task, fraction in self.advantage_positive_fraction_per_task.items()
         }
-        for name in ("advantage_positive_fraction", "advantage_dropout", "discount", "critic_target_update_weight"):
+        for name in (
+            "advantage_positive_fraction",
+            "advantage_dropout",
+            "discount",
+            "critic_target_update_weight",
+        ):
             shares[name] = getattr(self, name)
         for name, value in shares.items():
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"policy.{name} must be in [0, 1], got {value}")
+        if not self.advantage_positive_weight >= 1:
+            raise ValueError(
+                f"policy.advantage_positive_weight must be at least 1, got {self.advantage_positive_weight}"
+            )
         for name in ("awr_temperature", "awr_max_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"policy.{name} must be above 0, got {getattr(self, name)}")

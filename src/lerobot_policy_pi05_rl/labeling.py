@@ -1,5 +1,223 @@
-"""placeholder"""
+"""Labelings: outcomes, values and advantages of a whole dataset in a Parquet file beside it, under a name.
+
+``<dataset_root>.labels/<name>.parquet`` holds one row per frame, and in its schema's metadata what it was made of:
+the fingerprints of the dataset and of the critic, the look-ahead and the thresholds. Several labelings lie side by
+side, their thresholds change without the critic, and the dataset's own files are never touched.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lerobot.utils.constants import ACTION, OBS_STATE
+
+from .data.episodes import LabelledEpisodes
+from .data.frames import PinnedLabels
+from .data.sources import DatasetError, Source
+from .returns import Outcome, episode_advantages
+
+META_KEY = b"pi05_rl"
+SCHEMA = {
+    "index": pa.int64(),
+    "episode_index": pa.int64(),
+    "frame_index": pa.int64(),
+    "task": pa.string(),
+    "outcome": pa.string(),  # success | failure | truncated
+    "intervention": pa.bool_(),
+    "reward": pa.float32(),  # in units of the return
+    "return": pa.float32(),  # NaN where unknown
+    "value": pa.float32(),  # of the critic that has not seen the episode
+    "fold": pa.int8(),  # that critic; −1: none has seen the episode, and the value is their mean
+    "advantage": pa.float32(),  # NaN where unknown
+    "positive": pa.bool_(),
+    "tag": pa.int8(),  # 1 positive, 0 negative, −1 unknown advantage; a human's correction is always 1
+}
+Columns = dict[str, np.ndarray]
 
 
-def read_pinned_labels(sources, name):
-    raise NotImplementedError
+@dataclass(frozen=True)
+class Labeling:
+    """One dataset's labels: (frames,) columns as in ``SCHEMA``, and what they were made of."""
+
+    columns: Columns
+    meta: dict[str, Any]
+
+
+def labels_folder(source: Source) -> Path:
+    """The sibling of the dataset's folder in which everything that is said about it from outside lies."""
+    root = Path(source.dataset.root).absolute()
+    return root.with_name(f"{root.name}.labels")
+
+
+def labeling_path(source: Source, name: str) -> Path:
+    """Where the labeling ``name`` of this dataset lies."""
+    return labels_folder(source) / f"{name}.parquet"
+
+
+def labeling_names(source: Source) -> list[str]:
+    """The finished labelings of this dataset."""
+    return sorted(path.stem for path in labels_folder(source).glob("*.parquet"))
+
+
+def dataset_fingerprint(source: Source) -> str:
+    """A hash of what identifies the frames: sizes, features, episode bounds, states and actions.
+
+    Paths, times and everything that people may change beside the frames (outcomes, statistics) are left out.
+    """
+    meta = source.dataset.meta
+    features = {key: [feature["dtype"], list(feature["shape"] or ())] for key, feature in meta.features.items()}
+    essentials = [int(meta.total_frames), float(meta.fps), features, (source.ends - source.starts).tolist()]
+    digest = hashlib.blake2b(json.dumps(essentials, sort_keys=True).encode(), digest_size=16)
+    for key in ("episode_index", ACTION, OBS_STATE):
+        if key in source.columns:
+            digest.update(np.ascontiguousarray(source.columns[key]).tobytes())
+    return digest.hexdigest()
+
+
+def frame_columns(number: int, source: Source, labels: LabelledEpisodes) -> Columns:
+    """The columns of source ``number`` that need no critic."""
+    count = len(source.columns["index"])
+    task, outcome = np.empty(count, dtype=object), np.empty(count, dtype=object)
+    for episode in (episode for episode in labels.episodes if episode.source == number):
+        rows = slice(episode.start, episode.end)
+        task[rows], outcome[rows] = labels.tasks[episode.task], episode.outcome.value
+    return {
+        **{key: source.columns[key].astype(np.int64) for key in ("index", "episode_index", "frame_index")},
+        "task": task,
+        "outcome": outcome,
+        "intervention": labels.interventions[number],
+        "reward": labels.rewards[number],
+        "return": labels.returns[number],
+    }
+
+
+def out_of_fold(values: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """(T, K) values of K critics, (T,) folds → (T,) float32; the critics' mean where the fold is −1."""
+    chosen = np.take_along_axis(values, np.maximum(folds, 0).astype(np.int64)[:, None], axis=1)[:, 0]
+    return np.where(folds < 0, values.mean(axis=1), chosen).astype(np.float32)
+
+
+def advantages(columns: Columns, *, n_step: int | None, trace: float | None, discount: float) -> np.ndarray:
+    """(T,) float32 advantages from the columns of a labeling, episode by episode; no network runs."""
+    result = np.full(len(columns["index"]), np.nan, dtype=np.float32)
+    for rows in episode_rows(columns["episode_index"]):
+        result[rows] = episode_advantages(
+            columns["return"][rows],
+            columns["reward"][rows],
+            columns["value"][rows],
+            n_step=n_step,
+            trace=trace,
+            discount=discount,
+            terminated=columns["outcome"][rows.start] != Outcome.TRUNCATED.value,
+        )
+    return result
+
+
+def episode_rows(episode_index: np.ndarray) -> Iterator[slice]:
+    """The row range of each episode."""
+    starts = np.flatnonzero(np.r_[True, episode_index[1:] != episode_index[:-1]])
+    for start, end in zip(starts, np.r_[starts[1:], len(episode_index)], strict=True):
+        yield slice(int(start), int(end))
+
+
+def task_thresholds(tables: Iterable[Columns], fractions: Mapping[str, float]) -> dict[str, float]:
+    """ε per task, over all tables: the asked fraction of the task's known advantages lies above it.
+
+    Corrections by a human do not count: they are positive whatever their advantage. NaN for a task of which no
+    advantage is known.
+    """
+    known: dict[str, list[np.ndarray]] = {task: [] for task in fractions}
+    for columns in tables:
+        counts = ~np.isnan(columns["advantage"]) & ~columns["intervention"]
+        for task in fractions:
+            known[task].append(columns["advantage"][counts & (columns["task"] == task)])
+    return {task: upper_threshold(np.concatenate(parts), fractions[task]) for task, parts in known.items()}
+
+
+def upper_threshold(values: np.ndarray, fraction: float) -> float:
+    """The number that ``round(fraction · n)`` of the (n,) float32 values exceed (fewer where values are equal)."""
+    if not len(values):
+        return float("nan")
+    count = round(fraction * len(values))
+    if count == len(values):
+        return float(np.nextafter(values.min(), np.float32(-np.inf)))
+    return float(np.sort(values)[len(values) - count - 1])
+
+
+def tag_columns(columns: Columns, thresholds: Mapping[str, float]) -> Columns:
+    """The columns with ``tag`` and ``positive`` under these thresholds."""
+    tags = np.full(len(columns["index"]), -1, dtype=np.int8)
+    for task, threshold in thresholds.items():
+        rows = (columns["task"] == task) & ~np.isnan(columns["advantage"])
+        tags[rows] = columns["advantage"][rows] > threshold
+    tags[columns["intervention"]] = 1
+    return {**columns, "tag": tags, "positive": tags == 1}
+
+
+def write_labeling(path: Path, labeling: Labeling) -> None:
+    """Write aside, then rename: a crash leaves the labeling of before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: pa.array(labeling.columns[name], type=kind) for name, kind in SCHEMA.items()}
+    table = pa.table(arrays).replace_schema_metadata({META_KEY: json.dumps(labeling.meta).encode()})
+    aside = path.with_name(f".{path.name}.aside")
+    pq.write_table(table, aside)
+    aside.replace(path)
+
+
+def read_labeling(path: Path) -> Labeling:
+    """Read :func:`write_labeling`'s file.
+
+    Raises:
+        DatasetError: it is damaged, or not a labeling.
+    """
+    try:
+        table = pq.read_table(path)
+        meta = json.loads(table.schema.metadata[META_KEY])
+        columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in SCHEMA}
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{path} is not a labeling, or damaged ({' '.join(str(error).split())[:200]}); make it again with "
+            "pi05-rl label"
+        ) from error
+    return Labeling(columns, meta)
+
+
+def find_labeling(source: Source, name: str) -> Labeling:
+    """The labeling ``name`` of this dataset.
+
+    Raises:
+        DatasetError: there is none, or it was made for other frames.
+    """
+    path = labeling_path(source, name)
+    if not path.is_file():
+        names = labeling_names(source)
+        there = f"it has {', '.join(names)}" if names else "it has none"
+        raise DatasetError(
+            f"dataset {source.name} has no labeling {name!r} ({path}); {there}. Make it: pi05-rl label --name {name}"
+        )
+    labeling = read_labeling(path)
+    rows, frames = len(labeling.columns["index"]), len(source.columns["index"])
+    made_for = labeling.meta["dataset"]
+    if made_for["fingerprint"] != dataset_fingerprint(source) or rows != frames:
+        raise DatasetError(
+            f"the labeling {name!r} was made for other frames than those of dataset {source.name}: for "
+            f"{made_for['repo_id']} in {made_for['root']}, {rows} frames (here {frames}). Label this dataset anew "
+            "under another name: pi05-rl label --name NAME"
+        )
+    return labeling
+
+
+def read_pinned_labels(sources: list[Source], name: str) -> list[PinnedLabels]:
+    """Advantages and tags of the labeling ``name``, per source.
+
+    Raises:
+        DatasetError: a dataset has no labeling of that name, or one that was made for other frames.
+    """
+    labelings = [find_labeling(source, name) for source in sources]
+    return [PinnedLabels(labeling.columns["advantage"], labeling.columns["tag"]) for labeling in labelings]

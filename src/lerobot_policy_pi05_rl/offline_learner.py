@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .checkpointing import last_checkpoint, load_training_state, save_checkpoint
 from .config import ConfigError, PI05RLTrainConfig
+from .configuration_pi05_rl import PI05RLConfig
+from .critic_data import critic_data
 from .data.frames import (
     AHEAD_DISCOUNT,
     AHEAD_REWARD,
@@ -29,6 +31,8 @@ from .data.frames import (
     POSITION,
     RETURN,
     TASK_INDEX,
+    ahead,
+    split_ahead,
 )
 from .data.loading import (
     OfflineData,
@@ -50,6 +54,7 @@ from .processor_pi05_rl import (
 )
 from .recap import RecapAlgorithm, RecapConfig
 from .runtime import StopSignal, TimedIterator, progress_bar
+from .weights import stores_critic
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +116,7 @@ def run_loop(
     loader = make_train_loader(cfg, data, first_batch=first * per_step, last_batch=total * per_step)
     held_out, probe = make_held_out_loader(cfg, data), make_probe_loader(cfg, data)
     batches = TimedIterator(loader)
+    seen = critic_data(cfg, data)
     stop = StopSignal()
     with stop, progress_bar(total, first) as bar:
         window_start, window_steps = time.perf_counter(), 0
@@ -148,6 +154,7 @@ def run_loop(
                     metrics_state=window.state_dict(),
                     total_steps=total,
                     keep_last=cfg.keep_last_checkpoints,
+                    critic_data=seen,
                 )
     if stop.requested and algorithm.optimization_step < total:
         logger.info("%s Stopped at step %d; resume=true goes on from there", TAG, algorithm.optimization_step)
@@ -176,28 +183,25 @@ def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
 
 
 def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy:
-    """The policy of the checkpoint to resume, else of ``pi05_checkpoint``, else with random weights."""
+    """The policy of the checkpoint to resume, else of ``pi05_checkpoint``, else with random weights.
+
+    A run that trains no critic builds none, unless it starts from a checkpoint that has one: an untrained critic in a
+    checkpoint would look like a critic.
+    """
     source = cfg.policy.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
     if source is not None:
         logger.info("%s Loading weights from %s", TAG, source)
-        return PI05RLPolicy.from_pretrained(source, config=cfg.policy)
+        with_critic = cfg.policy.trains_critic or stores_critic(source)
+        return PI05RLPolicy.from_pretrained(source, config=cfg.policy, load_critic=with_critic)
     logger.warning("%s policy.pi05_checkpoint is null: the policy starts from RANDOM weights", TAG)
-    policy = PI05RLPolicy(cfg.policy)
+    policy = PI05RLPolicy(cfg.policy, load_critic=cfg.policy.trains_critic)
     return policy.to(cfg.policy.device)
 
 
 def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPolicy, checkpoint: Path | None) -> tuple:
     """The checkpoint's processors on resume; else new ones with the data's statistics."""
     if checkpoint is not None:
-        path = checkpoint / PRETRAINED_MODEL_DIR
-        try:
-            return make_pre_post_processors(
-                cfg.policy,
-                pretrained_path=str(path),
-                preprocessor_overrides={"device_processor": {"device": cfg.policy.device}},
-            )
-        except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
-            raise damaged_processors(path, error) from error
+        return load_processors(cfg.policy, checkpoint / PRETRAINED_MODEL_DIR)
     tokenizer = None
     if cfg.policy.pi05_checkpoint and Path(cfg.policy.pi05_checkpoint).is_dir():
         tokenizer = tokenizer_from_checkpoint(cfg.policy.pi05_checkpoint)
@@ -206,25 +210,39 @@ def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPol
     return make_pi05_rl_pre_post_processors(cfg.policy, data.stats, tokenizer=tokenizer)
 
 
+def load_processors(policy: PI05RLConfig, path: str | Path) -> tuple:
+    """The processors saved in the directory (or Hub repository) ``path``.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    try:
+        return make_pre_post_processors(
+            policy,
+            pretrained_path=str(path),
+            preprocessor_overrides={"device_processor": {"device": policy.device}},
+        )
+    except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
+        raise damaged_processors(path, error) from error
+
+
 def make_preprocess(preprocessor: Callable[[dict], dict], device: torch.device) -> Callable[[dict], dict]:
     """Collated samples → what the losses read. LeRobot's pipeline drops columns it does not know; they are put
     back. Observations of frames ahead go through the same pipeline."""
 
     def preprocess(samples: dict) -> dict:
         batch = to_device(samples, device)
-        later: dict[str, dict] = {}
-        for key in [key for key in batch if key.startswith("ahead_")]:
-            prefix, _, name = key.partition(".")
-            later.setdefault(prefix, {})[name] = batch.pop(key)
+        later: dict[int, dict] = {}
+        for key in list(batch):
+            split = split_ahead(key)
+            if split is not None:
+                later.setdefault(split[0], {})[split[1]] = batch.pop(key)
         result = {**preprocessor(batch), **{key: batch[key] for key in RL_COLUMNS if key in batch}}
-        for prefix, columns in later.items():
-            observation = {k: v for k, v in columns.items() if k not in (AHEAD_REWARD, AHEAD_DISCOUNT)}
-            processed = preprocessor({**observation, "task": batch["task"]}) | columns_of(columns)
-            result |= {f"{prefix}.{name}": value for name, value in processed.items() if isinstance(value, Tensor)}
+        for n, columns in later.items():
+            bootstrap = {name: columns.pop(name) for name in (AHEAD_REWARD, AHEAD_DISCOUNT)}
+            processed = {**preprocessor({**columns, "task": batch["task"]}), **bootstrap}
+            result |= {ahead(n, name): value for name, value in processed.items() if isinstance(value, Tensor)}
         return result
-
-    def columns_of(columns: dict) -> dict:
-        return {name: columns[name] for name in (AHEAD_REWARD, AHEAD_DISCOUNT)}
 
     return preprocess
 

@@ -27,6 +27,7 @@ from .data.frames import (
     RETURN,
     TASK_INDEX,
     ahead,
+    split_ahead,
 )
 from .draws import Draws, draw
 from .early_stop import CriticWatch
@@ -100,9 +101,11 @@ class RecapLosses(nn.Module):
     @torch.no_grad()
     def embed_ahead(self, batch: dict[str, Tensor]) -> dict[int, Block]:
         """n → the prefix of the frame n steps later, for every n that the batch carries (none by default)."""
-        wanted = {self.policy.config.n_step, self.policy.config.advantage_n_step} - {None}
-        steps = [n for n in sorted(wanted) if ahead(n, AHEAD_REWARD) in batch]
-        views = {n: {key: batch[ahead(n, key)] for key in batch if ahead(n, key) in batch} for n in steps}
+        views: dict[int, dict[str, Tensor]] = {}
+        for key, value in batch.items():
+            split = split_ahead(key)
+            if split is not None:
+                views.setdefault(split[0], {})[split[1]] = value
         return {n: self.policy.embed_observation(view) for n, view in views.items()}
 
     def critic_loss(
@@ -172,7 +175,10 @@ class RecapLosses(nn.Module):
             "advantage_positive_fraction": (positive == 1).float().mean(),
         }
         if config.policy_extraction == "conditioning":
-            return torch.where(draws.dropped, TAG_NONE, positive), None, metrics
+            # With pinned labels the positive ones are drawn more often instead (data/loading.py).
+            others = 1.0 if PINNED_TAG in batch else 1.0 / config.advantage_positive_weight
+            weights = torch.where(positive == 1, 1.0, others)
+            return torch.where(draws.dropped, TAG_NONE, positive), weights, metrics
         if config.policy_extraction == "filtered":
             return None, (positive == 1).float(), metrics
         spread = self.thresholds.spread(tasks).to(advantages.device)

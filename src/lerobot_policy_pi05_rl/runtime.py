@@ -60,7 +60,7 @@ class StopSignal:
 
 
 @contextmanager
-def progress_bar(total: int, done: int) -> Iterator[tqdm]:
+def progress_bar(total: int, done: int, *, desc: str = "Offline", unit: str = "step") -> Iterator[tqdm]:
     """A bar with ETA on a terminal, log lines above it; no bar in a log file."""
-    with logging_redirect_tqdm(), tqdm(total=total, initial=done, desc="Offline", unit="step", disable=None) as bar:
+    with logging_redirect_tqdm(), tqdm(total=total, initial=done, desc=desc, unit=unit, disable=None) as bar:
         yield bar

@@ -55,6 +55,20 @@ def resolve_weights_file(name_or_path: str | Path, **hub_kwargs) -> Path:
         ) from error
 
 
+def stores_critic(name_or_path: str | Path, **hub_kwargs) -> bool:
+    """Whether a checkpoint holds a critic.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    file = resolve_weights_file(name_or_path, **hub_kwargs)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return any(key.startswith(CRITIC_PREFIX) for key in stored.keys())  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged or truncated ({error}); use another checkpoint") from error
+
+
 def load_policy_weights(policy: nn.Module, name_or_path: str | Path, **hub_kwargs) -> None:
     """Copy every tensor of the checkpoint into ``policy`` (cast to its dtype), one at a time.
 
@@ -70,7 +84,7 @@ def load_policy_weights(policy: nn.Module, name_or_path: str | Path, **hub_kwarg
     has_critic = any(key.startswith(CRITIC_PREFIX) for key in wanted)
     try:
         with safe_open(file, framework="pt") as stored:
-            sources = _map_keys(list(stored.keys()))
+            sources = map_keys(list(stored.keys()))
             if not has_critic:
                 sources = {key: name for key, name in sources.items() if not key.startswith(CRITIC_PREFIX)}
             needs_critic = has_critic and not any(key.startswith(CRITIC_PREFIX) for key in sources)
@@ -86,7 +100,7 @@ def load_policy_weights(policy: nn.Module, name_or_path: str | Path, **hub_kwarg
         logger.info("%s has no critic: its layers are initialised from the actor's, its head is new", name_or_path)
 
 
-def _map_keys(names: list[str]) -> dict[str, str]:
+def map_keys(names: list[str]) -> dict[str, str]:
     """Our key → the name in the file. Renames as in LeRobot's ``_fix_pytorch_state_dict_keys`` (openpi names)."""
     sources = {}
     for name in names:

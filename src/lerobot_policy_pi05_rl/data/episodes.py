@@ -76,15 +76,10 @@ def label_episodes(
     check_outcome_file_datasets(reward.outcome_file, sources)
     episodes, unknown = [], []
     for number, source in enumerate(sources):
-        given = read_outcome_file(reward.outcome_file, source, primary=number == 0)
-        for row, (start, end) in enumerate(zip(source.starts.tolist(), source.ends.tolist(), strict=True)):
+        outcomes = known_outcomes(source, reward.outcome_file, primary=number == 0)
+        rows = zip(source.starts.tolist(), source.ends.tolist(), outcomes, strict=True)
+        for row, (start, end, outcome) in enumerate(rows):
             index = int(source.columns["episode_index"][start])
-            outcome = episode_outcome(
-                given=given.get(index),
-                success=source.column(SUCCESS_COLUMNS, row),
-                reward=source.column((REWARD_COLUMN,), row),
-                truncated=source.column(TRUNCATED_COLUMNS, row),
-            )
             if outcome is None:
                 unknown.append(f"{source.name}#{index}")
                 outcome = unlabelled or Outcome.TRUNCATED
@@ -124,6 +119,20 @@ def label_episodes(
         flags = source.columns[name] if name else np.zeros(len(source.columns["index"]))
         interventions.append(flags.astype(bool))
     return LabelledEpisodes(episodes, tasks, task_lengths, rewards, returns, interventions)
+
+
+def known_outcomes(source: Source, outcome_file: str | None, *, primary: bool) -> list[Outcome | None]:
+    """(episodes,) the outcome of each episode of ``source``, None where neither file nor columns know it."""
+    given = read_outcome_file(outcome_file, source, primary=primary)
+    return [
+        episode_outcome(
+            given=given.get(int(source.columns["episode_index"][start])),
+            success=source.column(SUCCESS_COLUMNS, row),
+            reward=source.column((REWARD_COLUMN,), row),
+            truncated=source.column(TRUNCATED_COLUMNS, row),
+        )
+        for row, start in enumerate(source.starts)
+    ]
 
 
 def reward_discount(reward: RewardConfig, policy: PI05RLConfig) -> float:

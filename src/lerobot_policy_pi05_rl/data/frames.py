@@ -31,6 +31,12 @@ def ahead(n: int, key: str) -> str:
     return f"ahead_{n}.{key}"
 
 
+def split_ahead(key: str) -> tuple[int, str] | None:
+    """The inverse of :func:`ahead`; None for the key of the present frame."""
+    prefix, _, name = key.partition(".")
+    return (int(prefix.removeprefix("ahead_")), name) if prefix.startswith("ahead_") else None
+
+
 AHEAD_REWARD, AHEAD_DISCOUNT = "reward", "discount"  # `Lookahead.reward` and `.discount` of the sample
 
 
@@ -51,12 +57,12 @@ class FrameIndex:
 
     @classmethod
     def of(cls, episodes: list[Episode], keep: list[np.ndarray] | None = None) -> "FrameIndex":
-        """``keep``: per source (frames,) bool, frames that may be drawn; None: all."""
+        """``keep``: per source (frames,) int, how often an epoch draws each frame; None: all once."""
         offsets = np.cumsum([0, *(episode.length for episode in episodes)])
         if keep is None:
             return cls(episodes, offsets)
-        flags = [keep[episode.source][episode.start : episode.end] for episode in episodes]
-        return cls(episodes, offsets, np.flatnonzero(np.concatenate(flags)))
+        counts = [keep[episode.source][episode.start : episode.end] for episode in episodes]
+        return cls(episodes, offsets, np.repeat(np.arange(offsets[-1]), np.concatenate(counts)))
 
     def __len__(self) -> int:
         return int(self.offsets[-1]) if self.chosen is None else len(self.chosen)

@@ -59,11 +59,11 @@ class OfflineData:
         )
 
 
-def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
-    """Open and label the datasets of ``cfg``; fills in the policy's features where the configuration has none.
+def open_sources(cfg: PI05RLTrainConfig) -> list[Source]:
+    """Open the datasets of ``cfg``; fills in the policy's features where the configuration has none.
 
     Raises:
-        DatasetError: a dataset is missing, unlabelled, or does not fit the policy or the first dataset.
+        DatasetError: a dataset is missing, or does not fit the policy or the first dataset.
     """
     backend = cfg.dataset.video_backend
     first = open_dataset(
@@ -86,15 +86,26 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
         sources.append(load_source(path, dataset, backend))
     _set_features(cfg.policy, sources)
     _check_sources(cfg, sources)
+    return sources
+
+
+def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
+    """Open, label and split the datasets of ``cfg``.
+
+    Raises:
+        DatasetError: as :func:`open_sources`; or episodes are unlabelled, or the labeling does not fit.
+    """
+    sources = open_sources(cfg)
     labels = label_episodes(sources, cfg.reward, cfg.policy, needs_returns=cfg.policy.policy_extraction != "none")
     pinned = read_pinned_labels(sources, cfg.dataset.labeling) if cfg.dataset.labeling else None
     train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
-    keep = None
+    draws = None
     if cfg.policy.policy_extraction == "filtered":
-        train, keep = filter_frames(cfg.policy, train, pinned)
+        train, draws = filter_frames(cfg.policy, train, pinned)
+    elif cfg.policy.policy_extraction == "conditioning" and pinned is not None:
+        draws = [np.where(labels.tags == 1, round(cfg.policy.advantage_positive_weight), 1) for labels in pinned]
     train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
     transforms = cfg.dataset.image_transforms
-    cameras = [key for key in cfg.policy.image_features if not key.startswith(EMPTY_CAMERA)]
 
     folds = assign_folds(train, cfg.policy.critic_folds) if cfg.policy.trains_critic else {}
     lookaheads = make_lookaheads(sources, labels, cfg, pinned=pinned is not None)
@@ -104,7 +115,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
             sources,
             labels,
             index,
-            cameras=cameras,
+            cameras=policy_cameras(cfg.policy),
             chunk_size=cfg.policy.chunk_size,
             image_transforms=image_transforms,
             folds=folds,
@@ -115,10 +126,15 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     return OfflineData(
         sources,
         labels,
-        frames(FrameIndex.of(train, keep), ImageTransforms(transforms) if transforms.enable else None),
+        frames(FrameIndex.of(train, draws), ImageTransforms(transforms) if transforms.enable else None),
         frames(FrameIndex.of(held_out), lookaheads=None) if held_out else None,
         aggregate_stats([source.dataset.meta.stats for source in sources]),
     )
+
+
+def policy_cameras(policy: PI05RLConfig) -> list[str]:
+    """The cameras that are read: those the policy declares, without LeRobot's empty ones."""
+    return [key for key in policy.image_features if not key.startswith(EMPTY_CAMERA)]
 
 
 def filter_frames(
@@ -138,10 +154,10 @@ def filter_frames(
         return kept, None
     if pinned is None:
         return episodes, None
-    keep = [labels.tags == 1 for labels in pinned]
-    if not any(keep[episode.source][episode.start : episode.end].any() for episode in episodes):
+    draws = [(labels.tags == 1).astype(np.int64) for labels in pinned]
+    if not any(draws[episode.source][episode.start : episode.end].any() for episode in episodes):
         raise DatasetError("policy.filter_by is advantage, and the labeling tags no frame positive")
-    return episodes, keep
+    return episodes, draws
 
 
 def make_lookaheads(
@@ -188,7 +204,7 @@ def make_train_loader(
     batches = BatchPositions(
         order, cfg.batch_size, rank=rank, world_size=world_size, first=first_batch, last=last_batch
     )
-    return DataLoader(data.train, batch_sampler=batches, **_worker_kwargs(cfg))
+    return DataLoader(data.train, batch_sampler=batches, **worker_kwargs(cfg))
 
 
 def make_held_out_loader(cfg: PI05RLTrainConfig, data: OfflineData) -> DataLoader | None:
@@ -248,7 +264,8 @@ def _ignore_interrupts(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _worker_kwargs(cfg: PI05RLTrainConfig) -> dict:
+def worker_kwargs(cfg: PI05RLTrainConfig) -> dict:
+    """What a DataLoader needs to read ahead with ``cfg.num_workers`` processes."""
     if cfg.num_workers == 0:
         return {}
     return {

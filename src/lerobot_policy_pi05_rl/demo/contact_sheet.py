@@ -51,7 +51,8 @@ def write_contact_sheet(
         start, end = meta["dataset_from_index"], meta["dataset_to_index"]
         frames = [dataset[int(i)] for i in np.linspace(start, end - 1, columns).round()]
         outcome = "success" if bool(frames[-1][SUCCESS]) else "failure"
-        title = f"episode {episode}: {operators[episode]}, {outcome}, {end - start} steps"
+        what = f"{recipe['tasks'][episode]}, {operators[episode]}" if "tasks" in recipe else operators[episode]
+        title = f"episode {episode}: {what}, {outcome}, {end - start} steps"
         rows += [_title(title, columns * recipe["image_size"] * zoom), _strip(frames, zoom)]
     output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(output)

@@ -5,6 +5,7 @@ Importing this module registers the environment type and needs neither MuJoCo no
 
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +27,9 @@ from .constants import (
 )
 
 _NO_SIMULATOR = (
-    "The demo simulator needs gym-hil and MuJoCo; to install them: pip install 'lerobot_policy_pi05_rl[demo]'"
+    "The demo needs gym-hil, Meta-World and MuJoCo; to install them: pip install 'lerobot_policy_pi05_rl[demo]'"
 )
+_SIMULATOR_PACKAGES = ("gym_hil", "metaworld", "mujoco")
 _NO_OPENGL = (
     "If MuJoCo found no OpenGL: apt-get install libegl1 libopengl0 libgl1-mesa-dri "
     "(or install libosmesa6 and set MUJOCO_GL=osmesa)."
@@ -53,27 +55,65 @@ class SimulatorFactory:
         Raises:
             ImportError: when gym-hil or MuJoCo is missing, with the command that installs them.
         """
-        os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports MuJoCo
-        try:
-            simulator = importlib.import_module("lerobot_policy_pi05_rl.demo.simulator")
-            env: gym.Env = simulator.PandaPickCubeSimulator(
-                image_size=self.image_size,
-                max_episode_steps=self.max_episode_steps,
-                cube_jitter=self.cube_jitter,
-            )
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] not in ("gym_hil", "mujoco"):
-                raise
-            raise ImportError(_NO_SIMULATOR) from error
-        except (AttributeError, ImportError, RuntimeError) as error:
-            # What MuJoCo and PyOpenGL raise without an OpenGL library; their messages do not say so.
-            error.add_note(_NO_OPENGL)
-            raise
-        if self.freeze_finished:
-            from lerobot.envs.utils import FreezeAfterEpisodeEnd
+        return build_simulator(
+            "simulator.PandaPickCubeSimulator",
+            self.freeze_finished,
+            image_size=self.image_size,
+            max_episode_steps=self.max_episode_steps,
+            cube_jitter=self.cube_jitter,
+        )
 
-            env = FreezeAfterEpisodeEnd(env)
-        return env
+
+def build_simulator(name: str, freeze_finished: bool, **kwargs: Any) -> gym.Env:
+    """Import and build a simulator of this package.
+
+    Args:
+        name: "module.Class" below `lerobot_policy_pi05_rl.demo`.
+        freeze_finished: whether a finished episode repeats its last transition, see `PandaPickCubeEnv`.
+        kwargs: of the constructor.
+
+    Raises:
+        ImportError: when the simulator's packages are missing, with the command that installs them.
+    """
+    os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports MuJoCo
+    module, cls = name.split(".")
+    try:
+        env: gym.Env = getattr(importlib.import_module(f"lerobot_policy_pi05_rl.demo.{module}"), cls)(**kwargs)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in _SIMULATOR_PACKAGES:
+            raise
+        raise ImportError(_NO_SIMULATOR) from error
+    except (AttributeError, ImportError, RuntimeError) as error:
+        # What MuJoCo and PyOpenGL raise without an OpenGL library; their messages do not say so.
+        error.add_note(_NO_OPENGL)
+        raise
+    if freeze_finished:
+        from lerobot.envs.utils import FreezeAfterEpisodeEnd
+
+        env = FreezeAfterEpisodeEnd(env)
+    return env
+
+
+def vectorize(factory: Callable[[], gym.Env], n_envs: int, use_async_envs: bool) -> VectorEnv:
+    """`n_envs` simulators as one environment, in this process or one process each."""
+    factories, mode = [factory] * n_envs, AutoresetMode.SAME_STEP
+    if use_async_envs and n_envs > 1:
+        # A forked child of a process that holds an OpenGL context or threads may hang; a fresh one not.
+        return AsyncVectorEnv(factories, autoreset_mode=mode, context="forkserver")
+    return SyncVectorEnv(factories, autoreset_mode=mode)
+
+
+def demo_features(image_size: int) -> tuple[dict[str, PolicyFeature], dict[str, str]]:
+    """An `EnvConfig`'s `features` and `features_map` for the demo's observations and actions."""
+    # The pictures carry the policy's names here, not "pixels/front": `lerobot-eval --eval.recording=true`
+    # makes them dataset features, and those may not contain a slash.
+    cameras = [f"{OBS_IMAGES}.{name}" for name in CAMERA_NAMES]
+    features = {
+        ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(len(ACTION_NAMES),)),
+        "agent_pos": PolicyFeature(type=FeatureType.STATE, shape=(len(STATE_NAMES),)),
+        **{key: PolicyFeature(type=FeatureType.VISUAL, shape=(image_size, image_size, 3)) for key in cameras},
+    }
+    return features, {ACTION: ACTION, "agent_pos": OBS_STATE, **{key: key for key in cameras}}
 
 
 @EnvConfig.register_subclass("panda_pick_cube")
@@ -108,16 +148,7 @@ class PandaPickCubeEnv(EnvConfig):
             raise ValueError(f"panda_pick_cube runs at {CONTROL_HZ} steps per second, got fps={self.fps}.")
         if self.task != TASK:
             raise ValueError(f"panda_pick_cube has one task, {TASK!r}, got {self.task!r}.")
-        # The pictures carry the policy's names here, not "pixels/front": `lerobot-eval --eval.recording=true`
-        # makes them dataset features, and those may not contain a slash.
-        cameras = [f"{OBS_IMAGES}.{name}" for name in CAMERA_NAMES]
-        size = self.image_size
-        self.features = {
-            ACTION: PolicyFeature(type=FeatureType.ACTION, shape=(len(ACTION_NAMES),)),
-            "agent_pos": PolicyFeature(type=FeatureType.STATE, shape=(len(STATE_NAMES),)),
-            **{key: PolicyFeature(type=FeatureType.VISUAL, shape=(size, size, 3)) for key in cameras},
-        }
-        self.features_map = {ACTION: ACTION, "agent_pos": OBS_STATE, **{key: key for key in cameras}}
+        self.features, self.features_map = demo_features(self.image_size)
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
@@ -134,11 +165,5 @@ class PandaPickCubeEnv(EnvConfig):
         Raises:
             ImportError: when gym-hil or MuJoCo is missing (or, in worker processes, fails to import).
         """
-        factories = [SimulatorFactory(**self.gym_kwargs, freeze_finished=self.freeze_finished)] * n_envs
-        mode = AutoresetMode.SAME_STEP
-        if use_async_envs and n_envs > 1:
-            # A forked child of a process that holds an OpenGL context or threads may hang; a fresh one not.
-            vector: VectorEnv = AsyncVectorEnv(factories, autoreset_mode=mode, context="forkserver")
-        else:
-            vector = SyncVectorEnv(factories, autoreset_mode=mode)
-        return {self.type: {0: vector}}
+        factory = SimulatorFactory(**self.gym_kwargs, freeze_finished=self.freeze_finished)
+        return {self.type: {0: vectorize(factory, n_envs, use_async_envs)}}

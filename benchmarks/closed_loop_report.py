@@ -1,0 +1,149 @@
+"""Table and picture of ``closed_loop.py``: pooled over seeds, with intervals that resample seeds and episodes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+RESAMPLES = 4000
+Cells = dict[int, tuple[np.ndarray, np.ndarray]]  # seed → (episodes,) success, steps
+
+
+def write_report(output: Path, labels: dict[str, str]) -> None:
+    """``table.md``, ``results.json`` and ``results.png`` in ``output``, from every ``eval_*.json`` below it."""
+    results = read_results(output)
+    rows = {
+        mix: [summarize(name, cells, by_name) for name, cells in by_name.items()] for mix, by_name in results.items()
+    }
+    for mix_rows in rows.values():
+        mix_rows.sort(key=lambda row: list(labels).index(row["variant"]))
+    (output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (output / "table.md").write_text("\n".join(table(mix, mix_rows, labels) for mix, mix_rows in rows.items()))
+    if rows:
+        draw(rows, labels, output / "results.png")
+
+
+def read_results(output: Path) -> dict[str, dict[str, Cells]]:
+    """mix → variant → seed → (success, steps)."""
+    results: dict[str, dict[str, Cells]] = {}
+    for file in sorted(output.glob("*/seed*/eval_*.json")):
+        mix, seed = file.parts[-3], int(file.parts[-2].removeprefix("seed"))
+        data = json.loads(file.read_text())
+        cell = (np.array(data["success"], dtype=bool), np.array(data["steps"]))
+        results.setdefault(mix, {}).setdefault(file.stem.removeprefix("eval_"), {})[seed] = cell
+    return results
+
+
+def summarize(name: str, cells: Cells, by_name: dict[str, Cells]) -> dict:
+    """One row: success, steps to success, successes per 1000 steps, each with an interval, and ratios to the rivals
+    over the seeds that both have."""
+    row = {"variant": name, "seeds": sorted(cells)}
+    row["success"] = [float(np.mean(np.concatenate([won for won, _ in cells.values()]))), *interval(cells, success)]
+    row["steps_to_success"] = float(
+        np.mean(np.concatenate([steps[won] for won, steps in cells.values()] or [[np.nan]]))
+    )
+    row["per_1000_steps"] = [throughput(list(cells.values())), *interval(cells, throughput)]
+    row["per_seed"] = {seed: [float(won.mean()), throughput([(won, steps)])] for seed, (won, steps) in cells.items()}
+    for rival in ("bc", "filtered"):
+        shared = sorted(set(cells) & set(by_name.get(rival, {})))
+        if rival != name and shared:
+            row[f"ratio_to_{rival}"] = ratio(cells, by_name[rival], shared, throughput)
+            row[f"failures_to_{rival}"] = ratio(cells, by_name[rival], shared, failure)
+    return row
+
+
+def throughput(cells: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Successes per 1000 steps, failed episodes' steps counted."""
+    return 1000.0 * sum(won.sum() for won, _ in cells) / sum(steps.sum() for _, steps in cells)
+
+
+def success(cells: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Share of successful episodes."""
+    return float(np.mean(np.concatenate([won for won, _ in cells])))
+
+
+def failure(cells: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Share of failed episodes."""
+    return 1.0 - success(cells)
+
+
+def interval(cells: Cells, statistic) -> tuple[float, float]:
+    """95 % percentile bootstrap: seeds with replacement, then episodes within each."""
+    rng, seeds = np.random.default_rng(0), sorted(cells)
+    values = [statistic(_resample(cells, rng.choice(seeds, len(seeds)), rng)) for _ in range(RESAMPLES)]
+    return tuple(np.quantile(values, [0.025, 0.975]).tolist())
+
+
+def ratio(ours: Cells, theirs: Cells, seeds: list[int], statistic) -> list[float]:
+    """[ratio, low, high] of a statistic; the bootstrap draws the same seeds for both (they share data and start
+    states)."""
+    rng, values = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn = rng.choice(seeds, len(seeds))
+        below = statistic(_resample(theirs, drawn, rng))
+        values.append(statistic(_resample(ours, drawn, rng)) / max(below, 1e-9))
+    point = statistic([ours[s] for s in seeds]) / max(statistic([theirs[s] for s in seeds]), 1e-9)
+    return [point, *np.quantile(values, [0.025, 0.975]).tolist()]
+
+
+def _resample(cells: Cells, seeds, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    drawn = []
+    for seed in seeds:
+        won, steps = cells[seed]
+        index = rng.integers(len(won), size=len(won))
+        drawn.append((won[index], steps[index]))
+    return drawn
+
+
+def table(mix: str, rows: list[dict], labels: dict[str, str]) -> str:
+    """Markdown."""
+    lines = [
+        f"Mix `{mix}`:\n",
+        "| policy | n | success | steps to success | successes per 1000 steps | × cloning | × filtered | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        seeds = ", ".join(f"{value[1]:.1f}" for value in row["per_seed"].values())
+        cloning, filtered = (_with_interval(row.get(f"ratio_to_{rival}"), 2) for rival in ("bc", "filtered"))
+        lines.append(
+            f"| {labels[row['variant']]} | {len(row['seeds'])} | {_with_interval(row['success'], 2)} | "
+            f"{row['steps_to_success']:.1f} | {_with_interval(row['per_1000_steps'], 1)} | "
+            f"{cloning} | {filtered} | {seeds} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _with_interval(values: list[float] | None, digits: int) -> str:
+    if values is None:
+        return ""
+    point, low, high = values
+    return f"{point:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def draw(rows: dict[str, list[dict]], labels: dict[str, str], path: Path) -> None:
+    """Successes per 1000 steps of every variant, one panel a mix; dots are seeds, bars 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    height = 0.9 + 0.34 * max(len(mix_rows) for mix_rows in rows.values())
+    figure, axes = plt.subplots(
+        1, len(rows), figsize=(1.6 + 3.2 * len(rows), height), layout="constrained", squeeze=False
+    )
+    for axis, (mix, mix_rows) in zip(axes[0], rows.items(), strict=True):
+        for place, row in enumerate(mix_rows):
+            point, low, high = row["per_1000_steps"]
+            colour = "#1f77b4" if row["variant"].startswith("recap") else "#7f7f7f"
+            axis.barh(place, point, xerr=[[point - low], [high - point]], color=colour, alpha=0.55, error_kw={"lw": 1})
+            dots = [value[1] for value in row["per_seed"].values()]
+            axis.plot(dots, [place] * len(dots), "o", color=colour, ms=3.5)
+        axis.set_yticks(range(len(mix_rows)), [labels[row["variant"]] for row in mix_rows], fontsize=8)
+        axis.invert_yaxis()
+        axis.set_xlim(left=0)
+        axis.set_title(f"mix: {mix}", fontsize=9)
+        axis.set_xlabel("successes per 1000 steps", fontsize=8)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,4 @@
+"""``pi05-rl report``: one self-contained HTML page about a labeling, its dataset and, if there is one, its run.
+
+Nothing here needs torch: the page is made from Parquet columns, video frames and hand-written SVG.
+"""

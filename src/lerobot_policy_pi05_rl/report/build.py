@@ -1,0 +1,144 @@
+"""``pi05-rl report RUN_OR_DATASET``: find what there is, write the page and, if asked, overlay videos.
+
+python -m lerobot_policy_pi05_rl.report.build outputs/offline --labels recap
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from .frames import DatasetFrames
+from .inputs import Subject, open_subject, read_metrics
+from .labels import Labeling, labels_folder, newest_labeling, read_labeling
+from .page import render_page
+from .video import write_overlay_video
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry point.
+
+    Raises:
+        UserError: the input is not what it should be.
+    """
+    args = make_parser().parse_args(argv)
+    subject = open_subject(args.subject)
+    names = split_names(args.labels) or [default_labeling(subject)]
+    total_frames = int(subject.info["total_frames"])
+    labelings = [read_labeling(subject.dataset_root, name, total_frames) for name in dict.fromkeys(names)]
+    output = args.output or default_output(subject, labelings[0])
+    pictures = DatasetFrames(subject.dataset_root, subject.info)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    videos = write_videos(split_episodes(args.video_episodes), labelings[0], pictures, subject.fps, output)
+    page = render_page(subject, labelings, pictures, read_metrics(subject.run), videos)
+    partial = output.with_name(output.name + ".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(output)
+    logger.info("[REPORT] Wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The verb's options."""
+    parser = argparse.ArgumentParser(prog="pi05-rl report", description="Write one self-contained HTML page.")
+    parser.add_argument("subject", metavar="RUN_OR_DATASET", type=Path, help="a run directory or a dataset's folder")
+    parser.add_argument(
+        "--labels",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="labelings to show; more than one are compared with the first (default: the newest)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="HTML file (default: report.html in the run, or NAME.html beside the labeling)"
+    )
+    parser.add_argument(
+        "--video-episodes", metavar="I,J", nargs="+", default=[], help="also write value-overlay videos of these"
+    )
+    return parser
+
+
+def default_labeling(subject: Subject) -> str:
+    """The newest labeling; for a run, the newest that its critic made.
+
+    Raises:
+        UserError: there is none.
+    """
+    name = newest_labeling(subject.dataset_root, subject.run)
+    if name is not None:
+        return name
+    if subject.run is not None:
+        return ensure_labels(subject)
+    raise UserError(f"the dataset {subject.dataset_root} has no labeling yet; make one with `pi05-rl label` first")
+
+
+def ensure_labels(subject: Subject) -> str:
+    """Label the run's dataset with its newest critic; the labeling's name.
+
+    Raises:
+        UserError: the run has no critic, or its dataset cannot be labelled.
+    """
+    from ..labeler import main as label  # imports torch and LeRobot, which the page itself does not need
+
+    logger.info("[REPORT] No labeling of this run yet: labelling its dataset with its newest critic")
+    label([str(subject.run)])
+    name = newest_labeling(subject.dataset_root, subject.run)
+    if name is None:
+        raise UserError(f"{subject.run} could not be labelled; run `pi05-rl label {subject.run}`")
+    return name
+
+
+def default_output(subject: Subject, labeling: Labeling) -> Path:
+    """Inside the run, or beside the side-car: nothing is ever written into a dataset."""
+    if subject.run is not None:
+        return subject.run / "report.html"
+    return labels_folder(subject.dataset_root) / f"{labeling.name}.html"
+
+
+def write_videos(
+    episodes: Sequence[int], labeling: Labeling, pictures: DatasetFrames, fps: float, output: Path
+) -> list[str]:
+    """One overlay video per episode, beside the page; their file names.
+
+    Raises:
+        UserError: the dataset has no such episode, or no camera.
+    """
+    known = set(labeling.frames["episode_index"].tolist())
+    unknown = [episode for episode in episodes if episode not in known]
+    if unknown:
+        raise UserError(f"--video-episodes names episode {unknown[0]}, which is not in {pictures.root}")
+    if episodes and not pictures.cameras:
+        raise UserError(f"--video-episodes needs pictures, but {pictures.root} has no camera")
+    names = []
+    for episode in episodes:
+        path = output.with_name(f"{output.stem}_episode_{episode:03d}.mp4")
+        write_overlay_video(path, pictures, labeling.frames, episode, fps)
+        logger.info("[REPORT] Wrote %s", path)
+        names.append(path.name)
+    return names
+
+
+def split_names(values: Sequence[str]) -> list[str]:
+    """``["a,b", "c"]`` → ``["a", "b", "c"]``."""
+    return [name for value in values for name in value.split(",") if name]
+
+
+def split_episodes(values: Sequence[str]) -> list[int]:
+    """Episode numbers of ``3,17`` or ``3 17``.
+
+    Raises:
+        UserError: one is not a number.
+    """
+    try:
+        return [int(name) for name in split_names(values)]
+    except ValueError:
+        raise UserError(f"--video-episodes takes episode numbers such as 3,17; got {' '.join(values)!r}") from None
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(main())

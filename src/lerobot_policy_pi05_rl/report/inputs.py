@@ -1,0 +1,120 @@
+"""What the report is about: a run directory or a dataset folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+LAST_TRAIN_CONFIG = Path("checkpoints/last/pretrained_model/train_config.json")
+INFO = Path("meta/info.json")
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A dataset and, unless the dataset was named itself, the run that was trained on it."""
+
+    run: Path | None
+    dataset_root: Path
+    repo_id: str | None
+    info: dict[str, Any]  # the dataset's meta/info.json
+
+    @property
+    def name(self) -> str:
+        return (self.run or self.dataset_root).resolve().name
+
+    @property
+    def fps(self) -> float:
+        return float(self.info["fps"])
+
+    @property
+    def checkpoint_step(self) -> int | None:
+        """The step of the run's newest checkpoint."""
+        if self.run is None:
+            return None
+        name = (self.run / "checkpoints" / "last").resolve().name
+        return int(name) if name.isdigit() else None
+
+
+def open_subject(path: str | Path) -> Subject:
+    """Tell a run from a dataset and read what both need.
+
+    Raises:
+        UserError: ``path`` is neither, the run's dataset is not there, or the dataset cannot be read.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder; give a run directory or a LeRobot dataset's folder")
+    if (path / INFO).is_file():
+        return Subject(None, path, None, read_info(path))
+    if not (path / "checkpoints").is_dir():
+        raise UserError(
+            f"{path} is neither a run (it has no checkpoints/) nor a LeRobot dataset (it has no {INFO.as_posix()})"
+        )
+    repo_id, root = run_dataset(path)
+    if not (root / INFO).is_file():
+        raise UserError(
+            f"the run {path} was trained on {root}, which has no {INFO.as_posix()}; start from the folder the run was "
+            "started in, or give the dataset's folder itself"
+        )
+    return Subject(path, root, repo_id, read_info(root))
+
+
+def run_dataset(run: Path) -> tuple[str, Path]:
+    """(repo_id, folder) of the dataset that the run's newest checkpoint names.
+
+    Raises:
+        UserError: there is no readable checkpoint, or it names no dataset.
+    """
+    path = run / LAST_TRAIN_CONFIG
+    try:
+        dataset = json.loads(path.read_text())["dataset"]
+        repo_id, root = str(dataset["repo_id"]), dataset.get("root")
+    except FileNotFoundError:
+        raise UserError(f"the run {run} has no finished checkpoint yet: {path} does not exist") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} names no dataset ({type(error).__name__}: {error}); give the dataset's folder"
+        ) from error
+    if root is not None:
+        return repo_id, Path(root)
+    from lerobot.utils.constants import HF_LEROBOT_HOME
+
+    return repo_id, HF_LEROBOT_HOME / repo_id
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """The dataset's ``meta/info.json``.
+
+    Raises:
+        UserError: it is damaged, or of a format older than LeRobot's v3.
+    """
+    path = root / INFO
+    try:
+        info = json.loads(path.read_text())
+        version, _ = str(info["codebase_version"]), (info["fps"], info["features"], info["total_frames"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); record or download it again") from error
+    if not version.startswith("v3"):
+        raise UserError(f"{root} is a LeRobot {version} dataset; convert it to v3.0 with LeRobot's converter")
+    return info
+
+
+def read_metrics(run: Path | None) -> dict[str, list[tuple[int, float]]]:
+    """Metric → (step, value) pairs of the run's ``metrics.jsonl``; empty without a run or a file."""
+    path = None if run is None else run / METRICS_FILE
+    if path is None or not path.is_file():
+        return {}
+    series: dict[str, list[tuple[int, float]]] = {}
+    for line in path.read_text().splitlines():
+        try:
+            values = json.loads(line)
+            step = int(values.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # the line that a running process is writing
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                series.setdefault(name, []).append((step, float(value)))
+    return series

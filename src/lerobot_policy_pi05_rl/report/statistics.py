@@ -1,0 +1,138 @@
+"""The numbers of the report: pure functions over a labeling's columns."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .labels import OUTCOMES, Labeling
+
+
+def episode_table(frames: pd.DataFrame) -> pd.DataFrame:
+    """One row per episode: task, outcome, length (frames), interventions (frames), index ``episode_index``."""
+    groups = frames.groupby("episode_index", sort=True)
+    return pd.DataFrame(
+        {
+            "task": groups["task"].first(),
+            "outcome": groups["outcome"].first(),
+            "length": groups.size(),
+            "interventions": groups["intervention"].sum().astype(int),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What one task's episodes are."""
+
+    task: str
+    episodes: int
+    outcomes: dict[str, int]
+    interventions: int  # frames
+    lengths: tuple[int, float, int]  # shortest, median, longest; frames
+
+
+def task_summaries(episodes: pd.DataFrame, tasks: list[str]) -> list[TaskSummary]:
+    """A summary per task, in the order of ``tasks``."""
+    summaries = []
+    for task in tasks:
+        rows = episodes[episodes["task"] == task]
+        outcomes = {outcome: int((rows["outcome"] == outcome).sum()) for outcome in OUTCOMES}
+        lengths = (int(rows["length"].min()), float(rows["length"].median()), int(rows["length"].max()))
+        summaries.append(TaskSummary(task, len(rows), outcomes, int(rows["interventions"].sum()), lengths))
+    return summaries
+
+
+def positive_share(frames: pd.DataFrame) -> float:
+    """The share of frames that are tagged positive; NaN without frames."""
+    return float(frames["positive"].mean()) if len(frames) else float("nan")
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Frames whose predicted value falls in one bin."""
+
+    low: float
+    high: float
+    count: int
+    mean_value: float
+    mean_return: float
+
+
+def calibration(frames: pd.DataFrame, bins: int = 10) -> list[CalibrationBin]:
+    """Predicted value against the mean return, in equally wide bins of the value; empty bins are left out."""
+    known = frames[frames["return"].notna() & frames["value"].notna()]
+    if known.empty:
+        return []
+    low, high = float(known["value"].min()), float(known["value"].max())
+    edges = np.linspace(low, high if high > low else low + 1e-6, bins + 1)
+    which = np.clip(np.searchsorted(edges, known["value"], side="right") - 1, 0, bins - 1)
+    return [
+        CalibrationBin(
+            float(edges[number]),
+            float(edges[number + 1]),
+            len(rows),
+            float(rows["value"].mean()),
+            float(rows["return"].mean()),
+        )
+        for number, rows in known.groupby(which)
+    ]
+
+
+def calibration_error(bins: list[CalibrationBin]) -> float:
+    """Mean distance of the bins' value and return, weighted by frames; NaN without bins."""
+    if not bins:
+        return float("nan")
+    counts = np.array([item.count for item in bins])
+    gaps = np.array([abs(item.mean_value - item.mean_return) for item in bins])
+    return float((gaps * counts).sum() / counts.sum())
+
+
+def rank_correlation(frames: pd.DataFrame) -> float:
+    """Spearman's correlation of value and return over all frames with a known return."""
+    known = frames[frames["return"].notna() & frames["value"].notna()]
+    if known["return"].nunique() < 2 or known["value"].nunique() < 2:
+        return float("nan")
+    return float(np.corrcoef(known["value"].rank(), known["return"].rank())[0, 1])
+
+
+def outcome_auc(frames: pd.DataFrame) -> float:
+    """The chance that a frame of a success has a higher value than a frame of a failure."""
+    known = frames[frames["outcome"].isin(("success", "failure")) & frames["value"].notna()]
+    success = (known["outcome"] == "success").to_numpy()
+    wins, losses = int(success.sum()), int((~success).sum())
+    if not wins or not losses:
+        return float("nan")
+    ranks = known["value"].rank().to_numpy()
+    return float((ranks[success].sum() - wins * (wins + 1) / 2) / (wins * losses))
+
+
+def extreme_moments(frames: pd.DataFrame, count: int = 3, *, largest: bool) -> pd.DataFrame:
+    """The ``count`` rows with the most (or least) advantage, at most one of each episode, most extreme first."""
+    known = frames[frames["advantage"].notna()]
+    ordered = known.sort_values("advantage", ascending=not largest, kind="stable")
+    return ordered.drop_duplicates("episode_index").head(count)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Shares of a task's frames by what two labelings say of them."""
+
+    task: str
+    frames: int
+    both: float
+    only_first: float
+    only_second: float
+    neither: float
+
+
+def agreement(first: Labeling, second: Labeling) -> list[Agreement]:
+    """Which frames the two labelings tag positive, per task. Both have one row for each frame of the dataset."""
+    a, b = first.frames["positive"].to_numpy(bool), second.frames["positive"].to_numpy(bool)
+    tasks = first.frames["task"].to_numpy()
+    result = []
+    for task in first.tasks:
+        rows = tasks == task
+        shares = [float(np.mean(cell[rows])) for cell in (a & b, a & ~b, ~a & b, ~a & ~b)]
+        result.append(Agreement(task, int(rows.sum()), *shares))
+    return result
