@@ -50,7 +50,7 @@ def test_both_policies_learn_from_the_same_samples_for_as_many_steps(demo):
     last, held_out = {}, {}
     for name in ("bc", "recap"):
         lines = [json.loads(line) for line in (demo / name / "metrics.jsonl").read_text().splitlines()]
-        last[name] = [line for line in lines if "loss_actor" in line][-1]
+        last[name] = [line for line in lines if "lr_actor" in line][-1]
         held_out[name] = lines[-1]
     assert last["bc"]["step"] == last["recap"]["step"] == 6
     assert "loss_critic" in last["recap"] and "loss_critic" not in last["bc"]
