@@ -35,7 +35,9 @@ def extraction(**overrides):
 
 def test_conditioning_tags_and_a_correction_is_always_positive():
     tags, weights, metrics = judged(extraction())
-    assert tags.tolist() == [1, 0, 1, -1, 1, 0] and weights is None
+    assert tags.tolist() == [1, 0, 1, -1, 1, 0] and (weights == 1).all()
+    _, weights, _ = judged(extraction(advantage_positive_weight=4.0))
+    assert weights.tolist() == [1, 0.25, 1, 0.25, 1, 0.25]
     assert float(metrics["advantage_positive_fraction"]) == 0.5
     dropped, _, metrics = judged(make_algorithm(advantage_positive_fraction=0.5, advantage_dropout=1.0))
     assert (dropped == -1).all()
@@ -62,9 +64,10 @@ def test_pinned_tags_win_over_the_window_and_corrections_over_pinned_tags(choice
     pinned = torch.tensor([0, 1, -1, 1, 0, 0])
     tags, weights, _ = judged(extraction(**overrides), **{PINNED_TAG: pinned})
     expected = [0, 1, -1, 1, 1, 0]
-    assert (tags if weights is None else weights).tolist() == [
-        tag if weights is None else float(tag == 1) for tag in expected
-    ]
+    if choice == "conditioning":
+        assert tags.tolist() == expected
+    else:
+        assert weights.tolist() == [float(tag == 1) for tag in expected]
 
 
 def test_the_actors_loss_is_the_mean_of_the_weighted_samples():

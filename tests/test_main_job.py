@@ -47,10 +47,15 @@ def test_the_demo_writes_its_results(demo):
 
 
 def test_both_policies_learn_from_the_same_samples_for_as_many_steps(demo):
-    lines = {name: (demo / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("bc", "recap")}
-    last = {name: json.loads(line) for name, line in lines.items()}
+    last, held_out = {}, {}
+    for name in ("bc", "recap"):
+        lines = [json.loads(line) for line in (demo / name / "metrics.jsonl").read_text().splitlines()]
+        last[name] = [line for line in lines if "lr_actor" in line][-1]
+        held_out[name] = lines[-1]
     assert last["bc"]["step"] == last["recap"]["step"] == 6
     assert "loss_critic" in last["recap"] and "loss_critic" not in last["bc"]
+    assert all("eval/loss_actor_none" in line for line in held_out.values())
+    assert "eval/critic_gap" in held_out["recap"] and "eval/critic_gap" not in held_out["bc"]
 
 
 def test_stock_lerobot_eval_runs_the_checkpoint_with_no_flag_of_ours(demo, tmp_path):

@@ -68,8 +68,8 @@ class CriticWatch:
             self._warn_once(
                 "overfits",
                 f"The critic overfits at step {step}: held-out cross-entropy {held_out:.3f}, "
-                f"{held_out - self.best:.3f} above its best, while on training frames it fell from {self.training_at_best:.3f} to "
-                f"{held_out - gap:.3f}.",
+                f"{held_out - self.best:.3f} above its best, while on training frames it fell from "
+                f"{self.training_at_best:.3f} to {held_out - gap:.3f}.",
             )
         if auc <= LEAST_AUC and gap > RISE:
             self._warn_once(

@@ -136,12 +136,14 @@ def run_loop(
                 logger.info("%s Optimization step: %d/%d %s", TAG, step, total, summary({**means, **speed}))
                 window_start, window_steps = time.perf_counter(), 0
             if held_out is not None and cfg.eval_steps > 0 and (step % cfg.eval_steps == 0 or step == total):
+                began = time.perf_counter()
                 means = evaluate(algorithm, held_out, data.held_out.frames, probe)
                 algorithm.observe_held_out(means)
                 if step == total and algorithm.watch is not None:
                     algorithm.watch.restore_best()  # the last checkpoint holds the best critic
                 writer.log(step, means, mode="eval")
                 logger.info("%s Held out at step %d: %s", TAG, step, summary(means))
+                window_start += time.perf_counter() - began  # the throughput is training's
             if cfg.save_checkpoint and (should_save_checkpoint(step, cfg.checkpoint_freq, total) or stop.requested):
                 logger.info("%s Saving checkpoint at step %d", TAG, step)
                 saved = save_checkpoint(

@@ -37,7 +37,7 @@ CURVES = (
         "flow-matching loss",
         "Lower is better; a widening gap between the two lines is overfitting to the training episodes.",
         "loss_actor",
-        "eval/loss_actor",
+        "eval/loss_actor_none",
     ),
     Curve(
         "Value follows return",
