@@ -25,9 +25,7 @@ MIXES = {
     "recovers": ["--mix", "recovers"],
     "metaworld": ["--simulator", "metaworld"],
 }
-MIX_OVERRIDES: dict[str, list[str]] = {"demo": [], "recovers": [], "metaworld": []}
 EVAL_ENV = {"demo": "panda_pick_cube", "recovers": "panda_pick_cube", "metaworld": "metaworld_tasks"}
-LABELING = "recap"
 
 
 @dataclass(frozen=True)
@@ -37,36 +35,51 @@ class Variant:
     Attributes:
         overrides: of the training configuration.
         trained_as: the variant whose training this one only evaluates otherwise.
-        pinned: learns from the labeling that the ``recap`` run's critics made.
+        labels: the labeling that its advantages come from; None: none, or its own critics.
         evaluation: overrides of the policy at evaluation.
     """
 
     label: str
     overrides: tuple[str, ...] = ()
     trained_as: str | None = None
-    pinned: bool = False
+    labels: str | None = None
     evaluation: tuple[str, ...] = ()
 
 
+# Advantages are pinned and no critic trains beside the policy: their gradients never mix, so it would not change it.
 NO_CRITIC = "--policy.train_critic=false"
+PLAIN_RECAP = (NO_CRITIC, "--policy.advantage_positive_weight=1")
 VARIANTS = {
     "bc": Variant("behaviour cloning", ("--policy.policy_extraction=none",)),
     "filtered": Variant("filtered cloning (outcome)", ("--policy.policy_extraction=filtered",)),
-    "awr": Variant("AWR", ("--policy.policy_extraction=weighted", NO_CRITIC), pinned=True),
-    "recap": Variant("RECAP"),
-    "recap_beta2": Variant("RECAP, β = 2", trained_as="recap", evaluation=("--guidance_scale=2",)),
+    "awr": Variant("AWR", ("--policy.policy_extraction=weighted", NO_CRITIC), labels="critic"),
+    "recap": Variant("RECAP", (NO_CRITIC,), labels="critic"),
+    "recap_beta2": Variant("RECAP, β = 2", trained_as="recap", labels="critic", evaluation=("--guidance_scale=2",)),
     "filtered_frames": Variant(
         "filtered cloning (advantage)",
         ("--policy.policy_extraction=filtered", "--policy.filter_by=advantage", NO_CRITIC),
-        pinned=True,
+        labels="critic",
     ),
-    "recap_pinned": Variant("RECAP, pinned labels", (NO_CRITIC,), pinned=True),
-    "recap_whole": Variant(
-        "RECAP, A = G − V, one critic", ("--policy.advantage_n_step=null", "--policy.critic_folds=1")
+    "recap_plain": Variant("RECAP, positive weight 1", PLAIN_RECAP, labels="critic"),
+    "recap_plain_beta2": Variant(
+        "RECAP, positive weight 1, β = 2",
+        trained_as="recap_plain",
+        labels="critic",
+        evaluation=("--guidance_scale=2",),
     ),
-    "recap_td": Variant("RECAP, TD critic", ("--policy.critic_target=td",)),
+    "recap_whole": Variant("RECAP, A = G − V", (NO_CRITIC,), labels="whole"),
+    "recap_joint": Variant("RECAP, critics beside the policy"),
+    "recap_td": Variant("RECAP, TD critics", (NO_CRITIC,), labels="td"),
+    "recap_one_critic": Variant("RECAP, one critic, not cross-fitted", (NO_CRITIC,), labels="one"),
 }
 MAIN = ("bc", "filtered", "awr", "recap", "recap_beta2")
+# A labeling: the critic's run that makes it, its overrides, and how it is labelled.
+LABELINGS = {
+    "critic": ("critic", (), ()),
+    "whole": ("critic", (), ("--n-step", "none")),
+    "td": ("critic_td", ("--policy.critic_target=td",), ()),
+    "one": ("critic_one", ("--policy.critic_folds=1",), ()),
+}
 
 
 @dataclass
@@ -93,34 +106,49 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
     """The jobs of one mix and seed."""
     cell = args.output / mix / f"seed{seed}"
-    dataset, python = cell / "dataset", [sys.executable, "-m"]
-    package = "lerobot_policy_pi05_rl"
-    record = [*python, f"{package}.demo.record", "--root", str(dataset), "--seed", str(seed)]
-    record += ["--episodes", str(args.demonstrations), *MIXES[mix]]
-    jobs = [Job(f"{mix}/{seed}/record", record, dataset / "meta" / "info.json", cell / "record.log")]
-    labels = cell / "dataset.labels" / f"{LABELING}.parquet"
+    dataset, package = cell / "dataset", [sys.executable, "-m", "lerobot_policy_pi05_rl"]
+    recorded = dataset / "meta" / "info.json"
+
+    def job(name: str, module: str, arguments: list, output: Path, needs: list[Path]) -> Job:
+        command = [*package[:2], f"{package[2]}.{module}", *map(str, arguments)]
+        return Job(f"{mix}/{seed}/{name}", command, output, cell / f"{name.replace('/', '_')}.log", needs)
+
+    def training(name: str, steps: int, overrides: tuple[str, ...], needs: list[Path]) -> Job:
+        arguments = [CONFIG, "--resume=true", f"--seed={seed}", f"--policy.offline_steps={steps}"]
+        arguments += [f"--dataset.root={dataset}", f"--output_dir_offline={cell / name}", "--save_freq=500"]
+        arguments += ["--log_freq=100", "--keep_last_checkpoints=1", *overrides]
+        return job(f"{name}/train", "offline_learner", arguments, checkpoint(cell / name, steps), needs)
+
+    record = ["--root", dataset, "--seed", seed, "--episodes", args.demonstrations, *MIXES[mix]]
+    jobs = [job("record", "demo.record", record, recorded, [])]
     for name in args.variants:
         variant = VARIANTS[name]
-        trained = variant.trained_as or name
-        run = cell / trained
-        finished = run / "checkpoints" / f"{args.steps:06d}" / "pretrained_model"
-        train = [*python, f"{package}.offline_learner", str(CONFIG), "--resume=true", f"--seed={seed}"]
-        train += [f"--dataset.root={dataset}", f"--output_dir_offline={run}", f"--policy.offline_steps={args.steps}"]
-        train += ["--save_freq=500", "--log_freq=100", "--keep_last_checkpoints=1"]
-        train += [*MIX_OVERRIDES[mix], *VARIANTS[trained].overrides]
-        if variant.pinned:
-            train.append(f"--dataset.labeling={LABELING}")
-            label = [*python, f"{package}.labeler", str(cell / "recap"), "--name", LABELING]
-            critic = cell / "recap" / "checkpoints" / f"{args.steps:06d}" / "pretrained_model"
-            jobs.append(Job(f"{mix}/{seed}/label", label, labels, cell / "label.log", [critic]))
-        needs = [dataset / "meta" / "info.json", *([labels] if variant.pinned else [])]
-        jobs.append(Job(f"{mix}/{seed}/{trained}/train", train, finished, cell / f"{trained}.log", needs))
+        trained, overrides, needs = (
+            variant.trained_as or name,
+            VARIANTS[variant.trained_as or name].overrides,
+            [recorded],
+        )
+        if variant.labels is not None:
+            critic, critic_overrides, label_options = LABELINGS[variant.labels]
+            cloned = checkpoint(cell / "bc", args.steps)  # the critics read the features of the cloned policy
+            frozen = (f"--policy.pi05_checkpoint={cloned}", f"--policy.critic_warmup_steps={args.critic_steps}")
+            jobs.append(training("bc", args.steps, VARIANTS["bc"].overrides, [recorded]))
+            jobs.append(training(critic, args.critic_steps, (*frozen, *critic_overrides), [cloned]))
+            side_car = cell / "dataset.labels" / f"{variant.labels}.parquet"
+            label = [cell / critic, "--name", variant.labels, *label_options]
+            jobs.append(job(f"label_{variant.labels}", "labeler", label, side_car, [jobs[-1].output]))
+            overrides, needs = (*overrides, f"--dataset.labeling={variant.labels}"), [side_car]
+        jobs.append(training(trained, args.steps, overrides, needs))
         result = cell / f"eval_{name}.json"
-        evaluate = [*python, f"{package}.demo.evaluate", str(finished), "--env-type", EVAL_ENV[mix]]
-        evaluate += ["--episodes", str(args.episodes), "--seed", str(10_000 * (seed + 1)), "--output", str(result)]
-        evaluate += [f"--override={override}" for override in variant.evaluation]
-        jobs.append(Job(f"{mix}/{seed}/{name}/evaluate", evaluate, result, cell / f"eval_{name}.log", [finished]))
+        evaluate = [jobs[-1].output, "--env-type", EVAL_ENV[mix], "--episodes", args.episodes, "--output", result]
+        evaluate += ["--seed", 10_000 * (seed + 1), *(f"--override={override}" for override in variant.evaluation)]
+        jobs.append(job(f"{name}/evaluate", "demo.evaluate", evaluate, result, [jobs[-1].output]))
     return jobs
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    """What LeRobot's tools load of a run's checkpoint."""
+    return run / "checkpoints" / f"{step:06d}" / "pretrained_model"
 
 
 def run_jobs(jobs: list[Job], parallel: int, report: Callable[[], None]) -> list[str]:
@@ -172,7 +200,8 @@ def main() -> int:
     parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
     parser.add_argument("--variants", nargs="+", default=list(MAIN), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=1500, help="optimization steps of every training")
+    parser.add_argument("--steps", type=int, default=1000, help="optimization steps of every policy")
+    parser.add_argument("--critic-steps", type=int, default=600, help="optimization steps of the critics")
     parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes")
     parser.add_argument("--demonstrations", type=int, default=120)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
