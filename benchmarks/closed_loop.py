@@ -68,7 +68,7 @@ VARIANTS = {
         evaluation=("--guidance_scale=2",),
     ),
     "recap_whole": Variant("RECAP, A = G − V", (NO_CRITIC,), labels="whole"),
-    "recap_joint": Variant("RECAP, critics beside the policy"),
+    "recap_joint": Variant("RECAP, labels of the critics beside it", ("--policy.critic_warmup_steps=100",)),
     "recap_td": Variant("RECAP, TD critics", (NO_CRITIC,), labels="td"),
     "recap_one_critic": Variant("RECAP, one critic, not cross-fitted", (NO_CRITIC,), labels="one"),
 }

@@ -29,7 +29,7 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    sizes = ("--episodes", "6", "--steps", "6", "--eval-episodes", "3")
+    sizes = ("--episodes", "6", "--steps", "6", "--critic-steps", "4", "--eval-episodes", "3")
     done = run(SCRIPTS / "pi05-rl", "demo", "--output", folder / "out", "--config", CONFIG, *sizes, cwd=folder)
     assert "successes per 1000" in done.stdout
     return folder / "out"
@@ -44,6 +44,7 @@ def test_the_demo_writes_its_results(demo):
         assert all(isinstance(value, bool) for value in result["success"])
         assert all(1 <= steps <= 40 for steps in result["steps"])
     assert (demo / "results.png").stat().st_size > 5000
+    assert "<title>" in (demo / "report.html").read_text()
 
 
 def test_both_policies_learn_from_the_same_samples_for_as_many_steps(demo):

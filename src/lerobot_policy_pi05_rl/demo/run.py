@@ -1,10 +1,11 @@
-"""The demo: simulator → dataset → offline pretraining → closed-loop comparison with plain cloning.
+"""The demo: simulator → dataset → critics → labels → policy → closed-loop comparison with plain cloning → report.
 
     pi05-rl demo [--output outputs/demo] [--config configs/demo.json] …
 
-Two policies are trained by the same code for as many steps, one with RECAP's conditioning, one plain behaviour
-cloning, side by side in two single-thread processes; then both meet the same start states. Each stage is skipped
-when its result is already there, so an interrupted demo goes on where it stopped.
+Plain cloning comes first. Critics learn on what the cloned policy sees, each blind to a part of the episodes, and
+label the dataset; RECAP's policy then trains from scratch under those labels, for as many steps as cloning did. Both
+policies meet the same start states. Each stage is skipped when its result is already there, so an interrupted demo
+goes on where it stopped.
 """
 
 import argparse
@@ -22,14 +23,15 @@ from rich.table import Table
 
 from ..config import load_config
 from ..errors import UserError
+from ..report.build import main as write_report
 from .evaluate import ClosedLoopResult, summarize
 from .record import record_dataset
 
 logger = logging.getLogger(__name__)
 
-VARIANTS = {"bc": ["--policy.policy_extraction=none"], "recap": []}
 LABELS = {"bc": "behaviour cloning", "recap": "RECAP (this project)"}
 REPO_ID = "local/panda_pick_cube"
+LABELING = "critic"
 POLL_S = 2.0
 REPORT_S = 30.0
 
@@ -41,6 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", type=Path, default=Path("configs/demo.json"), help="what both policies train with")
     parser.add_argument("--episodes", type=int, default=120, help="demonstrations to record")
     parser.add_argument("--steps", type=int, help="optimization steps (default: the configuration's)")
+    parser.add_argument("--critic-steps", type=int, default=600, help="optimization steps of the critics")
     parser.add_argument("--eval-episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of recording, training and evaluation")
     args = parser.parse_args(argv)
@@ -52,39 +55,59 @@ def main(argv: list[str]) -> int:
         dataset = record_dataset(args.output / "dataset", REPO_ID, args.episodes, args.seed)
     except (FileExistsError, ValueError) as error:
         raise UserError(str(error)) from error
-    train_variants(args, dataset, steps)
-    results = evaluate_variants(args)
+    train(args, dataset, "bc", steps, ["--policy.policy_extraction=none"])
+    cloned = f"--policy.pi05_checkpoint={checkpoint_path(args.output, 'bc')}"
+    # The actor waits as long as the run lasts: only the critics learn.
+    train(args, dataset, "critic", args.critic_steps, [cloned, f"--policy.critic_warmup_steps={args.critic_steps}"])
+    label(args, dataset)
+    train(args, dataset, "recap", steps, [f"--dataset.labeling={LABELING}"])
+    results = evaluate_policies(args)
     results_file = args.output / "results.json"
     results_file.write_text(json.dumps(results, indent=1) + "\n")
     picture = draw_comparison(results, args.output / "results.png")
     print_table(results)
-    logger.info("[DEMO] Wrote %s and %s; %.0f s in all", results_file, picture, time.perf_counter() - start)
+    page = args.output / "report.html"
+    write_report([str(args.output / "recap"), "--labels", LABELING, "--output", str(page)])
+    seconds = time.perf_counter() - start
+    logger.info("[DEMO] Wrote %s, %s and %s; %.0f s in all", results_file, picture, page, seconds)
     return 0
 
 
-def train_variants(args: argparse.Namespace, dataset: Path, steps: int) -> None:
-    """Train both policies with ``pi05-rl offline``, each in a process of its own."""
-    commands = {}
-    for name, overrides in VARIANTS.items():
-        run_dir = args.output / name
-        if saved_step(run_dir) >= steps:
-            logger.info("[DEMO] Found the trained policy of %s in %s", name, run_dir)
-            continue
-        commands[name] = [
-            *(sys.executable, "-m", "lerobot_policy_pi05_rl.offline_learner", str(args.config)),
-            *(f"--dataset.repo_id={REPO_ID}", f"--dataset.root={dataset}", f"--output_dir_offline={run_dir}"),
-            *(f"--policy.offline_steps={steps}", f"--seed={args.seed}", f"--resume={str(run_dir.exists()).lower()}"),
-            *overrides,
-        ]
+def train(args: argparse.Namespace, dataset: Path, name: str, steps: int, overrides: list[str]) -> None:
+    """Train one run with ``pi05-rl offline`` in a process of its own, unless it is there."""
+    run_dir = args.output / name
+    if saved_step(run_dir) >= steps:
+        logger.info("[DEMO] Found the trained %s in %s", name, run_dir)
+        return
+    command = [
+        *(sys.executable, "-m", "lerobot_policy_pi05_rl.offline_learner", str(args.config)),
+        *(f"--dataset.repo_id={REPO_ID}", f"--dataset.root={dataset}", f"--output_dir_offline={run_dir}"),
+        *(f"--policy.offline_steps={steps}", f"--seed={args.seed}", f"--resume={str(run_dir.exists()).lower()}"),
+        *overrides,
+    ]
     run_side_by_side(
-        "Training", commands, args.output, progress=lambda name: f"{last_step(args.output / name)}/{steps} steps"
+        "Training", {name: command}, args.output, progress=lambda _: f"{last_step(run_dir)}/{steps} steps"
     )
 
 
-def evaluate_variants(args: argparse.Namespace) -> dict[str, ClosedLoopResult]:
+def label(args: argparse.Namespace, dataset: Path) -> None:
+    """The critics' advantages of every frame, as a side-car of the dataset, unless it is there."""
+    if dataset.with_name(f"{dataset.name}.labels").joinpath(f"{LABELING}.parquet").is_file():
+        logger.info("[DEMO] Found the labeling %r", LABELING)
+        return
+    command = [sys.executable, "-m", "lerobot_policy_pi05_rl.labeler", str(args.output / "critic"), "--name", LABELING]
+    run_side_by_side(
+        "Labelling",
+        {"critic": command},
+        args.output,
+        progress=lambda _: last_line(args.output, "labelling_critic", "[LABEL]"),
+    )
+
+
+def evaluate_policies(args: argparse.Namespace) -> dict[str, ClosedLoopResult]:
     """Closed-loop results of both policies on the same start states."""
     commands, files = {}, {}
-    for name in VARIANTS:
+    for name in LABELS:
         policy = checkpoint_path(args.output, name)
         step = saved_step(args.output / name)
         files[name] = args.output / f"eval_{name}_{step}_{args.eval_episodes}.json"
@@ -94,7 +117,12 @@ def evaluate_variants(args: argparse.Namespace) -> dict[str, ClosedLoopResult]:
                 *("--episodes", str(args.eval_episodes), "--seed", str(10_000 * (args.seed + 1))),
                 *("--output", str(files[name])),
             ]
-    run_side_by_side("Evaluation", commands, args.output, progress=lambda name: last_line(args.output, name, "[EVAL]"))
+    run_side_by_side(
+        "Evaluation",
+        commands,
+        args.output,
+        progress=lambda name: last_line(args.output, f"evaluation_{name}", "[EVAL]"),
+    )
     stored = {name: json.loads(file.read_text()) for name, file in files.items()}
     return {name: {"success": data["success"], "steps": data["steps"]} for name, data in stored.items()}
 
@@ -160,9 +188,9 @@ def last_step(run_dir: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def last_line(output: Path, name: str, marker: str) -> str:
-    """What follows the marker in the last such line of the evaluation's log."""
-    lines = [line for line in (output / f"evaluation_{name}.log").read_text().splitlines() if marker in line]
+def last_line(output: Path, log: str, marker: str) -> str:
+    """What follows the marker in the last such line of a stage's log."""
+    lines = [line for line in (output / f"{log}.log").read_text().splitlines() if marker in line]
     return lines[-1].split(marker)[-1].strip() if lines else "starting"
 
 
