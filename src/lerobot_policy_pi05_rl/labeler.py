@@ -149,6 +149,8 @@ def values_of_critic(
     timing, function, results = Timing(), None, []
     for number, source in enumerate(sources):
         folds = frame_folds(seen, source)
+        unseen = f"{(folds < 0).sum()} of {len(folds)} frames are of episodes that no critic has seen"
+        logger.info("%s %s: %s", TAG, source.name, unseen)
         if critic.folds == 1 and (folds >= 0).any():
             logger.warning(
                 "%s %s: labels its own training episodes: returns may be memorised; set policy.critic_folds",
