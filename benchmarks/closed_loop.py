@@ -3,8 +3,9 @@
     python benchmarks/closed_loop.py --output outputs/closed_loop [--mixes demo recovers metaworld] [--seeds 0 1 2 3 4]
 
 Jobs (record, train, label, evaluate) run side by side, one thread each, as many as there are cores. A finished job is
-never repeated and an interrupted training resumes, so the same command goes on after an interruption; it also
-redraws table and picture from what is there (``--report-only``: nothing else).
+never repeated and an interrupted training resumes, so the same command goes on after an interruption. Results of
+evaluations lie in ``--results``, small enough to be kept under version control: what lies there is not computed again, and
+table and picture are drawn from it (``--report-only``: nothing else is done).
 """
 
 import argparse
@@ -139,7 +140,7 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
             jobs.append(job(f"label_{variant.labels}", "labeler", label, side_car, [jobs[-1].output]))
             overrides, needs = (*overrides, f"--dataset.labeling={variant.labels}"), [side_car]
         jobs.append(training(trained, args.steps, overrides, needs))
-        result = cell / f"eval_{name}.json"
+        result = args.results / mix / f"seed{seed}" / f"eval_{name}.json"
         evaluate = [jobs[-1].output, "--env-type", EVAL_ENV[mix], "--episodes", args.episodes, "--output", result]
         evaluate += ["--seed", 10_000 * (seed + 1), *(f"--override={override}" for override in variant.evaluation)]
         jobs.append(job(f"{name}/evaluate", "demo.evaluate", evaluate, result, [jobs[-1].output]))
@@ -151,13 +152,25 @@ def checkpoint(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{step:06d}" / "pretrained_model"
 
 
+def needed(jobs: list[Job]) -> list[Job]:
+    """The jobs that some missing evaluation waits for, in order."""
+    makers = {job.output: job for job in jobs}
+    wanted: set[Path] = set()
+    pending = [job for job in jobs if job.name.endswith("/evaluate") and not job.output.exists()]
+    while pending:
+        job = pending.pop()
+        wanted.add(job.output)
+        pending += [makers[path] for path in job.needs if not path.exists() and path not in wanted]
+    return [job for job in jobs if job.output in wanted]
+
+
 def run_jobs(jobs: list[Job], parallel: int, report: Callable[[], None]) -> list[str]:
     """Run what is not done yet, at most ``parallel`` at once; returns the names of jobs that failed."""
-    waiting = [job for job in jobs if not job.output.exists()]
+    waiting = needed(jobs)
     running: dict[subprocess.Popen, Job] = {}
     failed: list[str] = []
     threads = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
-    with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="Jobs", unit="job") as bar:
+    with tqdm(total=len(waiting), desc="Jobs", unit="job") as bar:
         try:
             while waiting or running:
                 ready = [job for job in waiting if all(path.exists() for path in job.needs)]
@@ -197,6 +210,7 @@ def main() -> int:
     """Run the benchmark; exit code 1 if a job failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/closed_loop"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/closed_loop"))
     parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
     parser.add_argument("--variants", nargs="+", default=list(MAIN), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
@@ -210,11 +224,11 @@ def main() -> int:
     labels = {name: VARIANTS[name].label for name in VARIANTS}
 
     def report() -> None:
-        write_report(args.output, labels)
+        write_report(args.results, labels)
 
     failed = [] if args.report_only else run_jobs(make_jobs(args), args.jobs, report)
     report()
-    print((args.output / "table.md").read_text())
+    print((args.results / "table.md").read_text())
     return 1 if failed else 0
 
 

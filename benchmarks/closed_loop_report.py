@@ -11,6 +11,7 @@ Cells = dict[int, tuple[np.ndarray, np.ndarray]]  # seed → (episodes,) success
 
 def write_report(output: Path, labels: dict[str, str]) -> None:
     """``table.md``, ``results.json`` and ``results.png`` in ``output``, from every ``eval_*.json`` below it."""
+    output.mkdir(parents=True, exist_ok=True)
     results = read_results(output)
     rows = {
         mix: [summarize(name, cells, by_name) for name, cells in by_name.items()] for mix, by_name in results.items()

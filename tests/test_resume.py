@@ -90,6 +90,7 @@ def test_the_checkpoint_has_lerobots_layout(tmp_path, mixed_dataset):
         "pretrained_model/config.json",
         "pretrained_model/model.safetensors",
         "pretrained_model/train_config.json",
+        "pretrained_model/critic_data.json",
         "pretrained_model/policy_preprocessor.json",
         "pretrained_model/policy_preprocessor_step_3_normalizer_processor.safetensors",
         "pretrained_model/policy_preprocessor_step_5_pi05_rl_tokenizer.safetensors",
