@@ -4,8 +4,8 @@
 
 Jobs (record, train, label, evaluate) run side by side, one thread each, as many as there are cores. A finished job is
 never repeated and an interrupted training resumes, so the same command goes on after an interruption. Results of
-evaluations lie in ``--results``, small enough to be kept under version control: what lies there is not computed again, and
-table and picture are drawn from it (``--report-only``: nothing else is done).
+evaluations lie in ``--results``, small enough to be kept under version control: what lies there is not computed
+again, and table and picture are drawn from it (``--report-only``: nothing else is done).
 """
 
 import argparse
