@@ -71,10 +71,17 @@ VARIANTS = {
     "recap_whole": Variant("RECAP, A = G − V", (NO_CRITIC,), labels="whole"),
     "recap_joint": Variant("RECAP, labels of the critics beside it", ("--policy.critic_warmup_steps=100",)),
     "recap_td": Variant("RECAP, TD critics", (NO_CRITIC,), labels="td"),
+    "oracle_plain": Variant("oracle labels, RECAP, positive weight 1", PLAIN_RECAP, labels="oracle"),
+    "oracle": Variant("oracle labels, RECAP", (NO_CRITIC,), labels="oracle"),
+    "oracle_filtered": Variant(
+        "oracle labels, filtered cloning",
+        ("--policy.policy_extraction=filtered", "--policy.filter_by=advantage", NO_CRITIC),
+        labels="oracle",
+    ),
     "recap_one_critic": Variant("RECAP, one critic, not cross-fitted", (NO_CRITIC,), labels="one"),
 }
 MAIN = ("bc", "filtered", "awr", "recap", "recap_beta2")
-# A labeling: the critic's run that makes it, its overrides, and how it is labelled.
+# A labeling: the critic's run that makes it, its overrides, and how it is labelled. "oracle" needs no critic.
 LABELINGS = {
     "critic": ("critic", (), ()),
     "whole": ("critic", (), ("--n-step", "none")),
@@ -129,7 +136,13 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
             VARIANTS[variant.trained_as or name].overrides,
             [recorded],
         )
-        if variant.labels is not None:
+        if variant.labels == "oracle":
+            side_car = cell / "dataset.labels" / "oracle.parquet"
+            script = [sys.executable, str(Path(__file__).with_name("oracle_labels.py")), str(dataset)]
+            log = cell / "label_oracle.log"
+            jobs.append(Job(f"{mix}/{seed}/label_oracle", script, side_car, log, [recorded]))
+            overrides, needs = (*overrides, "--dataset.labeling=oracle"), [side_car]
+        elif variant.labels is not None:
             critic, critic_overrides, label_options = LABELINGS[variant.labels]
             cloned = checkpoint(cell / "bc", args.steps)  # the critics read the features of the cloned policy
             frozen = (f"--policy.pi05_checkpoint={cloned}", f"--policy.critic_warmup_steps={args.critic_steps}")
