@@ -227,7 +227,7 @@ def main() -> int:
     parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
     parser.add_argument("--variants", nargs="+", default=list(MAIN), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=1000, help="optimization steps of every policy")
+    parser.add_argument("--steps", type=int, default=1500, help="optimization steps of every policy")
     parser.add_argument("--critic-steps", type=int, default=600, help="optimization steps of the critics")
     parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes")
     parser.add_argument("--demonstrations", type=int, default=120)
