@@ -69,6 +69,7 @@ VARIANTS = {
         evaluation=("--guidance_scale=2",),
     ),
     "recap_whole": Variant("RECAP, A = G − V", (NO_CRITIC,), labels="whole"),
+    "recap_n_step": Variant("RECAP, N-step advantages", (NO_CRITIC,), labels="n_step"),
     "recap_joint": Variant("RECAP, labels of the critics beside it", ("--policy.critic_warmup_steps=100",)),
     "recap_td": Variant("RECAP, TD critics", (NO_CRITIC,), labels="td"),
     "oracle_plain": Variant("oracle labels, RECAP, positive weight 1", PLAIN_RECAP, labels="oracle"),
@@ -81,12 +82,14 @@ VARIANTS = {
     "recap_one_critic": Variant("RECAP, one critic, not cross-fitted", (NO_CRITIC,), labels="one"),
 }
 MAIN = ("bc", "filtered", "awr", "recap", "recap_beta2")
+TRACE = ("--trace", "0.7")
 # A labeling: the critic's run that makes it, its overrides, and how it is labelled. "oracle" needs no critic.
 LABELINGS = {
-    "critic": ("critic", (), ()),
+    "critic": ("critic", (), TRACE),
     "whole": ("critic", (), ("--n-step", "none")),
-    "td": ("critic_td", ("--policy.critic_target=td",), ()),
-    "one": ("critic_one", ("--policy.critic_folds=1",), ()),
+    "n_step": ("critic", (), ()),
+    "td": ("critic_td", ("--policy.critic_target=td",), TRACE),
+    "one": ("critic_one", ("--policy.critic_folds=1",), TRACE),
 }
 
 

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 LABELS = {"bc": "behaviour cloning", "recap": "RECAP (this project)"}
 REPO_ID = "local/panda_pick_cube"
 LABELING = "critic"
+TRACE = ("--trace", "0.7")  # λ of the advantages; docs/method.md says why
 POLL_S = 2.0
 REPORT_S = 30.0
 
@@ -95,7 +96,15 @@ def label(args: argparse.Namespace, dataset: Path) -> None:
     if dataset.with_name(f"{dataset.name}.labels").joinpath(f"{LABELING}.parquet").is_file():
         logger.info("[DEMO] Found the labeling %r", LABELING)
         return
-    command = [sys.executable, "-m", "lerobot_policy_pi05_rl.labeler", str(args.output / "critic"), "--name", LABELING]
+    command = [
+        sys.executable,
+        "-m",
+        "lerobot_policy_pi05_rl.labeler",
+        str(args.output / "critic"),
+        "--name",
+        LABELING,
+        *TRACE,
+    ]
     run_side_by_side(
         "Labelling",
         {"critic": command},
