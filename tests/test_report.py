@@ -258,7 +258,7 @@ def test_two_labelings_are_compared_frame_by_frame(page, dataset):
 
 
 def test_a_run_shows_its_own_labeling_and_its_curves(run_dir, dataset):
-    with pytest.raises(UserError, match="run `pi05-rl label` first"):
+    with pytest.raises(UserError, match="not a whole checkpoint"):
         report([str(run_dir)])
     path = write_labeling(dataset, "own", seed=2, critic=str(run_dir / "checkpoints" / "000200" / "pretrained_model"))
     write_labeling(dataset, "second", seed=1, n_step=4)  # newer, but another critic's

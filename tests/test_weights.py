@@ -35,7 +35,7 @@ def test_a_stock_checkpoint_loads_whole_and_the_critic_starts_from_the_actor(tmp
         policy = PI05RLPolicy.from_pretrained(tmp_path / "pi05", config=tiny_config())
     loaded = policy.state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in source.state_dict().items())
-    layers = policy.model.critic.backbone.layers
+    layers = policy.model.critic.members[0].backbone.layers
     for critic_layer, actor_layer in zip(layers, policy.model.language_model.layers, strict=False):
         pairs = zip(critic_layer.parameters(), actor_layer.parameters(), strict=True)
         assert all(torch.equal(a, b) and a is not b for a, b in pairs)
