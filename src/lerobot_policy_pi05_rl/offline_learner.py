@@ -32,7 +32,7 @@ from .data.frames import (
     RETURN,
     TASK_INDEX,
     ahead,
-    split_ahead,
+    ahead_columns,
 )
 from .data.loading import (
     OfflineData,
@@ -232,12 +232,9 @@ def make_preprocess(preprocessor: Callable[[dict], dict], device: torch.device) 
 
     def preprocess(samples: dict) -> dict:
         batch = to_device(samples, device)
-        later: dict[int, dict] = {}
-        for key in list(batch):
-            split = split_ahead(key)
-            if split is not None:
-                later.setdefault(split[0], {})[split[1]] = batch.pop(key)
-        result = {**preprocessor(batch), **{key: batch[key] for key in RL_COLUMNS if key in batch}}
+        later = ahead_columns(batch)
+        present = {key: value for key, value in batch.items() if not key.startswith("ahead_")}
+        result = {**preprocessor(present), **{key: batch[key] for key in RL_COLUMNS if key in batch}}
         for n, columns in later.items():
             bootstrap = {name: columns.pop(name) for name in (AHEAD_REWARD, AHEAD_DISCOUNT)}
             processed = {**preprocessor({**columns, "task": batch["task"]}), **bootstrap}

@@ -27,7 +27,7 @@ from .data.frames import (
     RETURN,
     TASK_INDEX,
     ahead,
-    split_ahead,
+    ahead_columns,
 )
 from .draws import Draws, draw
 from .early_stop import CriticWatch
@@ -101,12 +101,7 @@ class RecapLosses(nn.Module):
     @torch.no_grad()
     def embed_ahead(self, batch: dict[str, Tensor]) -> dict[int, Block]:
         """n → the prefix of the frame n steps later, for every n that the batch carries (none by default)."""
-        views: dict[int, dict[str, Tensor]] = {}
-        for key, value in batch.items():
-            split = split_ahead(key)
-            if split is not None:
-                views.setdefault(split[0], {})[split[1]] = value
-        return {n: self.policy.embed_observation(view) for n, view in views.items()}
+        return {n: self.policy.embed_observation(view) for n, view in ahead_columns(batch).items()}
 
     def critic_loss(
         self, prefix: Block, later: dict[int, Block], batch: dict[str, Tensor]

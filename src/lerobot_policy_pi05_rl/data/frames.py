@@ -31,10 +31,14 @@ def ahead(n: int, key: str) -> str:
     return f"ahead_{n}.{key}"
 
 
-def split_ahead(key: str) -> tuple[int, str] | None:
-    """The inverse of :func:`ahead`; None for the key of the present frame."""
-    prefix, _, name = key.partition(".")
-    return (int(prefix.removeprefix("ahead_")), name) if prefix.startswith("ahead_") else None
+def ahead_columns(batch: dict) -> dict[int, dict]:
+    """The inverse of :func:`ahead`, over a batch: n → key → value of what belongs to the frames ``n`` steps later."""
+    later: dict[int, dict] = {}
+    for key, value in batch.items():
+        prefix, _, name = key.partition(".")
+        if prefix.startswith("ahead_"):
+            later.setdefault(int(prefix.removeprefix("ahead_")), {})[name] = value
+    return later
 
 
 AHEAD_REWARD, AHEAD_DISCOUNT = "reward", "discount"  # `Lookahead.reward` and `.discount` of the sample

@@ -24,6 +24,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
 from .constants import ACTION_NAMES, CONTROL_HZ, IMAGE_SIZE, MAX_STEP_M, STATE_NAMES
 from .metaworld_tasks import START_SPREAD, TASKS
+from .simulation import clipped_action, side_by_side
 
 _SIMULATOR_STEP_M = 0.01  # what Meta-World moves its target by for an action of 1.0
 _MAX_FACES = 3000  # of a drawn mesh; those above are links of the arm
@@ -143,10 +144,7 @@ class MetaWorldSimulator(gym.Env[dict[str, Any], np.ndarray]):
         Raises:
             ValueError: for an action of another shape, or one that is not finite.
         """
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
-            raise ValueError(f"Expected {self.action_space.shape} finite numbers as action, got {action}.")
-        action = np.clip(action, -1.0, 1.0)
+        action = clipped_action(action, self.action_space)
         action[:3] *= MAX_STEP_M / (self._repeats * _SIMULATOR_STEP_M)
         success = False
         for _ in range(self._repeats):
@@ -173,9 +171,7 @@ class MetaWorldSimulator(gym.Env[dict[str, Any], np.ndarray]):
 
     def render(self) -> np.ndarray:
         """Front and wrist picture side by side, uint8 (image_size, 2 * image_size, 3), for videos."""
-        if self._pictures is None:
-            raise RuntimeError("Call reset() before render().")
-        return np.concatenate([self._pictures["front"], self._pictures["wrist"]], axis=1)
+        return side_by_side(self._pictures)
 
     def close(self) -> None:
         """Free the renderer."""

@@ -35,6 +35,7 @@ from .constants import (
     STATE_NAMES,
     TASK,
 )
+from .simulation import clipped_action, side_by_side
 
 # Twice gym-hil's time step: same success rate of the scripted operators, half the time for physics.
 _PHYSICS_DT_S = 0.004
@@ -181,10 +182,7 @@ class PandaPickCubeSimulator(PandaPickCubeGymEnv):
         Raises:
             ValueError: for an action of another shape, or one that is not finite.
         """
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
-            raise ValueError(f"Expected {self.action_space.shape} finite numbers as action, got {action}.")
-        action = np.clip(action, -1.0, 1.0)
+        action = clipped_action(action, self.action_space)
         # Otherwise the target runs ahead of the arm, and what an action does depends on earlier actions.
         self._data.mocap_pos[0] = self.gripper_position
         closing = self._data.ctrl[self._gripper_ctrl_id] / MAX_GRIPPER_COMMAND
@@ -211,6 +209,4 @@ class PandaPickCubeSimulator(PandaPickCubeGymEnv):
 
     def render(self) -> np.ndarray:
         """Front and wrist picture side by side, uint8 (image_size, 2 * image_size, 3), for videos."""
-        if self._pictures is None:
-            raise RuntimeError("Call reset() before render().")
-        return np.concatenate([self._pictures["front"], self._pictures["wrist"]], axis=1)
+        return side_by_side(self._pictures)
