@@ -47,6 +47,11 @@ class Labeling:
         return self.metadata.get("n_step")
 
     @property
+    def trace(self) -> float | None:
+        """λ of the λ-returns that the advantage was computed from; None: it was not."""
+        return self.metadata.get("trace")
+
+    @property
     def tasks(self) -> list[str]:
         """Task texts, the one with the most frames first."""
         return [str(task) for task in self.frames["task"].value_counts().index]

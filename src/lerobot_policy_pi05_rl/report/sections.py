@@ -24,7 +24,7 @@ def header(subject: Subject, labeling: Labeling) -> str:
         ("Size", f"{episodes} episodes, {len(labeling.frames)} frames at {subject.fps:g} fps"),
         ("Labeling", _with_detail(labeling.name, _day_and_time(labeling.metadata.get("created")))),
         ("Critic", _with_detail(critic.get("path") or "not named", critic.get("fingerprint"))),
-        ("Advantage", advantage_text(labeling.n_step)),
+        ("Advantage", advantage_text(labeling.n_step, labeling.trace)),
     ]
     if subject.checkpoint_step is not None:
         pairs.insert(0, ("Run", f"{escape(subject.run)}, newest checkpoint at step {subject.checkpoint_step}"))
@@ -32,11 +32,20 @@ def header(subject: Subject, labeling: Labeling) -> str:
     return f'<header><p class="eyebrow">{kind}</p><h1>{escape(subject.name)}</h1>{markup.facts(pairs)}</header>'
 
 
-def advantage_text(n_step: int | None) -> str:
+def advantage_text(n_step: int | None, trace: float | None = None) -> str:
     """How the advantage was computed, in words."""
+    if trace is not None:
+        return f"λ = {trace:g}: the λ-return, − value now"
     if n_step is None:
         return "return − value (the return to the end of the episode)"
     return f"N = {n_step}: the rewards of {n_step} steps, then the critic’s value, − value now"
+
+
+def horizon_text(labeling: Labeling) -> str:
+    """How far the advantage looks ahead, in a table's cell."""
+    if labeling.trace is not None:
+        return f"λ = {labeling.trace:g}"
+    return "to the end" if labeling.n_step is None else str(labeling.n_step)
 
 
 def overview(labeling: Labeling) -> str:
@@ -118,7 +127,7 @@ def comparison_section(labelings: Sequence[Labeling]) -> str:
     settings = [
         [
             item.name,
-            "to the end" if item.n_step is None else item.n_step,
+            horizon_text(item),
             percent(statistics.positive_share(item.frames)),
             number(statistics.rank_correlation(item.frames)),
             number(statistics.outcome_auc(item.frames)),
