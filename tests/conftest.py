@@ -21,7 +21,7 @@ from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, FOLD, INTERVENTION, POSITION, RETURN, TASK_INDEX
 from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
-from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
+from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy, PrefixStates
 from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
@@ -126,6 +126,11 @@ def batches() -> Iterator[dict]:
     while True:
         yield make_batch(first)
         first += 6
+
+
+def read_prefix(policy: PI05RLPolicy, batch: dict) -> PrefixStates:
+    """What the actor reads of a batch's observations."""
+    return policy.model.read_prefix(policy.embed_observation(batch))
 
 
 def make_algorithm(steps: int = 10, **overrides) -> RecapAlgorithm:

@@ -240,12 +240,12 @@ def test_an_overrides_text_is_read_as_yaml_unless_it_is_prose(text, value):
 def test_keys_of_earlier_learners_are_accepted_and_those_without_effect_warn_once(config, caplog):
     legacy = {
         "advantage_scaling": 1.0,
-        "use_separate_critic": True,
         "storage_device": "cpu",
         "async_prefetch": False,
     }
     assert legacy.keys() == REPLACED_KEYS.keys()
     online = {
+        "use_separate_critic": True,
         "actor_learner_config": {"learner_host": "10.0.0.1", "learner_port": 5},
         "concurrency": {"actor": "processes", "learner": "threads"},
         "online_steps": 5,

@@ -33,8 +33,8 @@ def with_ahead(batch: dict, *, n: int = N, seed: int = 50, discount: float = 0.9
 def critic_gradients(algorithm, batch) -> list[float]:
     """The gradient's norm of each critic under the critic's loss alone."""
     algorithm.policy.zero_grad()
-    prefix, later = algorithm.policy.embed_observation(batch), algorithm.losses.embed_ahead(batch)
-    loss, _, _ = algorithm.losses.critic_loss(prefix, later, batch)
+    features, later = algorithm.policy.read_for_critic(batch), algorithm.losses.read_ahead(batch)
+    loss, _, _ = algorithm.losses.critic_loss(features, later, batch)
     loss.backward()
     members = algorithm.policy.model.critic.members
     return [math.sqrt(sum(float(p.grad.square().sum()) for p in member.parameters())) for member in members]
@@ -87,7 +87,7 @@ def test_the_update_reads_out_of_fold_values():
     batch = dict(make_batch(), **{FOLD: torch.tensor([0, 1, 0, 1, -1, -1])})
     all_values = algorithm.policy.predict_values(batch)
     assert (all_values[:, 0] - all_values[:, 1]).abs().min() > 1e-3
-    _, values, _ = algorithm.losses.critic_loss(algorithm.policy.embed_observation(batch), {}, batch)
+    _, values, _ = algorithm.losses.critic_loss(algorithm.policy.read_for_critic(batch), {}, batch)
     expected = [all_values[row, fold] for row, fold in enumerate([0, 1, 0, 1])]
     torch.testing.assert_close(values[:4], torch.stack(expected))
     torch.testing.assert_close(values[4:], all_values[4:].mean(dim=1))
@@ -97,11 +97,13 @@ def test_one_critic_is_the_plain_cross_entropy_over_every_sample():
     algorithm = make_algorithm()
     random_heads(algorithm)
     critic, batch = algorithm.policy.model.critic, make_batch()
-    prefix = algorithm.policy.embed_observation(batch)
-    logits = critic.members[0](prefix.embs, prefix.pad_masks)
+    features = algorithm.policy.read_for_critic(batch)
+    logits = critic.members[0](*features)
     plain = critic.bins.cross_entropy(logits, batch[RETURN]).mean()
     for fold in (0, -1):
-        loss, values, metrics = algorithm.losses.critic_loss(prefix, {}, dict(batch, **{FOLD: torch.full((6,), fold)}))
+        loss, values, metrics = algorithm.losses.critic_loss(
+            features, {}, dict(batch, **{FOLD: torch.full((6,), fold)})
+        )
         torch.testing.assert_close(loss, plain)
         torch.testing.assert_close(metrics["loss_critic"], plain.detach())
         torch.testing.assert_close(values, critic.bins.value(logits.detach()))
@@ -149,7 +151,7 @@ def td(request):
 
 
 def targets_of(algorithm, batch) -> torch.Tensor:
-    return algorithm.losses.critic_targets(algorithm.losses.embed_ahead(batch), batch)
+    return algorithm.losses.critic_targets(algorithm.losses.read_ahead(batch), batch)
 
 
 def test_the_target_is_the_reward_and_the_target_critics_discounted_value_of_the_later_frame(td):
@@ -226,8 +228,8 @@ def test_n_step_advantages_use_the_same_out_of_fold_critic_at_both_ends():
     then = algorithm.policy.predict_values({key: batch[ahead(N, key)] for key in OBSERVATION})
     rows = torch.arange(6)
     expected = batch[ahead(N, AHEAD_REWARD)] + batch[ahead(N, AHEAD_DISCOUNT)] * then[rows, folds] - now[rows, folds]
-    later = algorithm.losses.embed_ahead(batch)
-    _, values, _ = algorithm.losses.critic_loss(algorithm.policy.embed_observation(batch), later, batch)
+    later = algorithm.losses.read_ahead(batch)
+    _, values, _ = algorithm.losses.critic_loss(algorithm.policy.read_for_critic(batch), later, batch)
     torch.testing.assert_close(algorithm.losses.advantages(values, later, batch), expected)
     plain = make_algorithm(critic_folds=2)
     torch.testing.assert_close(plain.losses.advantages(values, {}, batch), batch[RETURN] - values)

@@ -25,7 +25,7 @@ def sample(model, inputs, *, scale=1.0, tag=True, **kwargs):
 
 def two_passes(model, inputs, scale):
     """Guidance as its formula says: two separate passes of the training forward at every step."""
-    prefix = Block(*model.embed_prefix(*(inputs[name] for name in PREFIX)))
+    prefix = model.read_prefix(Block(*model.embed_prefix(*(inputs[name] for name in PREFIX))))
     tag = model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
     x_t = inputs["noise"]
     for step in range(STEPS):

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import make_algorithm, make_batch, make_dataset, write_config
+from conftest import make_algorithm, make_batch, make_dataset, read_prefix, write_config
 from safetensors.torch import load_file
 from test_resume import metrics as logged
 from test_resume import run, step_back
@@ -52,16 +52,18 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
     algorithm, batch = make_algorithm(), make_batch()
     policy, runs = algorithm.policy, []
     prefix = policy.embed_observation(batch)
+    length = prefix.embs.shape[1]
     hook = policy.model.language_model.layers[0].self_attn.q_proj.register_forward_hook(
         lambda _, args, __: runs.append(args[0].shape[1])
     )
-    columns = held_out.flow_columns(algorithm, prefix, batch)
+    states = policy.model.read_prefix(prefix)
+    columns = held_out.flow_columns(algorithm, states, batch)
     hook.remove()
-    assert runs == [prefix.embs.shape[1], 3, 3]  # the prefix once, then the two tags
+    assert runs == [length, 3, 3]  # the prefix once, then the two tags
     draws = draw(3, batch[POSITION], policy.config)
     for name, tag in (("positive", 1), ("negative", 0), ("none", -1)):
         tags = None if tag < 0 else torch.full((6,), tag)
-        loss, _ = algorithm.losses.actor_loss(prefix, tags, batch, draws)
+        loss, _ = algorithm.losses.actor_loss(states, tags, batch, draws)
         torch.testing.assert_close(columns[f"loss_actor_{name}"].mean(), loss, rtol=1e-4, atol=1e-5)
     assert abs(columns["loss_actor_positive"] - columns["loss_actor_negative"]).max() > 1e-5
 
@@ -70,7 +72,7 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
 def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     algorithm, batch = make_algorithm(), make_batch()
     policy, config = algorithm.policy, algorithm.policy.config
-    columns = held_out.sample_columns(algorithm, policy.embed_observation(batch), batch)
+    columns = held_out.sample_columns(algorithm, read_prefix(policy, batch), batch)
     noise, chunks = draw(3, batch[POSITION], config).noise, {}
     for name in ("positive", "negative", "none"):
         config.inference_advantage = name
@@ -82,7 +84,7 @@ def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     grip = (chunks["positive"] - chunks["negative"]).square().mean(dim=(1, 2))
     torch.testing.assert_close(columns["tag_grip"], grip, rtol=1e-3, atol=1e-7)
     untagged = make_algorithm(policy_extraction="weighted")
-    assert set(held_out.flow_columns(untagged, policy.embed_observation(batch), batch)) == {"loss_actor_none"}
+    assert set(held_out.flow_columns(untagged, read_prefix(policy, batch), batch)) == {"loss_actor_none"}
 
 
 # ── The watch ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -34,7 +34,7 @@ def test_without_a_tag_the_loss_is_stocks_to_rounding_and_samples_are_stocks_bit
 def test_a_masked_tag_equals_stock_to_rounding_beside_tagged_samples(tiny_policy):
     model, inputs = tiny_policy.model, model_inputs()
     tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
-    prefix = Block(*model.embed_prefix(*values(inputs, PREFIX)))
+    prefix = model.read_prefix(Block(*model.embed_prefix(*values(inputs, PREFIX))))
     tag = model.embed_tag(inputs["tag_tokens"], tag_masks)
     tagged = model.flow_matching_error(prefix, tag, *values(inputs, ("actions", "noise", "time")))
     stock = PI05Pytorch.forward(model, *values(inputs, TRAIN))
@@ -55,30 +55,28 @@ def test_training_forward_equals_cached_sampling(tiny_policy):
     tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
     prefix = Block(*model.embed_prefix(*values(inputs, PREFIX)))
     tag = model.embed_tag(inputs["tag_tokens"], tag_masks)
-    trained = model.velocity(prefix, tag, inputs["noise"], inputs["time"])
+    trained = model.velocity(model.read_prefix(prefix), tag, inputs["noise"], inputs["time"])
     mask, cache = model._prefill(prefix)
     mask, cache = model._prefill(tag, mask, cache)
     (sampled,) = model.cached_velocity([mask], cache, inputs["noise"], inputs["time"])
     torch.testing.assert_close(sampled, trained, rtol=1e-5, atol=1e-5)
 
 
-def test_the_prefix_cannot_see_the_tag(tiny_policy):
+def test_the_prefix_is_read_once_and_without_the_tag(tiny_policy):
     model, inputs = tiny_policy.model, model_inputs()
     prefix = Block(*model.embed_prefix(*values(inputs, PREFIX)))
-    masks = torch.ones(3, 3, dtype=torch.bool)
-    seen = []
-
-    def keep(_, __, output):
-        seen.append(output)
-
-    handle = model.language_model.layers[0].mlp.register_forward_hook(keep)
+    lengths = []
+    handle = model.language_model.layers[0].mlp.register_forward_pre_hook(
+        lambda _, args: lengths.append(args[0].shape[1])
+    )
+    states = model.read_prefix(prefix)
+    velocities = []
     for seed in (1, 2):
-        tag = model.embed_tag(model_inputs(seed=seed)["tag_tokens"], masks)
-        model.velocity(prefix, tag, inputs["noise"], inputs["time"])
+        tag = model.embed_tag(model_inputs(seed=seed)["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
+        velocities.append(model.velocity(states, tag, inputs["noise"], inputs["time"]))
     handle.remove()
-    length, valid = prefix.embs.shape[1], prefix.pad_masks  # rows of padding attend everywhere; nobody reads them
-    assert torch.equal(seen[0][:, :length][valid], seen[1][:, :length][valid])
-    assert not torch.equal(seen[0][:, length:], seen[1][:, length:])
+    assert lengths == [prefix.embs.shape[1], 3, 3]
+    assert not torch.equal(*velocities)
 
 
 def test_full_size_has_every_tensor_stock_uses_under_the_same_name():
@@ -121,8 +119,8 @@ def test_full_size_runs_forward_and_backward_on_the_meta_device():
         tokens, masks = torch.ones(2, 64, dtype=torch.long), torch.ones(2, 64, dtype=torch.bool)
         prefix = Block(*model.embed_prefix(images, img_masks, tokens, masks))
         tag = model.embed_tag(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool))
-        logits = model.critic(prefix.embs.detach(), prefix.pad_masks)
-        velocity = model.velocity(prefix, tag, torch.empty(2, 50, 32), torch.empty(2))
+        logits = model.critic(*model.critic_features(prefix))
+        velocity = model.velocity(model.read_prefix(prefix), tag, torch.empty(2, 50, 32), torch.empty(2))
         (logits.sum() + velocity.sum()).backward()
     assert prefix.embs.shape == (2, 2 * 256 + 64, 2048)
     assert logits.shape == (2, 1, 201) and velocity.shape == (2, 50, 32)
@@ -140,8 +138,15 @@ def stock_joint_pass(towers, prefix, suffix, mask, positions, cond):
     return expert.norm(states[1], cond=cond)[0]
 
 
+def our_passes(towers, prefix, suffix, mask, positions, cond):
+    """The prefix, then the suffix that sees it."""
+    length = prefix.shape[1]
+    keys, stored, _ = towers.read_prefix(prefix, mask[:, :, :length, :length], positions[:, :length])
+    return towers.read_suffix(keys, stored, None, suffix, mask[:, :, length:], positions[:, length:], cond)
+
+
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 8])
-def test_the_joint_pass_equals_stocks_layers_forward_and_backward(num_kv_heads):
+def test_prefix_then_suffix_equals_stocks_joint_layers_forward_and_backward(num_kv_heads):
     torch.manual_seed(0)
     config = tiny_config(num_kv_heads=num_kv_heads)
     towers = randomised(PI05RLPolicy(config)).model.paligemma_with_expert
@@ -155,7 +160,7 @@ def test_the_joint_pass_equals_stocks_layers_forward_and_backward(num_kv_heads):
         torch.randn(2, config.expert_width),
     )
     results = []
-    for joint in (towers.joint_forward, partial(stock_joint_pass, towers)):
+    for joint in (partial(our_passes, towers), partial(stock_joint_pass, towers)):
         g = torch.Generator().manual_seed(1)
         prefix = torch.randn(2, 7, config.llm_width, generator=g).requires_grad_()
         suffix = torch.randn(2, 6, config.expert_width, generator=g).requires_grad_()
@@ -172,7 +177,7 @@ def test_the_joint_pass_equals_stocks_layers_forward_and_backward(num_kv_heads):
         torch.testing.assert_close(gradient, stock_grads[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_checkpointed_joint_layers_are_recomputed_once_and_give_the_same_gradients():
+def test_checkpointed_layers_are_recomputed_once_and_give_the_same_gradients():
     inputs, results = model_inputs(), []
     for checkpointing in (False, True):
         torch.manual_seed(0)
@@ -182,10 +187,11 @@ def test_checkpointed_joint_layers_are_recomputed_once_and_give_the_same_gradien
             tower.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         prefix = Block(*model.embed_prefix(*values(inputs, PREFIX)))
         tag = model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
-        model.flow_matching_error(prefix, tag, *values(inputs, ("actions", "noise", "time"))).mean().backward()
+        states = model.read_prefix(prefix)
+        model.flow_matching_error(states, tag, *values(inputs, ("actions", "noise", "time"))).mean().backward()
         results.append(({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, len(calls)))
     (plain, calls), (recomputed, calls_again) = results
-    assert (calls, calls_again) == (2, 4)
+    assert (calls, calls_again) == (3, 6)  # prefix, tag and actions
     assert plain.keys() == recomputed.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(recomputed[name], gradient, msg=name)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import CAMERAS, batches, make_algorithm, make_batch, tiny_config
+from conftest import CAMERAS, batches, make_algorithm, make_batch, read_prefix, tiny_config
 
 from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, POSITION, RETURN
 from lerobot_policy_pi05_rl.draws import draw
@@ -109,16 +109,18 @@ def test_gradients_of_critic_and_actor_never_mix():
     algorithm = make_algorithm()
     policy, batch = algorithm.policy, make_batch()
     prefix = policy.embed_observation(batch)
+    states = policy.model.read_prefix(prefix)
+    features = policy.model.critic_features(prefix, states)
     critic = {id(p) for p in policy.model.critic.parameters()}
 
-    loss, _, _ = algorithm.losses.critic_loss(prefix, {}, batch)
+    loss, _, _ = algorithm.losses.critic_loss(features, {}, batch)
     loss.backward()
     touched = {id(p) for p in policy.parameters() if p.grad is not None and p.grad.any()}
     assert touched and touched <= critic
 
     policy.zero_grad()
     tags = torch.tensor([1, 0, -1, 1, 0, -1])
-    loss, _ = algorithm.losses.actor_loss(prefix, tags, batch, draw(3, batch[POSITION], policy.config))
+    loss, _ = algorithm.losses.actor_loss(states, tags, batch, draw(3, batch[POSITION], policy.config))
     loss.backward()
     touched = {id(p) for p in policy.parameters() if p.grad is not None and p.grad.any()}
     assert touched and not touched & critic
@@ -126,19 +128,19 @@ def test_gradients_of_critic_and_actor_never_mix():
 
 def test_each_image_is_seen_once_and_each_language_model_runs_once_a_step():
     algorithm = make_algorithm()
-    model, calls = algorithm.policy.model, {"vision": 0, "actor": 0, "critic": 0}
+    model, calls = algorithm.policy.model, {"vision": [], "actor": [], "critic": []}
 
     def count(name):
-        def hook(*_):
-            calls[name] += 1
-
-        return hook
+        return lambda _, args, __: calls[name].append(args[0].shape[1] if args else 1)
 
     model.vision_tower.register_forward_hook(count("vision"))
     model.language_model.layers[0].self_attn.q_proj.register_forward_hook(count("actor"))
     model.critic.members[0].backbone.register_forward_hook(count("critic"))
     algorithm.update(batches())
-    assert calls == {"vision": len(CAMERAS), "actor": 1, "critic": 1}
+    prefix = algorithm.policy.embed_observation(make_batch()).embs.shape[1]
+    tag = 3
+    assert calls["actor"] == [prefix, tag]
+    assert (len(calls["vision"]) - len(CAMERAS), len(calls["critic"])) == (len(CAMERAS), 1)  # embedded again just now
 
 
 def test_critic_only_steps_leave_the_actor_alone_and_do_not_run_it():
@@ -154,7 +156,7 @@ def test_critic_only_steps_leave_the_actor_alone_and_do_not_run_it():
         critic_moved.append(any("critic" in n for n in moved))
     assert actor_moved == [False, False, True, False, True, False]
     assert all(critic_moved)
-    assert len(runs) == 2
+    assert len(runs) == 2 * 2  # prefix and tag
 
 
 def test_utd_ratio_and_accumulation_consume_their_batches():
@@ -190,7 +192,7 @@ def test_padded_actions_do_not_reach_the_loss():
     policy, batch = algorithm.policy, make_batch()
     batch["action"] = batch["action"].clone()
     draws = draw(3, batch[POSITION], policy.config)
-    prefix = policy.embed_observation(batch)
+    prefix = read_prefix(policy, batch)
     # The noisy actions are the network's input, so a padded action may reach other steps through attention; the
     # loss itself must ignore it: with the input fixed, changing the target behind the padding changes nothing.
     fixed = policy.model.velocity
@@ -210,9 +212,9 @@ def test_unknown_returns_train_no_critic_and_carry_no_tag():
     batch = make_batch()
     draws = draw(3, batch[POSITION], algorithm.policy.config)
     some = dict(batch, **{RETURN: torch.where(torch.arange(6) < 3, batch[RETURN], math.nan)})
-    loss, values, _ = algorithm.losses.critic_loss(algorithm.policy.embed_observation(some), {}, some)
+    loss, values, _ = algorithm.losses.critic_loss(algorithm.policy.read_for_critic(some), {}, some)
     first = {k: v[:3] for k, v in batch.items()}
-    half, _, _ = algorithm.losses.critic_loss(algorithm.policy.embed_observation(first), {}, first)
+    half, _, _ = algorithm.losses.critic_loss(algorithm.policy.read_for_critic(first), {}, first)
     torch.testing.assert_close(loss, half / 2)
     tags, _, _ = algorithm.losses.judge(some[RETURN] - values, some, draws)
     assert (tags[3:] == -1).all()

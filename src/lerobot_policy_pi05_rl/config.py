@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 # Keys of earlier π0.5 RL learners that are accepted and do nothing: key → what replaces it.
 REPLACED_KEYS = {
     "advantage_scaling": "the advantage is a tag, not a number: set advantage_positive_fraction",
-    "use_separate_critic": "the critic is always separate; its size is critic_llm_depth",
     "storage_device": "frames stay in the dataset's own files and are decoded when drawn",
     "async_prefetch": "num_workers and prefetch_factor of the data loader prefetch",
 }

@@ -90,6 +90,9 @@ class PI05RLConfig(PI05Config):
     value_support_min: float = -1.0  # RECAP: returns normalised to [-1, 0]
     value_support_max: float = 0.0
     hl_gauss_sigma_ratio: float = 0.75  # σ / bin width; Farebrother et al. 2024 (arXiv 2403.03950); 0: two-hot
+    # A separate critic has critic_llm_depth language layers of its own. A shared one (false) reads what that many of
+    # the actor's layers make of the observation: cheaper by far, but its features are the actor's.
+    use_separate_critic: bool = True
     critic_llm_depth: int = 6
     num_value_queries: int = 4
     # Critics, each blind to its part of the episodes and asked about that part alone (cross-fitting); 1: one critic,
@@ -149,7 +152,6 @@ class PI05RLConfig(PI05Config):
 
     # Carried by configs of earlier π0.5 RL learners; accepted with a warning (config.py says what replaces them).
     advantage_scaling: float | None = None
-    use_separate_critic: bool | None = None
     storage_device: str | None = None
     async_prefetch: bool | None = None
 
@@ -204,6 +206,11 @@ class PI05RLConfig(PI05Config):
             raise ValueError(
                 f"policy.critic_llm_depth must be between 1 and llm_depth ({self.llm_depth}), "
                 f"got {self.critic_llm_depth}"
+            )
+        if not self.use_separate_critic and self.critic_llm_depth == self.llm_depth:
+            raise ValueError(
+                f"policy.critic_llm_depth must be below llm_depth ({self.llm_depth}) with use_separate_critic=false: "
+                "the output of the actor's last language layer is never computed"
             )
         if not 0 <= self.train_language_from_layer <= self.llm_depth:
             raise ValueError(

@@ -1,7 +1,8 @@
 """The value critic V(o, task): value bins, HL-Gauss targets and the network (RECAP, section IV-B).
 
-The critic reads what the actor's prefix is made of (image features and prompt embeddings, detached) through
-its own few language layers, and never sees the advantage tag.
+A separate critic reads what the actor's prefix is made of (image features and prompt embeddings) through its own few
+language layers; a shared one reads what the actor's own layers made of it. Both read it detached, and never see the
+advantage tag.
 """
 
 import copy
@@ -104,15 +105,43 @@ class ValueCritic(nn.Module):
         return self.head(hidden[:, prefix_length:].flatten(1)).float()
 
 
+class SharedValueCritic(nn.Module):
+    """A few learned value queries attend once to the actor's own prefix states, behind one of its layers: a critic
+    that costs next to nothing, since the actor computes what it reads."""
+
+    HEADS = 8  # as π0.5's towers
+
+    def __init__(self, width: int, *, num_queries: int, bins: ValueBins):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.queries = nn.Parameter(torch.randn(num_queries, width) * width**-0.5)
+        self.attention = nn.MultiheadAttention(width, self.HEADS, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.head = nn.Linear(num_queries * width, len(bins.centers))
+        nn.init.zeros_(self.head.weight)  # the first values are the middle of the support, not noise
+        nn.init.zeros_(self.head.bias)
+        self.bins = bins
+
+    def init_from_actor(self, language_model: nn.Module) -> None:
+        """Nothing: it has no layer of the actor's kind."""
+
+    def forward(self, prefix_states: Tensor, prefix_mask: Tensor) -> Tensor:
+        """As :meth:`ValueCritic.forward`, of the actor's states (B, P, width) in place of the embeddings."""
+        states = self.norm(prefix_states)
+        queries = self.queries.to(states.dtype).expand(len(states), -1, -1)
+        read, _ = self.attention(queries, states, states, key_padding_mask=~prefix_mask, need_weights=False)
+        return self.head((read + self.mlp(read)).flatten(1)).float()
+
+
 class CrossFittedCritic(nn.Module):
     """K critics. Critic k never learns from the episodes of fold k and is the one asked about them, so that no
     advantage comes from a critic that has memorised the return; K = 1 is one critic that learns from all."""
 
-    def __init__(self, text_config, *, folds: int, depth: int, num_queries: int, bins: ValueBins):
+    def __init__(self, members: "list[ValueCritic] | list[SharedValueCritic]"):
         super().__init__()
-        self.members = nn.ModuleList(
-            [ValueCritic(text_config, depth=depth, num_queries=num_queries, bins=bins) for _ in range(folds)]
-        )
+        self.members = nn.ModuleList(members)
 
     @property
     def bins(self) -> ValueBins:

@@ -5,6 +5,7 @@ Whitney 1947) by average ranks; the calibration error bins frames as Guo et al. 
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from .data.frames import ACTION_IS_PAD, FOLD, POSITION, RETURN, FrameIndex
 from .draws import draw
-from .modeling_pi05_rl import TAG_NEGATIVE, TAG_POSITIVE, Block, PI05RLPytorch, select_tag
+from .modeling_pi05_rl import TAG_NEGATIVE, TAG_POSITIVE, Block, Features, PrefixStates, select_tag
 from .recap import RecapAlgorithm, per_sample
 from .returns import Outcome
 
 SAMPLED_FRAMES = 32  # held-out frames for which whole chunks are sampled: ten passes of the expert per tag
+SAMPLED_PER_BATCH = 4  # frames of one batch resemble each other
 TAGS = {"positive": TAG_POSITIVE, "negative": TAG_NEGATIVE}
 
 
@@ -128,14 +130,15 @@ def evaluate(
         batch = algorithm.preprocess(raw)
         with policy.autocast():
             prefix = policy.embed_observation(batch)
+            states = policy.model.read_prefix(prefix)
             rows = {"numbers": batch[POSITION]}
             if config.trains_critic:
-                rows |= critic_columns(algorithm, prefix, batch)
-            rows |= flow_columns(algorithm, prefix, batch)
-            few = slice(0, max(1, min(SAMPLED_FRAMES - sampled, 4))) if sampled < SAMPLED_FRAMES else slice(0)
+                rows |= critic_columns(algorithm, policy.model.critic_features(prefix, states), batch)
+            rows |= flow_columns(algorithm, states, batch)
             if sampled < SAMPLED_FRAMES:
-                part = {key: value[few] for key, value in batch.items() if isinstance(value, Tensor)}
-                rows |= sample_columns(algorithm, Block(*(tensor[few] for tensor in prefix)), part)
+                few = min(SAMPLED_FRAMES - sampled, SAMPLED_PER_BATCH)
+                part = {key: value[:few] for key, value in batch.items() if isinstance(value, Tensor)}
+                rows |= sample_columns(algorithm, states.first(few), part)
                 sampled += len(part[POSITION])
         for name, column in rows.items():
             columns.setdefault(name, []).append(column.float().cpu().numpy())
@@ -157,16 +160,16 @@ def training_cross_entropy(algorithm: RecapAlgorithm, training: Iterable[dict]) 
     for raw in training:
         batch = algorithm.preprocess(raw)
         with algorithm.policy.autocast():
-            prefix = algorithm.policy.embed_observation(batch)
-            found.append(critic_columns(algorithm, prefix, batch)["cross_entropy"].float().cpu().numpy())
+            features = algorithm.policy.read_for_critic(batch)
+            found.append(critic_columns(algorithm, features, batch)["cross_entropy"].float().cpu().numpy())
     return _mean(np.concatenate(found))
 
 
-def critic_columns(algorithm: RecapAlgorithm, prefix: Block, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def critic_columns(algorithm: RecapAlgorithm, features: Features, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """(B,) values, returns and cross-entropies against the return, the latter's mean over those critics that learn
     from the sample (all of them where it is held out)."""
     critic = algorithm.policy.model.critic
-    logits, returns = critic(prefix.embs, prefix.pad_masks), batch[RETURN]
+    logits, returns = critic(*features), batch[RETURN]
     members = logits.shape[1]
     cross_entropy = critic.bins.cross_entropy(logits, returns.nan_to_num()[:, None].expand(-1, members))
     learns = critic.learns_from(batch[FOLD])
@@ -175,59 +178,37 @@ def critic_columns(algorithm: RecapAlgorithm, prefix: Block, batch: dict[str, Te
     return {"values": values, "returns": returns, "cross_entropy": torch.where(returns.isnan(), torch.nan, mean)}
 
 
-def tag_readings(
-    model: PI05RLPytorch, prefix: Block, batch: dict[str, Tensor], names: Iterable[str]
-) -> tuple[dict[str, Tensor], object]:
-    """Tag → (B, N) columns of one key-value cache that the actions attend to; the prefix runs once.
-
-    Each tag is appended blind to the ones before it.
-    """
-    context, cache = model._prefill(prefix)
-    readings = {"none": context}
-    for name in names:
-        tags = torch.full((context.shape[0],), TAGS[name], device=context.device)
-        block = model.embed_tag(*select_tag(batch, tags))
-        length = 0 if len(readings) == 1 else list(readings.values())[-1].shape[1] - context.shape[1]
-        past = torch.cat([context, context.new_zeros(context.shape[0], length)], dim=1)
-        readings[name], cache = model._prefill(block, past, cache)
-    width = max(mask.shape[1] for mask in readings.values())
-    padded = {name: torch.nn.functional.pad(mask, (0, width - mask.shape[1])) for name, mask in readings.items()}
-    return padded, cache
+def tag_blocks(algorithm: RecapAlgorithm, batch: dict[str, Tensor]) -> dict[str, Block | None]:
+    """Tag → its block, for no tag and those that the policy knows."""
+    policy, blocks = algorithm.policy, {"none": None}
+    for name, tag in TAGS.items() if policy.config.policy_extraction == "conditioning" else ():
+        tags = torch.full((len(batch[POSITION]),), tag, device=batch[POSITION].device)
+        blocks[name] = policy.model.embed_tag(*select_tag(batch, tags))
+    return blocks
 
 
-def tag_names(algorithm: RecapAlgorithm) -> tuple[str, ...]:
-    """The tags that the policy knows beside none."""
-    return tuple(TAGS) if algorithm.policy.config.policy_extraction == "conditioning" else ()
-
-
-def flow_columns(algorithm: RecapAlgorithm, prefix: Block, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def flow_columns(algorithm: RecapAlgorithm, prefix: PrefixStates, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """(B,) flow-matching error under each tag, from the same noise and time."""
     policy = algorithm.policy
-    readings, cache = tag_readings(policy.model, prefix, batch, tag_names(algorithm))
     draws, actions = draw(algorithm.config.seed, batch[POSITION], policy.config), policy.prepare_action(batch)
-    time = draws.time[:, None, None]
-    x_t = time * draws.noise + (1 - time) * actions
-    velocities = policy.model.cached_velocity(list(readings.values()), cache, x_t, draws.time)
     return {
-        f"loss_actor_{name}": per_sample((draws.noise - actions - velocity).square(), batch)
-        for name, velocity in zip(readings, velocities, strict=True)
+        f"loss_actor_{name}": per_sample(
+            policy.model.flow_matching_error(prefix, tag, actions, draws.noise, draws.time), batch
+        )
+        for name, tag in tag_blocks(algorithm, batch).items()
     }
 
 
-def sample_columns(algorithm: RecapAlgorithm, prefix: Block, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def sample_columns(algorithm: RecapAlgorithm, prefix: PrefixStates, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """(B,) mean absolute error, in normalised actions, of the executed part of a chunk sampled under each tag from
     the same noise, and the mean square distance between the positive and the negative chunk."""
     model, config = algorithm.policy.model, algorithm.policy.config
-    readings, cache = tag_readings(model, prefix, batch, tag_names(algorithm))
     noise = draw(algorithm.config.seed, batch[POSITION], config).noise
     width, steps = batch[ACTION].shape[-1], config.n_action_steps
     valid = ~batch[ACTION_IS_PAD][:, :steps]
     chunks, columns = {}, {}
-    for name, reading in readings.items():
-
-        def velocity(x_t: Tensor, time: Tensor, reading: Tensor = reading) -> Tensor:
-            return model.cached_velocity([reading], cache, x_t, time)[0]
-
+    for name, tag in tag_blocks(algorithm, batch).items():
+        velocity = partial(model.velocity, prefix, tag)
         chunks[name] = euler_integrate(velocity, noise, config.num_inference_steps)[:, :, :width]
         error = (chunks[name] - batch[ACTION])[:, :steps].abs().mean(dim=2)
         columns[f"action_error_{name}"] = (error * valid).sum(dim=1) / valid.sum(dim=1)

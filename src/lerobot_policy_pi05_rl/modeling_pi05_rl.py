@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_pi05_rl import PI05RLConfig
-from .critic import CrossFittedCritic, ValueBins
+from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic
 from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from .towers import PaliGemmaWithExpert
 from .weights import CRITIC_PREFIX, load_policy_weights
@@ -46,6 +46,29 @@ class Block(NamedTuple):
     embs: Tensor  # (B, N, width)
     pad_masks: Tensor  # (B, N) bool, false where no token is
     att_masks: Tensor  # (B, N) bool, true where a new attention block starts
+
+
+class PrefixStates(NamedTuple):
+    """What the language tower made of a prefix: all that tag, actions and a shared critic need of it."""
+
+    pad_masks: Tensor  # (B, P) bool
+    att_masks: Tensor  # (B, P) bool
+    keys: list[Tensor]  # of each layer, (B, key-value heads, P, head size)
+    values: list[Tensor]
+    tapped: Tensor | None  # (B, P, width) behind layer critic_llm_depth, where the shared critic reads
+
+    def first(self, count: int) -> "PrefixStates":
+        """Those of the batch's first ``count`` samples."""
+        keys, values = ([tensor[:count] for tensor in tensors] for tensors in (self.keys, self.values))
+        tapped = None if self.tapped is None else self.tapped[:count]
+        return PrefixStates(self.pad_masks[:count], self.att_masks[:count], keys, values, tapped)
+
+
+class Features(NamedTuple):
+    """What the critic reads of an observation, detached from the actor."""
+
+    states: Tensor  # (B, P, width): the prefix itself, or with a shared critic the actor's states of it
+    mask: Tensor  # (B, P) bool, false at padding
 
 
 class PI05RLPytorch(PI05Pytorch):
@@ -68,12 +91,13 @@ class PI05RLPytorch(PI05Pytorch):
                 config.value_support_max,
                 config.hl_gauss_sigma_ratio,
             )
+            member = (
+                partial(ValueCritic, self.language_model.config, depth=config.critic_llm_depth)
+                if config.use_separate_critic
+                else partial(SharedValueCritic, config.llm_width)
+            )
             self.critic = CrossFittedCritic(
-                self.language_model.config,
-                folds=config.critic_folds,
-                depth=config.critic_llm_depth,
-                num_queries=config.num_value_queries,
-                bins=bins,
+                [member(num_queries=config.num_value_queries, bins=bins) for _ in range(config.critic_folds)]
             )
             self.critic.init_from_actor(self.language_model)
         if config.compile_model:
@@ -112,8 +136,33 @@ class PI05RLPytorch(PI05Pytorch):
         att_masks[:, 0] = True
         return Block(self.paligemma_with_expert.embed_language_tokens(tokens), masks, att_masks)
 
-    def velocity(self, prefix: Block, tag: Block | None, x_t: Tensor, time: Tensor) -> Tensor:
-        """One joint pass over prefix, tag and noisy actions.
+    def read_prefix(self, prefix: Block, *, for_critic_alone: bool = False) -> PrefixStates:
+        """The language tower over the prefix, once for the critic and for the actor under whatever tag.
+
+        Args:
+            for_critic_alone: run the layers alone whose output a shared critic reads.
+        """
+        keys, values, tapped = self.paligemma_with_expert.read_prefix(
+            prefix.embs,
+            prepare_attention_masks_4d(make_att_2d_masks(prefix.pad_masks, prefix.att_masks)),
+            torch.cumsum(prefix.pad_masks, dim=1) - 1,
+            tap=None if self.config.use_separate_critic else self.config.critic_llm_depth,
+            stop_at_tap=for_critic_alone,
+        )
+        return PrefixStates(prefix.pad_masks, prefix.att_masks, keys, values, tapped)
+
+    def critic_features(self, prefix: Block, states: PrefixStates | None = None) -> Features:
+        """What the critic reads. ``states`` are the prefix's, if they were computed; a shared critic computes what it
+        needs without them."""
+        if self.config.use_separate_critic:
+            return Features(prefix.embs.detach(), prefix.pad_masks)
+        if states is None:
+            with torch.no_grad():
+                states = self.read_prefix(prefix, for_critic_alone=True)
+        return Features(states.tapped.detach(), prefix.pad_masks)
+
+    def velocity(self, prefix: PrefixStates, tag: Block | None, x_t: Tensor, time: Tensor) -> Tensor:
+        """One pass over tag and noisy actions.
 
         Args:
             x_t: (B, H, A) noisy actions; time: (B,) in (0, 1], 1 is noise.
@@ -122,21 +171,24 @@ class PI05RLPytorch(PI05Pytorch):
             (B, H, A) fp32 predicted velocity ``noise - actions``.
         """
         suffix_embs, suffix_pad, suffix_att, adarms_cond = self.embed_suffix(x_t, time)
-        context = prefix if tag is None else _concatenate(prefix, tag)
-        pad_masks = torch.cat([context.pad_masks, suffix_pad], dim=1)
-        att_masks = torch.cat([context.att_masks, suffix_att], dim=1)
-        suffix_out = self.paligemma_with_expert.joint_forward(
-            context.embs,
+        tag_pad, tag_att = ([], []) if tag is None else ([tag.pad_masks], [tag.att_masks])
+        pad_masks = torch.cat([prefix.pad_masks, *tag_pad, suffix_pad], dim=1)
+        att_masks = torch.cat([prefix.att_masks, *tag_att, suffix_att], dim=1)
+        length = prefix.pad_masks.shape[1]
+        suffix_out = self.paligemma_with_expert.read_suffix(
+            prefix.keys,
+            prefix.values,
+            None if tag is None else tag.embs,
             suffix_embs,
-            prepare_attention_masks_4d(make_att_2d_masks(pad_masks, att_masks)),
-            torch.cumsum(pad_masks, dim=1) - 1,
+            prepare_attention_masks_4d(make_att_2d_masks(pad_masks, att_masks)[:, length:]),
+            (torch.cumsum(pad_masks, dim=1) - 1)[:, length:],
             adarms_cond,
         ).to(torch.float32)
         with _full_precision(suffix_out.device.type):
             return self.action_out_proj(suffix_out)
 
     def flow_matching_error(
-        self, prefix: Block, tag: Block | None, actions: Tensor, noise: Tensor, time: Tensor
+        self, prefix: PrefixStates, tag: Block | None, actions: Tensor, noise: Tensor, time: Tensor
     ) -> Tensor:
         """(B, H, A) squared error of the velocity; ``actions`` and ``noise`` are (B, H, A), ``time`` (B,)."""
         expanded = time[:, None, None]
@@ -145,7 +197,7 @@ class PI05RLPytorch(PI05Pytorch):
 
     def forward(self, images, img_masks, tokens, masks, actions, noise, time) -> Tensor:
         """Stock's training forward (no tag): (B, H, A) squared errors."""
-        prefix = Block(*self.embed_prefix(images, img_masks, tokens, masks))
+        prefix = self.read_prefix(Block(*self.embed_prefix(images, img_masks, tokens, masks)))
         return self.flow_matching_error(prefix, None, actions, noise, time)
 
     @torch.no_grad()
@@ -315,12 +367,16 @@ class PI05RLPolicy(PI05Policy):
         )
 
     @torch.no_grad()
+    def read_for_critic(self, batch: dict[str, Tensor]) -> Features:
+        """What the critic reads of a preprocessed batch; no layer of the actor runs that it does not read."""
+        return self.model.critic_features(self.embed_observation(batch))
+
+    @torch.no_grad()
     def predict_values(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B, K) fp32 value of each critic for a preprocessed batch; no language layer of the actor runs."""
+        """(B, K) fp32 value of each critic for a preprocessed batch."""
         critic = self.model.critic
         with self.autocast():
-            prefix = self.embed_observation(batch)
-            return critic.bins.value(critic(prefix.embs, prefix.pad_masks))
+            return critic.bins.value(critic(*self.read_for_critic(batch)))
 
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict]:
         """Behaviour cloning without a tag, for stock ``lerobot-train``.
@@ -384,7 +440,3 @@ def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
     """Autocast off; the meta device, on which sizes are counted, knows no autocast at all."""
     available = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext()
-
-
-def _concatenate(first: Block, second: Block) -> Block:
-    return Block(*(torch.cat(pair, dim=1) for pair in zip(first, second, strict=True)))

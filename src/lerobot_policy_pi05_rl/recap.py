@@ -32,7 +32,7 @@ from .data.frames import (
 from .draws import Draws, draw
 from .early_stop import CriticWatch
 from .errors import UserError
-from .modeling_pi05_rl import TAG_NONE, Block, PI05RLPolicy, select_tag
+from .modeling_pi05_rl import TAG_NONE, Features, PI05RLPolicy, PrefixStates, select_tag
 from .returns import AdvantageThresholds, advantage_tags, awr_weights, positive_fractions
 from .trainable import select_trainable
 from .weights import CRITIC_PREFIX
@@ -77,10 +77,12 @@ class RecapLosses(nn.Module):
         with policy.autocast():
             with torch.set_grad_enabled(train_actor and torch.is_grad_enabled()):
                 prefix = policy.embed_observation(batch)
-            later = self.embed_ahead(batch) if config.trains_critic else {}
+                states = policy.model.read_prefix(prefix) if train_actor else None
+            later = self.read_ahead(batch) if config.trains_critic else {}
             if config.trains_critic:
                 with torch.set_grad_enabled(self.critic_learns and torch.is_grad_enabled()):
-                    loss, values, info = self.critic_loss(prefix, later, batch)
+                    features = policy.model.critic_features(prefix, states)
+                    loss, values, info = self.critic_loss(features, later, batch)
                 if self.critic_learns:
                     losses.append(loss)
                 metrics |= info
@@ -93,18 +95,18 @@ class RecapLosses(nn.Module):
                 metrics |= info
                 histograms["advantages"] = advantages
             if train_actor:
-                loss, info = self.actor_loss(prefix, tags, batch, draws, weights=weights)
+                loss, info = self.actor_loss(states, tags, batch, draws, weights=weights)
                 losses.append(loss)
                 metrics |= info
         return torch.stack(losses).sum() if losses else torch.zeros(()), metrics, histograms
 
     @torch.no_grad()
-    def embed_ahead(self, batch: dict[str, Tensor]) -> dict[int, Block]:
-        """n → the prefix of the frame n steps later, for every n that the batch carries (none by default)."""
-        return {n: self.policy.embed_observation(view) for n, view in ahead_columns(batch).items()}
+    def read_ahead(self, batch: dict[str, Tensor]) -> dict[int, Features]:
+        """n → what the critic reads of the frame n steps later, for every n that the batch carries."""
+        return {n: self.policy.read_for_critic(view) for n, view in ahead_columns(batch).items()}
 
     def critic_loss(
-        self, prefix: Block, later: dict[int, Block], batch: dict[str, Tensor]
+        self, features: Features, later: dict[int, Features], batch: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Metrics]:
         """Cross-entropy of the value distribution against the return, or its n-step bootstrap.
 
@@ -112,7 +114,7 @@ class RecapLosses(nn.Module):
         return count as zero, so that the batch's mean does not depend on how samples are spread over processes.
         """
         critic, fold = self.policy.model.critic, batch[FOLD]
-        logits = critic(prefix.embs.detach(), prefix.pad_masks)
+        logits = critic(*features)
         targets = self.critic_targets(later, batch)
         learns = critic.learns_from(fold) & ~targets.isnan()
         cross_entropy = critic.bins.cross_entropy(logits, targets.nan_to_num())
@@ -130,24 +132,24 @@ class RecapLosses(nn.Module):
         return loss, values, metrics
 
     @torch.no_grad()
-    def critic_targets(self, later: dict[int, Block], batch: dict[str, Tensor]) -> Tensor:
+    def critic_targets(self, later: dict[int, Features], batch: dict[str, Tensor]) -> Tensor:
         """(B, K) what each critic regresses to; NaN where unknown."""
         members = len(self.policy.model.critic.members)
         if self.target_critic is None:
             return batch[RETURN][:, None].expand(-1, members)
         n = self.policy.config.n_step
-        values = self.target_critic.bins.value(self.target_critic(later[n].embs, later[n].pad_masks))
+        values = self.target_critic.bins.value(self.target_critic(*later[n]))
         targets = batch[ahead(n, AHEAD_REWARD)][:, None] + batch[ahead(n, AHEAD_DISCOUNT)][:, None] * values
         return targets.clamp(self.target_critic.bins.support_min, self.target_critic.bins.support_max)
 
     @torch.no_grad()
-    def advantages(self, values: Tensor, later: dict[int, Block], batch: dict[str, Tensor]) -> Tensor:
+    def advantages(self, values: Tensor, later: dict[int, Features], batch: dict[str, Tensor]) -> Tensor:
         """(B,) A = G − V (RECAP with N = T), or n-step: rewards and the later frame's value, less V."""
         n = self.policy.config.advantage_n_step
         if n is None:
             return batch[RETURN] - values
         critic = self.policy.model.critic
-        ahead_values = critic.bins.value(critic(later[n].embs, later[n].pad_masks))
+        ahead_values = critic.bins.value(critic(*later[n]))
         ahead_value = critic.out_of_fold(ahead_values, batch[FOLD])
         return batch[ahead(n, AHEAD_REWARD)] + batch[ahead(n, AHEAD_DISCOUNT)] * ahead_value - values
 
@@ -182,7 +184,7 @@ class RecapLosses(nn.Module):
 
     def actor_loss(
         self,
-        prefix: Block,
+        prefix: PrefixStates,
         tags: Tensor | None,
         batch: dict[str, Tensor],
         draws: Draws,

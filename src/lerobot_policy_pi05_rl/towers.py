@@ -1,9 +1,12 @@
 """π0.5's two towers (language model and action expert) with every size taken from the configuration, and their
-joint pass with fused attention.
+training passes with fused attention: prefix first, then tag and actions, which see its keys and values.
 
-Stock (lerobot/policies/pi05/modeling_pi05.py: compute_layer_complete) computes attention eagerly and runs the last
-language layer to its end, although only that layer's keys and values are ever read.
+Stock (lerobot/policies/pi05/modeling_pi05.py: compute_layer_complete) runs both at once, computes attention eagerly
+and runs the last language layer to its end, although only that layer's keys and values are ever read. Apart, the
+critic can read the prefix's states before the tag is known.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -68,68 +71,138 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         self.gemma_expert.model.embed_tokens = None
         self.to(torch.float32)  # fp32 master weights; compute precision is autocast's business
 
-    def joint_forward(
-        self, prefix: Tensor, suffix: Tensor, attention_mask: Tensor, position_ids: Tensor, adarms_cond: Tensor
-    ) -> Tensor:
-        """One pass of both towers over prefix (B, P, width) and suffix (B, S, expert width), as in training.
+    def read_prefix(
+        self,
+        prefix: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        *,
+        tap: int | None = None,
+        stop_at_tap: bool = False,
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """The language tower over the prefix (B, P, width), as in training.
 
         Args:
-            attention_mask: (B, 1, P + S, P + S) additive, as LeRobot's ``prepare_attention_masks_4d`` makes it.
-            position_ids: (B, P + S).
+            attention_mask: (B, 1, P, P) additive, as LeRobot's ``prepare_attention_masks_4d`` makes it.
+            position_ids: (B, P).
+            tap: the number of layers, below all of them, whose output is returned.
+            stop_at_tap: run no layer behind it.
+
+        Returns:
+            Keys and values (B, key-value heads, P, head size) of each layer that ran, and the tapped output (B, P,
+            width). The last layer's output is never computed.
+        """
+        language = self.paligemma.model.language_model
+        cos, sin = language.rotary_emb(prefix, position_ids)
+        keys, values, tapped = [], [], None
+        for number, layer in enumerate(language.layers):
+            if number == tap:
+                tapped = prefix
+                if stop_at_tap:
+                    break
+            last = number + 1 == len(language.layers)
+            prefix, key, value = self._run(_prefix_layer, layer, prefix, attention_mask, cos, sin, last)
+            keys.append(key)
+            values.append(value)
+        return keys, values, tapped
+
+    def read_suffix(
+        self,
+        keys: list[Tensor],
+        values: list[Tensor],
+        tag: Tensor | None,
+        suffix: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        adarms_cond: Tensor,
+    ) -> Tensor:
+        """Both towers over tag (B, T, width) and actions (B, S, expert width), which see the prefix, as in training.
+
+        Args:
+            keys, values: of the prefix, from :meth:`read_prefix`.
+            attention_mask: (B, 1, T + S, P + T + S) additive.
+            position_ids: (B, T + S).
             adarms_cond: (B, expert width) time embedding.
 
         Returns:
-            (B, S, expert width) the expert's output after its final norm. The prefix's output is never computed.
+            (B, S, expert width) the expert's output after its final norm.
         """
         language, expert = self.paligemma.model.language_model, self.gemma_expert.model
         cos, sin = language.rotary_emb(suffix, position_ids)
-        pairs = list(zip(language.layers, expert.layers, strict=True))
-        for number, layers in enumerate(pairs):
-            args = (layers, prefix, suffix, attention_mask, cos, sin, adarms_cond, number + 1 == len(pairs))
-            if expert.gradient_checkpointing and self.training:
-                prefix, suffix = checkpoint(_joint_layer, *args, use_reentrant=False, preserve_rng_state=False)
-            else:
-                prefix, suffix = _joint_layer(*args)
+        mask = attention_mask.to(suffix.dtype)
+        for number, layers in enumerate(zip(language.layers, expert.layers, strict=True)):
+            last, past = number + 1 == len(keys), (keys[number], values[number])
+            tag, suffix = self._run(_suffix_layer, layers, past, tag, suffix, mask, cos, sin, adarms_cond, last)
         return expert.norm(suffix, cond=adarms_cond)[0]
 
+    def _run(self, layer: Callable, *args):
+        if self.gemma_expert.model.gradient_checkpointing and self.training:
+            return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
+        return layer(*args)
 
-def _joint_layer(
+
+def _prefix_layer(
+    layer: nn.Module, hidden: Tensor, attention_mask: Tensor, cos: Tensor, sin: Tensor, last: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One language layer on the prefix: its output, keys and values. The last one's output is never computed."""
+    attention = layer.self_attn
+    normed, _ = layer.input_layernorm(hidden)
+    query, key, value = _project(attention, normed, cos, sin)
+    if not last:
+        attended = attention.o_proj(_attend(query, key, value, attention_mask, attention.scaling))
+        hidden = _feed_forward(layer, hidden + attended, None)
+    return hidden, key, value
+
+
+def _suffix_layer(
     layers: tuple[nn.Module, nn.Module],
-    prefix: Tensor,
+    past: tuple[Tensor, Tensor],
+    tag: Tensor | None,
     suffix: Tensor,
     attention_mask: Tensor,
     cos: Tensor,
     sin: Tensor,
     adarms_cond: Tensor,
     last: bool,
-) -> tuple[Tensor, Tensor]:
-    """A pair of layers; the last one's prefix only provides keys and values."""
+) -> tuple[Tensor | None, Tensor]:
+    """A pair of layers on tag and actions; the last one's tag only provides keys and values."""
     language, expert = layers
-    length = prefix.shape[1]
-    normed, _ = language.input_layernorm(prefix)
-    suffix_normed, gate = expert.input_layernorm(suffix, cond=adarms_cond)
-    parts = ((language.self_attn, normed), (expert.self_attn, suffix_normed))
-    keys = torch.cat([_heads(attention.k_proj(x), attention) for attention, x in parts], dim=2)
-    values = torch.cat([_heads(attention.v_proj(x), attention) for attention, x in parts], dim=2)
-    reading = parts[1:] if last else parts
-    queries = torch.cat([_heads(attention.q_proj(x), attention) for attention, x in reading], dim=2)
-    start = length if last else 0
-    _, keys = apply_rotary_pos_emb(keys, keys, cos, sin)
-    queries, _ = apply_rotary_pos_emb(queries, queries, cos[:, start:], sin[:, start:])
+    length = 0 if tag is None else tag.shape[1]
+    normed, gate = expert.input_layernorm(suffix, cond=adarms_cond)
+    parts = [_project(expert.self_attn, normed, cos[:, length:], sin[:, length:])]
+    if tag is not None:
+        normed, _ = language.input_layernorm(tag)
+        parts.insert(0, _project(language.self_attn, normed, cos[:, :length], sin[:, :length]))
+    queries, keys, values = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+    keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
+    attended = _attend(queries, keys, values, attention_mask, language.self_attn.scaling)
+    suffix = suffix + expert.self_attn.o_proj(attended[:, length:]) * gate
+    suffix = _feed_forward(expert, suffix, adarms_cond)
+    if tag is not None and not last:
+        tag = _feed_forward(language, tag + language.self_attn.o_proj(attended[:, :length]), None)
+    return tag, suffix
+
+
+def _project(attention: nn.Module, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, width) → rotated queries, rotated keys, values: (B, heads, N, head size)."""
+    query, key = _heads(attention.q_proj(normed), attention), _heads(attention.k_proj(normed), attention)
+    query, key = apply_rotary_pos_emb(query, key, cos, sin)
+    return query, key, _heads(attention.v_proj(normed), attention)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float) -> Tensor:
+    """Fused attention: (B, heads, N, head size) → (B, N, heads · head size)."""
+    if key.shape[1] == 1:
+        key, value = (tensor.expand(-1, query.shape[1], -1, -1) for tensor in (key, value))
     attended = F.scaled_dot_product_attention(
-        queries,
-        keys.expand(-1, queries.shape[1], -1, -1) if keys.shape[1] == 1 else keys,
-        values.expand(-1, queries.shape[1], -1, -1) if values.shape[1] == 1 else values,
-        attn_mask=attention_mask[:, :, start:].to(queries.dtype),
-        scale=language.self_attn.scaling,
-        enable_gqa=keys.shape[1] not in (1, queries.shape[1]),
+        query,
+        key,
+        value,
+        attn_mask=attention_mask.to(query.dtype),
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
     )
-    attended = attended.transpose(1, 2).flatten(2)
-    suffix_read = attended if last else attended[:, length:]
-    suffix = _feed_forward(expert, suffix + expert.self_attn.o_proj(suffix_read) * gate, adarms_cond)
-    if not last:
-        prefix = _feed_forward(language, prefix + language.self_attn.o_proj(attended[:, :length]), None)
-    return prefix, suffix
+    return attended.transpose(1, 2).flatten(2)
 
 
 def _heads(projected: Tensor, attention: nn.Module) -> Tensor:
