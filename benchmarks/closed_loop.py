@@ -26,6 +26,8 @@ MIXES = {
     "recovers": ["--mix", "recovers"],
     "metaworld": ["--simulator", "metaworld"],
 }
+# Optimization steps of every policy: about as many epochs of each recording (Meta-World's has 1.8 times the frames).
+STEPS = {"demo": 1500, "recovers": 1500, "metaworld": 2700}
 EVAL_ENV = {"demo": "panda_pick_cube", "recovers": "panda_pick_cube", "metaworld": "metaworld_tasks"}
 
 
@@ -69,8 +71,10 @@ VARIANTS = {
         evaluation=("--guidance_scale=2",),
     ),
     "recap_whole": Variant("RECAP, A = G − V", (NO_CRITIC,), labels="whole"),
-    "recap_n_step": Variant("RECAP, N-step advantages", (NO_CRITIC,), labels="n_step"),
+    "recap_n_step": Variant("RECAP, N = 8", (NO_CRITIC,), labels="n_step"),
+    "recap_short": Variant("RECAP, λ = 0.7 for every task", (NO_CRITIC,), labels="short"),
     "recap_joint": Variant("RECAP, labels of the critics beside it", ("--policy.critic_warmup_steps=100",)),
+    "recap_shared": Variant("RECAP, critics on the actor's states", (NO_CRITIC,), labels="shared"),
     "recap_td": Variant("RECAP, TD critics", (NO_CRITIC,), labels="td"),
     "oracle_plain": Variant("oracle labels, RECAP, positive weight 1", PLAIN_RECAP, labels="oracle"),
     "oracle": Variant("oracle labels, RECAP", (NO_CRITIC,), labels="oracle"),
@@ -82,14 +86,16 @@ VARIANTS = {
     "recap_one_critic": Variant("RECAP, one critic, not cross-fitted", (NO_CRITIC,), labels="one"),
 }
 MAIN = ("bc", "filtered", "awr", "recap", "recap_beta2")
-TRACE = ("--trace", "0.7")
+HORIZON = ("--horizon", "0.15")
 # A labeling: the critic's run that makes it, its overrides, and how it is labelled. "oracle" needs no critic.
 LABELINGS = {
-    "critic": ("critic", (), TRACE),
+    "critic": ("critic", (), HORIZON),
     "whole": ("critic", (), ("--n-step", "none")),
-    "n_step": ("critic", (), ()),
-    "td": ("critic_td", ("--policy.critic_target=td",), TRACE),
-    "one": ("critic_one", ("--policy.critic_folds=1",), TRACE),
+    "n_step": ("critic", (), ("--n-step", "8")),
+    "short": ("critic", (), ("--trace", "0.7")),
+    "td": ("critic_td", ("--policy.critic_target=td",), HORIZON),
+    "one": ("critic_one", ("--policy.critic_folds=1",), HORIZON),
+    "shared": ("critic_shared", ("--policy.use_separate_critic=false", "--policy.critic_lr=1e-3"), HORIZON),
 }
 
 
@@ -116,7 +122,7 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 
 def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
     """The jobs of one mix and seed."""
-    cell = args.output / mix / f"seed{seed}"
+    cell, steps = args.output / mix / f"seed{seed}", args.steps or STEPS[mix]
     dataset, package = cell / "dataset", [sys.executable, "-m", "lerobot_policy_pi05_rl"]
     recorded = dataset / "meta" / "info.json"
 
@@ -124,11 +130,11 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
         command = [*package[:2], f"{package[2]}.{module}", *map(str, arguments)]
         return Job(f"{mix}/{seed}/{name}", command, output, cell / f"{name.replace('/', '_')}.log", needs)
 
-    def training(name: str, steps: int, overrides: tuple[str, ...], needs: list[Path]) -> Job:
-        arguments = [CONFIG, "--resume=true", f"--seed={seed}", f"--policy.offline_steps={steps}"]
+    def training(name: str, length: int, overrides: tuple[str, ...], needs: list[Path]) -> Job:
+        arguments = [CONFIG, "--resume=true", f"--seed={seed}", f"--policy.offline_steps={length}"]
         arguments += [f"--dataset.root={dataset}", f"--output_dir_offline={cell / name}", "--save_freq=500"]
         arguments += ["--log_freq=100", "--keep_last_checkpoints=1", *overrides]
-        return job(f"{name}/train", "offline_learner", arguments, checkpoint(cell / name, steps), needs)
+        return job(f"{name}/train", "offline_learner", arguments, checkpoint(cell / name, length), needs)
 
     record = ["--root", dataset, "--seed", seed, "--episodes", args.demonstrations, *MIXES[mix]]
     jobs = [job("record", "demo.record", record, recorded, [])]
@@ -147,15 +153,15 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
             overrides, needs = (*overrides, "--dataset.labeling=oracle"), [side_car]
         elif variant.labels is not None:
             critic, critic_overrides, label_options = LABELINGS[variant.labels]
-            cloned = checkpoint(cell / "bc", args.steps)  # the critics read the features of the cloned policy
+            cloned = checkpoint(cell / "bc", steps)  # the critics read the features of the cloned policy
             frozen = (f"--policy.pi05_checkpoint={cloned}", f"--policy.critic_warmup_steps={args.critic_steps}")
-            jobs.append(training("bc", args.steps, VARIANTS["bc"].overrides, [recorded]))
+            jobs.append(training("bc", steps, VARIANTS["bc"].overrides, [recorded]))
             jobs.append(training(critic, args.critic_steps, (*frozen, *critic_overrides), [cloned]))
             side_car = cell / "dataset.labels" / f"{variant.labels}.parquet"
             label = [cell / critic, "--name", variant.labels, *label_options]
             jobs.append(job(f"label_{variant.labels}", "labeler", label, side_car, [jobs[-1].output]))
             overrides, needs = (*overrides, f"--dataset.labeling={variant.labels}"), [side_car]
-        jobs.append(training(trained, args.steps, overrides, needs))
+        jobs.append(training(trained, steps, overrides, needs))
         result = args.results / mix / f"seed{seed}" / f"eval_{name}.json"
         evaluate = [jobs[-1].output, "--env-type", EVAL_ENV[mix], "--episodes", args.episodes, "--output", result]
         evaluate += ["--seed", 10_000 * (seed + 1), *(f"--override={override}" for override in variant.evaluation)]
@@ -230,7 +236,7 @@ def main() -> int:
     parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
     parser.add_argument("--variants", nargs="+", default=list(MAIN), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=1500, help="optimization steps of every policy")
+    parser.add_argument("--steps", type=int, help=f"optimization steps of every policy; default by mix: {STEPS}")
     parser.add_argument("--critic-steps", type=int, default=600, help="optimization steps of the critics")
     parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes")
     parser.add_argument("--demonstrations", type=int, default=120)

@@ -112,7 +112,7 @@ def count_frames(monkeypatch, *, fail_after: int | None = None) -> list[int]:
 
 def test_one_row_per_frame_in_order_and_the_dataset_is_not_touched(world, capsys):
     before = tree_hash(world / "data")
-    assert label(world, "--name", "first") == 0
+    assert label(world, "--name", "first", "--n-step", "none") == 0
     assert tree_hash(world / "data") == before
     frames, meta = read(world, "first")
     assert pq.read_schema(world / "data.labels" / "first.parquet").names == list(SCHEMA)
@@ -237,13 +237,25 @@ def test_thresholds_and_look_ahead_change_without_a_network(world, request):
     request.getfixturevalue("no_network")
     assert label(world, "--name", "second", "--from", "first", "--n-step", "4", "--positive-fraction", "0.6") == 0
     assert label(world, "--name", "third", "--from", "first", "--trace", "0.9") == 0
-    assert label(world, "--name", "first", "--positive-fraction", "0.6") == 0  # the same critic: its values stay
-    first, second, third = (read(world, name)[0] for name in ("first", "second", "third"))
-    for frames, n_step, trace in ((first, None, None), (second, 4, None), (third, None, 0.9)):
+    whole = ("--n-step", "none", "--positive-fraction", "0.6")
+    assert label(world, "--name", "first", *whole) == 0  # the same critic: its values stay
+    assert label(world, "--name", "fourth", "--from", "first") == 0
+    first, second, third, fourth = (read(world, name)[0] for name in ("first", "second", "third", "fourth"))
+    longest = first.groupby("task")["frame_index"].max() + 1
+    by_task = {task: max(0.0, 1 - 1 / (0.15 * length)) for task, length in longest.items()}
+    assert read(world, "fourth")[1]["trace"] == pytest.approx(by_task) and len(set(by_task.values())) == 2
+    same = dict.fromkeys(longest.index, 0.9)
+    for frames, n_step, trace in (
+        (first, None, None),
+        (second, 4, None),
+        (third, None, same),
+        (fourth, None, by_task),
+    ):
         np.testing.assert_array_equal(frames["value"], first["value"])
         for _, episode in frames.groupby("episode_index"):
             columns = (episode[name].to_numpy() for name in ("return", "reward", "value"))
-            expected = episode_advantages(*columns, n_step=n_step, trace=trace)
+            task = episode["task"].iloc[0]
+            expected = episode_advantages(*columns, n_step=n_step, trace=None if trace is None else trace[task])
             np.testing.assert_array_equal(episode["advantage"], expected)
     assert first["positive"].mean() > 0.5
     with pytest.raises(UserError, match="no labeling 'forth'"):
@@ -386,7 +398,9 @@ def test_outcomes_by_hand_need_no_critic_and_add_up(unlabelled, capsys):
         (["--n-step=0"], "--n-step takes"),
         (["--trace=2"], "--trace must be"),
         (["--trace=x"], "--trace"),
-        (["--trace=0.5", "--n-step=3"], "exclude"),
+        (["--trace=0.5", "--n-step=3"], "--n-step and --trace exclude"),
+        (["--horizon=0.5", "--n-step=none"], "--n-step and --horizon exclude"),
+        (["--horizon=-1"], "--horizon must be"),
         (["--from=x"], "--from needs --name"),
         (["--name=../x"], "--name '../x'"),
         (["--checkpoint=/nowhere"], "does not exist"),

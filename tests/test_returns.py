@@ -16,6 +16,7 @@ from lerobot_policy_pi05_rl.returns import (
     discounted_returns,
     episode_advantages,
     episode_outcome,
+    horizon_trace,
     lookahead,
     positive_fractions,
     steps_to_success_rewards,
@@ -149,6 +150,14 @@ def test_a_trace_mixes_the_n_step_advantages_exponentially_and_zero_is_one_step(
         episode_advantages(None, rewards, values, trace=0.7, **common), mixed, rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(episode_advantages(None, rewards, values, trace=0.0, **common), steps[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "trace"), [(40, 0.875), (400, 0.9875), (5, 0.0), (2, 0.0)])
+def test_a_horizon_is_the_mean_look_ahead_in_task_lengths_and_at_least_one_step(length, trace):
+    assert horizon_trace(0.2, length) == pytest.approx(trace)
+    steps = np.arange(1, 5000)
+    mean = ((1 - trace) * trace ** (steps - 1) * steps).sum()  # over the n-step returns that the λ-return mixes
+    assert mean == pytest.approx(max(1.0, 0.2 * length), rel=1e-4)
 
 
 @pytest.mark.parametrize("n", [1, 4, 20])

@@ -92,7 +92,7 @@ class PI05RLConfig(PI05Config):
     hl_gauss_sigma_ratio: float = 0.75  # σ / bin width; Farebrother et al. 2024 (arXiv 2403.03950); 0: two-hot
     # A separate critic has critic_llm_depth language layers of its own. A shared one (false) reads what that many of
     # the actor's layers make of the observation: cheaper by far, but its features are the actor's.
-    use_separate_critic: bool = True
+    use_separate_critic: bool | None = True  # null, in checkpoints of the first version, is true
     critic_llm_depth: int = 6
     num_value_queries: int = 4
     # Critics, each blind to its part of the episodes and asked about that part alone (cross-fitting); 1: one critic,
@@ -163,6 +163,8 @@ class PI05RLConfig(PI05Config):
         if self.pi05_checkpoint and not self.pretrained_path:
             # So that stock `lerobot-train --policy.pi05_checkpoint=…` loads it too.
             self.pretrained_path = Path(self.pi05_checkpoint)
+        if self.use_separate_critic is None:
+            self.use_separate_critic = True
         self.inference_advantage = _named_advantage(self.inference_advantage)
         _require_choice("inference_advantage", self.inference_advantage, INFERENCE_ADVANTAGES)
         _require_choice("policy_extraction", self.policy_extraction, POLICY_EXTRACTIONS)

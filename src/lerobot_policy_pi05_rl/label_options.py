@@ -23,6 +23,7 @@ class LabelOptions:
     n_step: int | None = None
     n_step_given: bool = False
     trace: float | None = None
+    horizon: float | None = None
     fraction: float | None = None
     success: str | None = None
     failure: str | None = None
@@ -51,6 +52,7 @@ def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
         parser.add_argument(name)
     parser.add_argument("--from", dest="from_name")
     parser.add_argument("--trace", type=float)
+    parser.add_argument("--horizon", type=float)
     parser.add_argument("--positive-fraction", dest="fraction", type=float)
     parser.add_argument("--list-unlabelled", action="store_true")
     known, rest = parser.parse_known_args(arguments)
@@ -63,9 +65,12 @@ def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
         raise ConfigError("--from needs --name: what the derived labeling is called")
     if options.from_name is not None and options.checkpoint is not None:
         raise ConfigError("--from takes the values of a labeling and --checkpoint those of a critic; give one")
-    if options.trace is not None and options.n_step is not None:
-        raise ConfigError("--trace and --n-step exclude each other")
-    for flag, share in (("--trace", options.trace), ("--positive-fraction", options.fraction)):
+    look_aheads = {"--n-step": options.n_step_given, "--trace": options.trace, "--horizon": options.horizon}
+    given = [flag for flag, value in look_aheads.items() if value not in (None, False)]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude each other")
+    shares = {"--trace": options.trace, "--horizon": options.horizon, "--positive-fraction": options.fraction}
+    for flag, share in shares.items():
         if share is not None and not 0.0 <= share <= 1.0:
             raise ConfigError(f"{flag} must be in [0, 1], got {share}")
     return options, rest

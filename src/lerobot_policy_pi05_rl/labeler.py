@@ -37,9 +37,10 @@ from .labeling import (
     task_thresholds,
     write_labeling,
 )
-from .returns import positive_fractions
+from .returns import horizon_trace, positive_fractions
 
 logger = logging.getLogger(__name__)
+DEFAULT_HORIZON = 0.15  # docs/method.md says why
 
 
 @dataclass
@@ -216,8 +217,8 @@ def finish(
     name: str,
 ) -> None:
     """Advantages, thresholds over all sources, tags; write the side-cars and print what became of them."""
-    n_step = options.n_step if options.n_step_given else cfg.policy.advantage_n_step
-    n_step = None if options.trace is not None else n_step
+    n_step, traces, look_ahead = choose_look_ahead(options, cfg.policy.advantage_n_step, labels)
+    logger.info("%s Advantages: %s", TAG, look_ahead)
     default = cfg.policy.advantage_positive_fraction if options.fraction is None else options.fraction
     discount, scale = reward_discount(cfg.reward, cfg.policy), reward_scale(cfg, labels)
     try:
@@ -236,7 +237,7 @@ def finish(
                 "; ".join(differences),
             )
         columns = {**frame_columns(number, source, labels), "value": own.value, "fold": own.fold}
-        columns["advantage"] = advantages(columns, n_step=n_step, trace=options.trace, discount=discount)
+        columns["advantage"] = advantages(columns, n_step=n_step, traces=traces, discount=discount)
         tables.append(columns)
     thresholds = task_thresholds(tables, by_task)
     tables = [tag_columns(columns, thresholds) for columns in tables]
@@ -251,7 +252,7 @@ def finish(
             },
             "critic": own.critic,
             "n_step": n_step,
-            "trace": options.trace,
+            "trace": None if traces is None else {task: traces[task] for task in tasks},
             "discount": discount,
             "positive_fraction": {task: by_task[task] for task in tasks},
             "thresholds": {task: thresholds[task] for task in tasks},
@@ -263,6 +264,33 @@ def finish(
         path.with_suffix(".partial").unlink(missing_ok=True)
         logger.info("%s Wrote %s", TAG, path)
     report(tables, thresholds, name)
+
+
+def choose_look_ahead(
+    options: LabelOptions, configured: int | None, labels: LabelledEpisodes
+) -> tuple[int | None, dict[str, float] | None, str]:
+    """N, λ per task (one of the two, neither is G − V), and both in words.
+
+    Args:
+        configured: ``policy.advantage_n_step``, which holds if the command says nothing.
+    """
+    if options.n_step_given:
+        n_step = options.n_step
+    elif options.trace is None and options.horizon is None:
+        n_step = configured
+    else:
+        n_step = None
+    if options.trace is not None:
+        return None, dict.fromkeys(labels.tasks, options.trace), f"λ-return, λ = {options.trace:g}"
+    if n_step is not None:
+        return n_step, None, f"{n_step} steps, then the critic"
+    if options.n_step_given:
+        return None, None, "G − V"
+    horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
+    lengths = zip(labels.tasks, labels.task_lengths.tolist(), strict=True)
+    traces = {task: horizon_trace(horizon, length) for task, length in lengths}
+    each = ", ".join(f"{trace:.3f}" for trace in traces.values())
+    return None, traces, f"λ-return over {horizon:g} of the task's longest episode, λ = {each}"
 
 
 def report(tables: list[Columns], thresholds: dict[str, float], name: str) -> None:

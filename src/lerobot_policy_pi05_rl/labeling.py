@@ -103,8 +103,14 @@ def out_of_fold(values: np.ndarray, folds: np.ndarray) -> np.ndarray:
     return np.where(folds < 0, values.mean(axis=1), chosen).astype(np.float32)
 
 
-def advantages(columns: Columns, *, n_step: int | None, trace: float | None, discount: float) -> np.ndarray:
-    """(T,) float32 advantages from the columns of a labeling, episode by episode; no network runs."""
+def advantages(
+    columns: Columns, *, n_step: int | None, traces: Mapping[str, float] | None, discount: float
+) -> np.ndarray:
+    """(T,) float32 advantages from the columns of a labeling, episode by episode; no network runs.
+
+    Args:
+        traces: task → λ of the λ-return; None: ``n_step`` steps.
+    """
     result = np.full(len(columns["index"]), np.nan, dtype=np.float32)
     for rows in episode_rows(columns["episode_index"]):
         result[rows] = episode_advantages(
@@ -112,7 +118,7 @@ def advantages(columns: Columns, *, n_step: int | None, trace: float | None, dis
             columns["reward"][rows],
             columns["value"][rows],
             n_step=n_step,
-            trace=trace,
+            trace=None if traces is None else traces[columns["task"][rows.start]],
             discount=discount,
             terminated=columns["outcome"][rows.start] != Outcome.TRUNCATED.value,
         )

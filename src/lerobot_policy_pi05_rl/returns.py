@@ -168,6 +168,17 @@ def episode_advantages(
     return (_bootstrapped(steps, values) - values).astype(np.float32)
 
 
+def horizon_trace(horizon: float, task_length: int) -> float:
+    """λ whose λ-return looks ``horizon · task_length`` steps ahead, in the mean over its n-step returns.
+
+    Args:
+        horizon: share of the task's longest episode. A critic's values differ over so many steps by about
+            ``horizon`` of their range, however long the task and however fast its frames follow each other.
+        task_length: the task's longest episode, frames.
+    """
+    return 1.0 - 1.0 / max(1.0, horizon * task_length)
+
+
 def _bootstrapped(steps: Lookahead, values: np.ndarray) -> np.ndarray:
     return steps.reward + steps.discount * values[np.arange(len(values)) + steps.offset]
 

@@ -47,8 +47,8 @@ class Labeling:
         return self.metadata.get("n_step")
 
     @property
-    def trace(self) -> float | None:
-        """λ of the λ-returns that the advantage was computed from; None: it was not."""
+    def traces(self) -> dict[str, float] | None:
+        """Task → λ of the λ-returns that the advantage was computed from; None: it was not."""
         return self.metadata.get("trace")
 
     @property

@@ -24,7 +24,7 @@ def header(subject: Subject, labeling: Labeling) -> str:
         ("Size", f"{episodes} episodes, {len(labeling.frames)} frames at {subject.fps:g} fps"),
         ("Labeling", _with_detail(labeling.name, _day_and_time(labeling.metadata.get("created")))),
         ("Critic", _with_detail(critic.get("path") or "not named", critic.get("fingerprint"))),
-        ("Advantage", advantage_text(labeling.n_step, labeling.trace)),
+        ("Advantage", advantage_text(labeling.n_step, labeling.traces)),
     ]
     if subject.checkpoint_step is not None:
         pairs.insert(0, ("Run", f"{escape(subject.run)}, newest checkpoint at step {subject.checkpoint_step}"))
@@ -32,19 +32,25 @@ def header(subject: Subject, labeling: Labeling) -> str:
     return f'<header><p class="eyebrow">{kind}</p><h1>{escape(subject.name)}</h1>{markup.facts(pairs)}</header>'
 
 
-def advantage_text(n_step: int | None, trace: float | None = None) -> str:
+def advantage_text(n_step: int | None, traces: dict[str, float] | None = None) -> str:
     """How the advantage was computed, in words."""
-    if trace is not None:
-        return f"λ = {trace:g}: the λ-return, − value now"
+    if traces is not None:
+        return f"{lambda_text(traces)}: the λ-return, − value now"
     if n_step is None:
         return "return − value (the return to the end of the episode)"
     return f"N = {n_step}: the rewards of {n_step} steps, then the critic’s value, − value now"
 
 
+def lambda_text(traces: dict[str, float]) -> str:
+    """λ, or its range over the tasks."""
+    low, high = min(traces.values()), max(traces.values())
+    return f"λ = {low:.3g}" if low == high else f"λ = {low:.3g} to {high:.3g}, by task"
+
+
 def horizon_text(labeling: Labeling) -> str:
     """How far the advantage looks ahead, in a table's cell."""
-    if labeling.trace is not None:
-        return f"λ = {labeling.trace:g}"
+    if labeling.traces is not None:
+        return lambda_text(labeling.traces)
     return "to the end" if labeling.n_step is None else str(labeling.n_step)
 
 
