@@ -1,0 +1,64 @@
+"""Which frames does a labeling call positive? Its look-ahead varied, against what the recording's recipe knows.
+
+    python benchmarks/label_quality.py outputs/closed_loop/recovers/seed0/dataset --labeling critic
+
+Good are the frames of the `fast` operator, and those of `recovers` after it turned back (as in ``oracle_labels.py``).
+Precision: share of positive frames that are good; recall: share of good frames that are positive; then the share
+of each operator's frames that is positive; `miss` is `recovers` before it turned back. No network runs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lerobot_policy_pi05_rl.labeling import Columns, advantages, read_labeling, tag_columns, task_thresholds
+from lerobot_policy_pi05_rl.returns import horizon_trace
+
+LOOK_AHEADS = [("G − V", None, None), ("N = 8", 8, None), ("λ = 0.7", None, 0.7), ("λ = 0.9", None, 0.9)]
+HORIZONS = (0.08, 0.15, 0.2, 0.3)
+
+
+def operators(dataset: Path, columns: Columns) -> np.ndarray:
+    """(frames,) who acts."""
+    recipe = json.loads((dataset / "demo_recipe.json").read_text())
+    turns = recipe.get("recovery_start") or [None] * len(recipe["operators"])
+    names = np.array([recipe["operators"][episode] for episode in columns["episode_index"]], dtype=object)
+    for row, (episode, frame) in enumerate(zip(columns["episode_index"], columns["frame_index"], strict=True)):
+        if names[row] == "recovers" and turns[episode] is not None and frame < turns[episode]:
+            names[row] = "miss"
+    return names
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--labeling", default="critic")
+    parser.add_argument("--positive-fraction", type=float, default=0.2)
+    args = parser.parse_args()
+    labeling = read_labeling(args.dataset.with_name(f"{args.dataset.name}.labels") / f"{args.labeling}.parquet")
+    columns, who = labeling.columns, operators(args.dataset, labeling.columns)
+    lengths = pd.Series(columns["frame_index"]).groupby(columns["task"]).max() + 1
+    good = np.isin(who, ["fast", "recovers"])
+    choices = [
+        (name, n, None if trace is None else dict.fromkeys(lengths.index, trace)) for name, n, trace in LOOK_AHEADS
+    ]
+    for horizon in HORIZONS:
+        traces = {task: horizon_trace(horizon, length) for task, length in lengths.items()}
+        choices.append((f"horizon {horizon:g}", None, traces))
+    rows = {}
+    for name, n_step, traces in choices:
+        found = advantages(columns, n_step=n_step, traces=traces, discount=labeling.meta["discount"])
+        table = {**columns, "advantage": found}
+        thresholds = task_thresholds([table], dict.fromkeys(lengths.index, args.positive_fraction))
+        positive = tag_columns(table, thresholds)["positive"]
+        shares = {operator: positive[who == operator].mean() for operator in sorted(set(who))}
+        rows[name] = {"precision": good[positive].mean(), "recall": positive[good].mean(), **shares}
+    print(pd.DataFrame(rows).T.round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()
