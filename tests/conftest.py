@@ -1,5 +1,6 @@
 """A tiny π0.5 and tiny LeRobot datasets; nothing is downloaded."""
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -66,6 +67,16 @@ def tiny_config(**overrides) -> PI05RLConfig:
         "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
     }
     return PI05RLConfig(**{**values, **overrides})
+
+
+@pytest.fixture(autouse=True)
+def no_handler_of_an_earlier_test():
+    """A command run in a test logs to that test's captured stream, which is closed when the next one starts."""
+    root = logging.getLogger()
+    for handler in [
+        handler for handler in root.handlers if getattr(getattr(handler, "stream", None), "closed", False)
+    ]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture
