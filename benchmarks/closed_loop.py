@@ -95,7 +95,7 @@ LABELINGS = {
     "short": ("critic", (), ("--trace", "0.7")),
     "td": ("critic_td", ("--policy.critic_target=td",), HORIZON),
     "one": ("critic_one", ("--policy.critic_folds=1",), HORIZON),
-    "shared": ("critic_shared", ("--policy.use_separate_critic=false", "--policy.critic_lr=1e-3"), HORIZON),
+    "shared": ("critic_shared", ("--policy.use_separate_critic=false",), HORIZON),
 }
 
 
