@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lerobot_policy_pi05_rl.demo.recorder import RECIPE_FILE
 from lerobot_policy_pi05_rl.labeling import Columns, advantages, read_labeling, tag_columns, task_thresholds
 from lerobot_policy_pi05_rl.returns import horizon_trace
 
@@ -23,7 +24,7 @@ HORIZONS = (0.08, 0.15, 0.2, 0.3)
 
 def operators(dataset: Path, columns: Columns) -> np.ndarray:
     """(frames,) who acts."""
-    recipe = json.loads((dataset / "demo_recipe.json").read_text())
+    recipe = json.loads((dataset / RECIPE_FILE).read_text())
     turns = recipe.get("recovery_start") or [None] * len(recipe["operators"])
     names = np.array([recipe["operators"][episode] for episode in columns["episode_index"]], dtype=object)
     for row, (episode, frame) in enumerate(zip(columns["episode_index"], columns["frame_index"], strict=True)):

@@ -69,6 +69,10 @@ def test_the_prefix_is_read_once_and_without_the_tag(tiny_policy):
     handle = model.language_model.layers[0].mlp.register_forward_pre_hook(
         lambda _, args: lengths.append(args[0].shape[1])
     )
+    queried = []
+    model.language_model.layers[-1].self_attn.q_proj.register_forward_pre_hook(
+        lambda _, args: queried.append(args[0].shape[1])
+    )
     states = model.read_prefix(prefix)
     velocities = []
     for seed in (1, 2):
@@ -76,6 +80,7 @@ def test_the_prefix_is_read_once_and_without_the_tag(tiny_policy):
         velocities.append(model.velocity(states, tag, inputs["noise"], inputs["time"]))
     handle.remove()
     assert lengths == [prefix.embs.shape[1], 3, 3]
+    assert queried == [3, 3], "the last layer's queries of the prefix are never read"
     assert not torch.equal(*velocities)
 
 

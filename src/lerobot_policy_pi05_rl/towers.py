@@ -129,10 +129,11 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         """
         language, expert = self.paligemma.model.language_model, self.gemma_expert.model
         cos, sin = language.rotary_emb(suffix, position_ids)
-        mask = attention_mask.to(suffix.dtype)
         for number, layers in enumerate(zip(language.layers, expert.layers, strict=True)):
             last, past = number + 1 == len(keys), (keys[number], values[number])
-            tag, suffix = self._run(_suffix_layer, layers, past, tag, suffix, mask, cos, sin, adarms_cond, last)
+            tag, suffix = self._run(
+                _suffix_layer, layers, past, tag, suffix, attention_mask, cos, sin, adarms_cond, last
+            )
         return expert.norm(suffix, cond=adarms_cond)[0]
 
     def _run(self, layer: Callable, *args):
@@ -147,8 +148,9 @@ def _prefix_layer(
     """One language layer on the prefix: its output, keys and values. The last one's output is never computed."""
     attention = layer.self_attn
     normed, _ = layer.input_layernorm(hidden)
-    query, key, value = _project(attention, normed, cos, sin)
+    key, value = _keys_values(attention, normed, cos, sin)
     if not last:
+        query = _rotated(attention.q_proj(normed), attention, cos, sin)
         attended = attention.o_proj(_attend(query, key, value, attention_mask, attention.scaling))
         hidden = _feed_forward(layer, hidden + attended, None)
     return hidden, key, value
@@ -185,9 +187,18 @@ def _suffix_layer(
 
 def _project(attention: nn.Module, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, N, width) → rotated queries, rotated keys, values: (B, heads, N, head size)."""
-    query, key = _heads(attention.q_proj(normed), attention), _heads(attention.k_proj(normed), attention)
-    query, key = apply_rotary_pos_emb(query, key, cos, sin)
-    return query, key, _heads(attention.v_proj(normed), attention)
+    return _rotated(attention.q_proj(normed), attention, cos, sin), *_keys_values(attention, normed, cos, sin)
+
+
+def _keys_values(attention: nn.Module, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`_project`, without the queries: the last layer's are never read."""
+    return _rotated(attention.k_proj(normed), attention, cos, sin), _heads(attention.v_proj(normed), attention)
+
+
+def _rotated(projected: Tensor, attention: nn.Module, cos: Tensor, sin: Tensor) -> Tensor:
+    """(B, N, heads · head size) → (B, heads, N, head size), turned by the positions."""
+    heads = _heads(projected, attention)
+    return apply_rotary_pos_emb(heads, heads[:, :0], cos, sin)[0]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float) -> Tensor:
