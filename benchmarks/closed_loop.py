@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from closed_loop_report import write_report
@@ -40,6 +40,7 @@ class Variant:
         trained_as: the variant whose training this one only evaluates otherwise.
         labels: the labeling that its advantages come from; None: none, or its own critics.
         evaluation: overrides of the policy at evaluation.
+        script: of this folder, which trains and evaluates in place of the package's own modules.
     """
 
     label: str
@@ -47,6 +48,7 @@ class Variant:
     trained_as: str | None = None
     labels: str | None = None
     evaluation: tuple[str, ...] = ()
+    script: str | None = None
 
 
 # Advantages are pinned and no critic trains beside the policy: their gradients never mix, so it would not change it.
@@ -75,6 +77,7 @@ VARIANTS = {
     "recap_short": Variant("RECAP, λ = 0.7 for every task", (NO_CRITIC,), labels="short"),
     "recap_joint": Variant("RECAP, labels of the critics beside it", ("--policy.critic_warmup_steps=100",)),
     "recap_shared": Variant("RECAP, critics on the actor's states", (NO_CRITIC,), labels="shared"),
+    "recap_text": Variant("RECAP, tag in the text", labels="critic", script="tag_in_text.py"),
     "recap_td": Variant("RECAP, TD critics", (NO_CRITIC,), labels="td"),
     "oracle_plain": Variant("oracle labels, RECAP, positive weight 1", PLAIN_RECAP, labels="oracle"),
     "oracle": Variant("oracle labels, RECAP", (NO_CRITIC,), labels="oracle"),
@@ -130,6 +133,13 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
         command = [*package[:2], f"{package[2]}.{module}", *map(str, arguments)]
         return Job(f"{mix}/{seed}/{name}", command, output, cell / f"{name.replace('/', '_')}.log", needs)
 
+    def scripted(made: Job, script: str | None, verb: str) -> Job:
+        """The same job done by a script of this folder; a command begins: python -m MODULE."""
+        if script is None:
+            return made
+        path = Path(__file__).with_name(script)
+        return replace(made, command=[sys.executable, str(path), verb, *made.command[3:]])
+
     def training(name: str, length: int, overrides: tuple[str, ...], needs: list[Path]) -> Job:
         arguments = [CONFIG, "--resume=true", f"--seed={seed}", f"--policy.offline_steps={length}"]
         arguments += [f"--dataset.root={dataset}", f"--output_dir_offline={cell / name}", "--save_freq=500"]
@@ -161,11 +171,12 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
             label = [cell / critic, "--name", variant.labels, *label_options]
             jobs.append(job(f"label_{variant.labels}", "labeler", label, side_car, [jobs[-1].output]))
             overrides, needs = (*overrides, f"--dataset.labeling={variant.labels}"), [side_car]
-        jobs.append(training(trained, steps, overrides, needs))
+        jobs.append(scripted(training(trained, steps, overrides, needs), variant.script, "train"))
         result = args.results / mix / f"seed{seed}" / f"eval_{name}.json"
         evaluate = [jobs[-1].output, "--env-type", EVAL_ENV[mix], "--episodes", args.episodes, "--output", result]
         evaluate += ["--seed", 10_000 * (seed + 1), *(f"--override={override}" for override in variant.evaluation)]
-        jobs.append(job(f"{name}/evaluate", "demo.evaluate", evaluate, result, [jobs[-1].output]))
+        evaluation = job(f"{name}/evaluate", "demo.evaluate", evaluate, result, [jobs[-1].output])
+        jobs.append(scripted(evaluation, variant.script, "evaluate"))
     return jobs
 
 
