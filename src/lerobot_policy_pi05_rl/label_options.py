@@ -11,6 +11,10 @@ from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from .checkpointing import last_checkpoint
 from .cli import split_config_path
 from .config import ConfigError, PI05RLTrainConfig, load_config
+from .data.episodes import LabelledEpisodes
+from .returns import horizon_trace
+
+DEFAULT_HORIZON = 0.15  # docs/method.md says why
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,33 @@ def _steps(text: str | None) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--n-step takes a number of steps, at least 1, or none; got {text!r}")
     return int(text)
+
+
+def choose_look_ahead(
+    options: LabelOptions, configured: int | None, labels: LabelledEpisodes
+) -> tuple[int | None, dict[str, float] | None, str]:
+    """N, λ per task (one of the two, neither is G − V), and both in words.
+
+    Args:
+        configured: ``policy.advantage_n_step``, which holds if the command says nothing.
+    """
+    if options.n_step_given:
+        n_step = options.n_step
+    elif options.trace is None and options.horizon is None:
+        n_step = configured
+    else:
+        n_step = None
+    if options.trace is not None:
+        return None, dict.fromkeys(labels.tasks, options.trace), f"λ-return, λ = {options.trace:g}"
+    if n_step is not None:
+        return n_step, None, f"{n_step} steps, then the critic"
+    if options.n_step_given:
+        return None, None, "G − V"
+    horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
+    lengths = zip(labels.tasks, labels.task_lengths.tolist(), strict=True)
+    traces = {task: horizon_trace(horizon, length) for task, length in lengths}
+    each = ", ".join(f"{trace:.3f}" for trace in traces.values())
+    return None, traces, f"λ-return over {horizon:g} of the task's longest episode, λ = {each}"
 
 
 def load_label_config(arguments: list[str]) -> tuple[PI05RLTrainConfig, Path | None]:

@@ -19,7 +19,7 @@ from .data.loading import open_sources
 from .data.sources import Source
 from .errors import UserError
 from .label_critic import Critic, find_critic, load_value_function
-from .label_options import LabelOptions, load_label_config, parse_options
+from .label_options import LabelOptions, choose_look_ahead, load_label_config, parse_options
 from .label_outcomes import describe_unlabelled, given_outcomes, outcomes_path, write_outcomes
 from .label_report import label_table
 from .label_values import TAG, Interrupted, PartialValues, Timing, compute_values, frame_loader
@@ -37,10 +37,9 @@ from .labeling import (
     task_thresholds,
     write_labeling,
 )
-from .returns import horizon_trace, positive_fractions
+from .returns import positive_fractions
 
 logger = logging.getLogger(__name__)
-DEFAULT_HORIZON = 0.15  # docs/method.md says why
 
 
 @dataclass
@@ -264,33 +263,6 @@ def finish(
         path.with_suffix(".partial").unlink(missing_ok=True)
         logger.info("%s Wrote %s", TAG, path)
     report(tables, thresholds, name)
-
-
-def choose_look_ahead(
-    options: LabelOptions, configured: int | None, labels: LabelledEpisodes
-) -> tuple[int | None, dict[str, float] | None, str]:
-    """N, λ per task (one of the two, neither is G − V), and both in words.
-
-    Args:
-        configured: ``policy.advantage_n_step``, which holds if the command says nothing.
-    """
-    if options.n_step_given:
-        n_step = options.n_step
-    elif options.trace is None and options.horizon is None:
-        n_step = configured
-    else:
-        n_step = None
-    if options.trace is not None:
-        return None, dict.fromkeys(labels.tasks, options.trace), f"λ-return, λ = {options.trace:g}"
-    if n_step is not None:
-        return n_step, None, f"{n_step} steps, then the critic"
-    if options.n_step_given:
-        return None, None, "G − V"
-    horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
-    lengths = zip(labels.tasks, labels.task_lengths.tolist(), strict=True)
-    traces = {task: horizon_trace(horizon, length) for task, length in lengths}
-    each = ", ".join(f"{trace:.3f}" for trace in traces.values())
-    return None, traces, f"λ-return over {horizon:g} of the task's longest episode, λ = {each}"
 
 
 def report(tables: list[Columns], thresholds: dict[str, float], name: str) -> None:
