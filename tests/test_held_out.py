@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_resume import metrics as logged
 from test_resume import run, step_back
 
-from lerobot_policy_pi05_rl import held_out
+from lerobot_policy_pi05_rl import critic_metrics, held_out
 from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.early_stop import CriticWatch
@@ -21,30 +21,30 @@ NAN = float("nan")
 def test_spearman_is_the_mean_over_episodes_and_knows_ranks_alone():
     returns = np.array([-3.0, -2, -1, -9, -8, -7, -1, -2, NAN])
     episodes = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])  # the last has too few known returns
-    assert held_out.spearman_per_episode(np.exp(returns), returns, episodes) == pytest.approx(1.0)
+    assert critic_metrics.spearman_per_episode(np.exp(returns), returns, episodes) == pytest.approx(1.0)
     values = np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1, 0, 0, 0])
-    assert held_out.spearman_per_episode(values, returns, episodes) == pytest.approx(0.0)  # +1 and −1
-    assert held_out.spearman_per_episode(np.zeros(9), returns, episodes) == 0.0
-    assert np.isnan(held_out.spearman_per_episode(values, np.full(9, NAN), episodes))
+    assert critic_metrics.spearman_per_episode(values, returns, episodes) == pytest.approx(0.0)  # +1 and −1
+    assert critic_metrics.spearman_per_episode(np.zeros(9), returns, episodes) == 0.0
+    assert np.isnan(critic_metrics.spearman_per_episode(values, np.full(9, NAN), episodes))
 
 
 def test_auc_counts_pairs_and_ties_half():
     scores, positive = np.array([0.9, 0.4, 0.4, 0.1]), np.array([True, True, False, False])
-    assert held_out.auc(scores, positive) == pytest.approx(3.5 / 4)
-    assert held_out.auc(scores, ~positive) == pytest.approx(0.5 / 4)
-    assert np.isnan(held_out.auc(scores, np.ones(4, dtype=bool)))
+    assert critic_metrics.auc(scores, positive) == pytest.approx(3.5 / 4)
+    assert critic_metrics.auc(scores, ~positive) == pytest.approx(0.5 / 4)
+    assert np.isnan(critic_metrics.auc(scores, np.ones(4, dtype=bool)))
 
 
 def test_calibration_error_by_hand():
     values, returns = np.array([0.4, 0.0, 0.2, 0.1, 9.0]), np.array([0.5, 0.1, 0.1, 0.2, NAN])
     # bins {0, 0.1} and {0.2, 0.4}: |0.05 − 0.15| and |0.3 − 0.3|
-    assert held_out.calibration_error(values, returns, bins=2) == pytest.approx(0.05)
-    assert held_out.calibration_error(returns, returns) == 0.0
+    assert critic_metrics.calibration_error(values, returns, bins=2) == pytest.approx(0.05)
+    assert critic_metrics.calibration_error(returns, returns) == 0.0
 
 
 def test_the_middle_frame_of_each_episode():
     episodes, places = np.array([4, 4, 4, 1, 1]), np.array([0.0, 0.4, 1.0, 0.1, 0.8])
-    assert held_out.middle_frames(episodes, places).tolist() == [4, 1]
+    assert critic_metrics.middle_frames(episodes, places).tolist() == [4, 1]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_dataset
 
+from lerobot_policy_pi05_rl import labeling
 from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.report import statistics
@@ -67,6 +68,7 @@ def write_labeling(root: Path, name: str, *, seed: int = 0, critic: str = "criti
     frames = pd.concat(parts, ignore_index=True)
     frames.insert(0, "index", np.arange(len(frames)))
     frames["positive"] = (frames["advantage"] > THRESHOLD) | frames["intervention"]
+    frames["tag"] = frames["positive"].astype(np.int8)
     tasks = sorted(set(frames["task"]))
     metadata = {
         "name": name,
@@ -77,11 +79,9 @@ def write_labeling(root: Path, name: str, *, seed: int = 0, critic: str = "criti
         "thresholds": dict.fromkeys(tasks, THRESHOLD),
         "created": "2025-06-01T12:30:00+00:00",
     }
-    table = pa.Table.from_pandas(frames, preserve_index=False)
-    table = table.replace_schema_metadata({b"pi05_rl": json.dumps(metadata).encode()})
     path = Path(f"{root}.labels") / f"{name}.parquet"
-    path.parent.mkdir(exist_ok=True)
-    pq.write_table(table, path)
+    columns = {key: column.to_numpy() for key, column in frames.items()}
+    labeling.write_labeling(path, labeling.Labeling(columns, metadata))
     return path
 
 
@@ -330,14 +330,12 @@ def test_a_damaged_labeling_is_refused(dataset, tmp_path):
     table = pq.read_table(path)
     with pytest.raises(UserError, match="has 51 rows but the dataset has 52 frames"):
         read_labeling(root, "short", 52)
-    pq.write_table(table.drop_columns(["value"]), path)
-    with pytest.raises(UserError, match=r"lacks the column\(s\) value"):
-        read_labeling(root, "short", 51)
-    pq.write_table(table.replace_schema_metadata(None), path)
-    with pytest.raises(UserError, match="is not a labeling"):
-        read_labeling(root, "short", 51)
+    for damage in (table.drop_columns(["value"]), table.replace_schema_metadata(None)):
+        pq.write_table(damage, path)
+        with pytest.raises(UserError, match="is not a labeling"):
+            read_labeling(root, "short", 51)
     path.write_bytes(b"nothing")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="or damaged"):
         read_labeling(root, "short", 51)
 
 
@@ -351,20 +349,22 @@ def test_the_verb_prints_one_line_on_bad_input(tmp_path, capsys, logging_as_befo
 def test_ranks_calibration_and_auc_of_known_cases():
     frames = pd.DataFrame(
         {
-            "value": [-0.9, -0.8, -0.2, -0.1],
-            "return": [-0.7, -0.6, -0.4, -0.3],
-            "outcome": ["failure", "failure", "success", "success"],
+            "index": range(6),
+            "episode_index": [0, 0, 0, 1, 1, 1],
+            "value": [-0.9, -0.8, -0.7, -0.3, -0.2, -0.1],
+            "return": [-0.7, -0.6, -0.5, -0.5, -0.4, -0.3],
+            "outcome": ["failure"] * 3 + ["success"] * 3,
         }
     )
-    assert statistics.rank_correlation(frames) == pytest.approx(1)
+    assert statistics.spearman(frames) == pytest.approx(1)
     assert statistics.outcome_auc(frames) == 1
     assert statistics.outcome_auc(frames.assign(value=-0.5)) == 0.5
     bins = statistics.calibration(frames, bins=2)
     assert [(item.count, item.mean_value, item.mean_return) for item in bins] == [
-        (2, pytest.approx(-0.85), pytest.approx(-0.65)),
-        (2, pytest.approx(-0.15), pytest.approx(-0.35)),
+        (3, pytest.approx(-0.8), pytest.approx(-0.6)),
+        (3, pytest.approx(-0.2), pytest.approx(-0.4)),
     ]
-    assert statistics.calibration_error(bins) == pytest.approx(0.2)
+    assert statistics.calibration_error(frames) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("length", [1, 4, 6, 7, 20, 100])

@@ -20,7 +20,7 @@ Outcomes = dict[int, Outcome]
 
 def outcomes_path(sources: list[Source]) -> Path:
     """The outcome file of these datasets; it lies beside the first and names the others in a column."""
-    return labels_folder(sources[0]) / OUTCOMES_FILE
+    return labels_folder(sources[0].dataset.root) / OUTCOMES_FILE
 
 
 def parse_ranges(text: str) -> list[int]:

@@ -49,20 +49,20 @@ class Labeling:
     meta: dict[str, Any]
 
 
-def labels_folder(source: Source) -> Path:
+def labels_folder(dataset_root: str | Path) -> Path:
     """The sibling of the dataset's folder in which everything that is said about it from outside lies."""
-    root = Path(source.dataset.root).absolute()
+    root = Path(dataset_root).absolute()
     return root.with_name(f"{root.name}.labels")
 
 
 def labeling_path(source: Source, name: str) -> Path:
     """Where the labeling ``name`` of this dataset lies."""
-    return labels_folder(source) / f"{name}.parquet"
+    return labels_folder(source.dataset.root) / f"{name}.parquet"
 
 
-def labeling_names(source: Source) -> list[str]:
-    """The finished labelings of this dataset."""
-    return sorted(path.stem for path in labels_folder(source).glob("*.parquet"))
+def labeling_names(folder: Path) -> list[str]:
+    """The finished labelings in a dataset's :func:`labels_folder`."""
+    return sorted(path.stem for path in folder.glob("*.parquet"))
 
 
 def dataset_fingerprint(source: Source) -> str:
@@ -182,16 +182,30 @@ def read_labeling(path: Path) -> Labeling:
     Raises:
         DatasetError: it is damaged, or not a labeling.
     """
+    meta = read_meta(path)
     try:
-        table = pq.read_table(path)
-        meta = json.loads(table.schema.metadata[META_KEY])
+        table = pq.read_table(path, columns=list(SCHEMA))
         columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in SCHEMA}
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{path} is not a labeling, or damaged ({' '.join(str(error).split())[:200]}); make it again with "
-            "pi05-rl label"
-        ) from error
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise _not_a_labeling(path, error) from error
     return Labeling(columns, meta)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a labeling says it was made of; its rows are not read.
+
+    Raises:
+        DatasetError: it is damaged, or not a labeling.
+    """
+    try:
+        return json.loads((pq.read_schema(path).metadata or {})[META_KEY])
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise _not_a_labeling(path, error) from error
+
+
+def _not_a_labeling(path: Path, error: Exception) -> DatasetError:
+    reason = " ".join(str(error).split())[:200]
+    return DatasetError(f"{path} is not a labeling, or damaged ({reason}); make it again with pi05-rl label")
 
 
 def find_labeling(source: Source, name: str) -> Labeling:
@@ -202,7 +216,7 @@ def find_labeling(source: Source, name: str) -> Labeling:
     """
     path = labeling_path(source, name)
     if not path.is_file():
-        names = labeling_names(source)
+        names = labeling_names(path.parent)
         there = f"it has {', '.join(names)}" if names else "it has none"
         raise DatasetError(
             f"dataset {source.name} has no labeling {name!r} ({path}); {there}. Make it: pi05-rl label --name {name}"

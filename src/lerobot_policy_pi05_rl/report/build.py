@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from ..labeling import labels_folder
 from .frames import DatasetFrames
 from .inputs import Subject, open_subject, read_metrics
-from .labels import Labeling, labels_folder, newest_labeling, read_labeling
+from .labels import Labeling, newest_labeling, read_labeling
 from .page import render_page
 from .video import write_overlay_video
 

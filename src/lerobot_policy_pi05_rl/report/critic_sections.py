@@ -97,7 +97,7 @@ def calibration_section(labeling: Labeling) -> str:
     bins = statistics.calibration(labeling.frames)
     if not bins:
         return markup.section("Calibration of the value", "<p>No frame has both a value and a known return.</p>")
-    error = number(statistics.calibration_error(bins), 3)
+    error = number(statistics.calibration_error(labeling.frames), 3)
     figures = [
         markup.figure(
             charts.calibration_chart(bins),

@@ -63,8 +63,11 @@ def overview(labeling: Labeling) -> str:
         [
             (percent(success), "of labelled episodes succeed"),
             (percent(statistics.positive_share(labeling.frames)), "of frames tagged positive"),
-            (number(statistics.rank_correlation(labeling.frames)), "rank correlation of value and return"),
-            (number(statistics.outcome_auc(labeling.frames)), "AUC of value, success against failure"),
+            (number(statistics.spearman(labeling.frames)), "rank correlation of value and return within an episode"),
+            (
+                number(statistics.outcome_auc(labeling.frames)),
+                "AUC of mid-episode values, success against failure",
+            ),
         ]
     )
 
@@ -135,9 +138,9 @@ def comparison_section(labelings: Sequence[Labeling]) -> str:
             item.name,
             horizon_text(item),
             percent(statistics.positive_share(item.frames)),
-            number(statistics.rank_correlation(item.frames)),
+            number(statistics.spearman(item.frames)),
             number(statistics.outcome_auc(item.frames)),
-            number(statistics.calibration_error(statistics.calibration(item.frames)), 3),
+            number(statistics.calibration_error(item.frames), 3),
         ]
         for item in labelings
     ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from .. import critic_metrics
 from .labels import OUTCOMES, Labeling
 
 
@@ -79,32 +80,28 @@ def calibration(frames: pd.DataFrame, bins: int = 10) -> list[CalibrationBin]:
     ]
 
 
-def calibration_error(bins: list[CalibrationBin]) -> float:
-    """Mean distance of the bins' value and return, weighted by frames; NaN without bins."""
-    if not bins:
-        return float("nan")
-    counts = np.array([item.count for item in bins])
-    gaps = np.array([abs(item.mean_value - item.mean_return) for item in bins])
-    return float((gaps * counts).sum() / counts.sum())
+def calibration_error(frames: pd.DataFrame) -> float:
+    """As in the training log, over all frames."""
+    return critic_metrics.calibration_error(*_values_and_returns(frames))
 
 
-def rank_correlation(frames: pd.DataFrame) -> float:
-    """Spearman's correlation of value and return over all frames with a known return."""
-    known = frames[frames["return"].notna() & frames["value"].notna()]
-    if known["return"].nunique() < 2 or known["value"].nunique() < 2:
-        return float("nan")
-    return float(np.corrcoef(known["value"].rank(), known["return"].rank())[0, 1])
+def spearman(frames: pd.DataFrame) -> float:
+    """Rank correlation of value and return, mean over the episodes, as in the training log."""
+    return critic_metrics.spearman_per_episode(*_values_and_returns(frames), frames["episode_index"].to_numpy())
 
 
 def outcome_auc(frames: pd.DataFrame) -> float:
-    """The chance that a frame of a success has a higher value than a frame of a failure."""
-    known = frames[frames["outcome"].isin(("success", "failure")) & frames["value"].notna()]
-    success = (known["outcome"] == "success").to_numpy()
-    wins, losses = int(success.sum()), int((~success).sum())
-    if not wins or not losses:
-        return float("nan")
-    ranks = known["value"].rank().to_numpy()
-    return float((ranks[success].sum() - wins * (wins + 1) / 2) / (wins * losses))
+    """The chance that the value at the middle of a success is above that at the middle of a failure."""
+    episodes = frames.groupby("episode_index")["index"]
+    length = episodes.transform("size") - 1
+    place = (frames["index"] - episodes.transform("min")) / length.clip(lower=1)
+    middle = frames.iloc[critic_metrics.middle_frames(frames["episode_index"].to_numpy(), place.to_numpy())]
+    labelled = middle[middle["outcome"].isin(("success", "failure"))]
+    return critic_metrics.auc(labelled["value"].to_numpy(), (labelled["outcome"] == "success").to_numpy())
+
+
+def _values_and_returns(frames: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return frames["value"].to_numpy(), frames["return"].to_numpy()
 
 
 def extreme_moments(frames: pd.DataFrame, count: int = 3, *, largest: bool) -> pd.DataFrame:
