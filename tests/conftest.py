@@ -20,9 +20,10 @@ from lerobot.policies import make_policy, make_pre_post_processors
 from lerobot.policies.act.configuration_act import ACTConfig
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
+from lerobot_policy_pi05_rl.context import Context
 from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, FOLD, INTERVENTION, POSITION, RETURN, TASK_INDEX
 from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
-from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy, PrefixStates
+from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
@@ -139,7 +140,7 @@ def batches() -> Iterator[dict]:
         first += 6
 
 
-def read_prefix(policy: PI05RLPolicy, batch: dict) -> PrefixStates:
+def read_prefix(policy: PI05RLPolicy, batch: dict) -> Context:
     """What the actor reads of a batch's observations."""
     return policy.model.read_prefix(policy.embed_observation(batch))
 

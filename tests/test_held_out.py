@@ -57,7 +57,9 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
         lambda _, args, __: runs.append(args[0].shape[1])
     )
     states = policy.model.read_prefix(prefix)
-    columns = held_out.flow_columns(algorithm, states, batch)
+    contexts = held_out.tag_contexts(algorithm, states, batch)
+    columns = held_out.flow_columns(algorithm, contexts, batch)
+    held_out.sample_columns(algorithm, contexts, batch)
     hook.remove()
     assert runs == [length, 3, 3]  # the prefix once, then the two tags
     draws = draw(3, batch[POSITION], policy.config)
@@ -72,7 +74,8 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
 def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     algorithm, batch = make_algorithm(), make_batch()
     policy, config = algorithm.policy, algorithm.policy.config
-    columns = held_out.sample_columns(algorithm, read_prefix(policy, batch), batch)
+    contexts = held_out.tag_contexts(algorithm, read_prefix(policy, batch), batch)
+    columns = held_out.sample_columns(algorithm, contexts, batch)
     noise, chunks = draw(3, batch[POSITION], config).noise, {}
     for name in ("positive", "negative", "none"):
         config.inference_advantage = name
@@ -84,7 +87,7 @@ def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     grip = (chunks["positive"] - chunks["negative"]).square().mean(dim=(1, 2))
     torch.testing.assert_close(columns["tag_grip"], grip, rtol=1e-3, atol=1e-7)
     untagged = make_algorithm(policy_extraction="weighted")
-    assert set(held_out.flow_columns(untagged, read_prefix(policy, batch), batch)) == {"loss_actor_none"}
+    assert set(held_out.tag_contexts(untagged, read_prefix(policy, batch), batch)) == {"none"}
 
 
 # ── The watch ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -27,9 +27,9 @@ from lerobot_policy_pi05_rl.labeling import (
     read_pinned_labels,
     upper_threshold,
 )
+from lerobot_policy_pi05_rl.losses import RecapLosses
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline
-from lerobot_policy_pi05_rl.recap import RecapLosses
 from lerobot_policy_pi05_rl.returns import episode_advantages
 
 SHORT, LONG = "flip the switch", "fold the towel"

@@ -12,11 +12,13 @@ from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
+from .context import Context, Features
 from .critic_metrics import auc, calibration_error, middle_frames, spearman_per_episode
 from .data.frames import ACTION_IS_PAD, FOLD, POSITION, RETURN, FrameIndex
 from .draws import draw
-from .modeling_pi05_rl import TAG_NEGATIVE, TAG_POSITIVE, Block, Features, PrefixStates, select_tag
-from .recap import RecapAlgorithm, per_sample
+from .losses import per_sample
+from .modeling_pi05_rl import TAG_NEGATIVE, TAG_POSITIVE, select_tag
+from .recap import RecapAlgorithm
 from .returns import Outcome
 
 SAMPLED_FRAMES = 32  # held-out frames for which whole chunks are sampled: ten passes of the expert per tag
@@ -74,11 +76,12 @@ def evaluate(
             rows = {"numbers": batch[POSITION]}
             if config.trains_critic:
                 rows |= critic_columns(algorithm, policy.model.critic_features(prefix, states), batch)
-            rows |= flow_columns(algorithm, states, batch)
+            contexts = tag_contexts(algorithm, states, batch)
+            rows |= flow_columns(algorithm, contexts, batch)
             if sampled < SAMPLED_FRAMES:
                 few = min(SAMPLED_FRAMES - sampled, SAMPLED_PER_BATCH)
                 part = {key: value[:few] for key, value in batch.items() if isinstance(value, Tensor)}
-                rows |= sample_columns(algorithm, states.first(few), part)
+                rows |= sample_columns(algorithm, {tag: context.first(few) for tag, context in contexts.items()}, part)
                 sampled += len(part[POSITION])
         for name, column in rows.items():
             columns.setdefault(name, []).append(column.float().cpu().numpy())
@@ -118,28 +121,31 @@ def critic_columns(algorithm: RecapAlgorithm, features: Features, batch: dict[st
     return {"values": values, "returns": returns, "cross_entropy": torch.where(returns.isnan(), torch.nan, mean)}
 
 
-def tag_blocks(algorithm: RecapAlgorithm, batch: dict[str, Tensor]) -> dict[str, Block | None]:
-    """Tag → its block, for no tag and those that the policy knows."""
-    policy, blocks = algorithm.policy, {"none": None}
-    for name, tag in TAGS.items() if policy.config.policy_extraction == "conditioning" else ():
+def tag_contexts(algorithm: RecapAlgorithm, prefix: Context, batch: dict[str, Tensor]) -> dict[str, Context]:
+    """Tag → what the actions see under it, for no tag and those that the policy knows."""
+    model, contexts = algorithm.policy.model, {"none": prefix}
+    for name, tag in TAGS.items() if algorithm.policy.config.policy_extraction == "conditioning" else ():
         tags = torch.full((len(batch[POSITION]),), tag, device=batch[POSITION].device)
-        blocks[name] = policy.model.embed_tag(*select_tag(batch, tags))
-    return blocks
+        contexts[name] = model.read_tag(prefix, model.embed_tag(*select_tag(batch, tags)))
+    return contexts
 
 
-def flow_columns(algorithm: RecapAlgorithm, prefix: PrefixStates, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def flow_columns(
+    algorithm: RecapAlgorithm, contexts: dict[str, Context], batch: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """(B,) flow-matching error under each tag, from the same noise and time."""
     policy = algorithm.policy
     draws, actions = draw(algorithm.config.seed, batch[POSITION], policy.config), policy.prepare_action(batch)
-    return {
-        f"loss_actor_{name}": per_sample(
-            policy.model.flow_matching_error(prefix, tag, actions, draws.noise, draws.time), batch
-        )
-        for name, tag in tag_blocks(algorithm, batch).items()
+    errors = {
+        tag: policy.model.flow_matching_error(context, actions, draws.noise, draws.time)
+        for tag, context in contexts.items()
     }
+    return {f"loss_actor_{tag}": per_sample(error, batch) for tag, error in errors.items()}
 
 
-def sample_columns(algorithm: RecapAlgorithm, prefix: PrefixStates, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def sample_columns(
+    algorithm: RecapAlgorithm, contexts: dict[str, Context], batch: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """(B,) mean absolute error, in normalised actions, of the executed part of a chunk sampled under each tag from
     the same noise, and the mean square distance between the positive and the negative chunk."""
     model, config = algorithm.policy.model, algorithm.policy.config
@@ -147,11 +153,11 @@ def sample_columns(algorithm: RecapAlgorithm, prefix: PrefixStates, batch: dict[
     width, steps = batch[ACTION].shape[-1], config.n_action_steps
     valid = ~batch[ACTION_IS_PAD][:, :steps]
     chunks, columns = {}, {}
-    for name, tag in tag_blocks(algorithm, batch).items():
-        velocity = partial(model.velocity, prefix, tag)
-        chunks[name] = euler_integrate(velocity, noise, config.num_inference_steps)[:, :, :width]
-        error = (chunks[name] - batch[ACTION])[:, :steps].abs().mean(dim=2)
-        columns[f"action_error_{name}"] = (error * valid).sum(dim=1) / valid.sum(dim=1)
+    for tag, context in contexts.items():
+        chunks[tag] = euler_integrate(partial(model.velocity, context), noise, config.num_inference_steps)
+        chunks[tag] = chunks[tag][:, :, :width]
+        error = (chunks[tag] - batch[ACTION])[:, :steps].abs().mean(dim=2)
+        columns[f"action_error_{tag}"] = (error * valid).sum(dim=1) / valid.sum(dim=1)
     if "positive" in chunks:
         columns["tag_grip"] = (chunks["positive"] - chunks["negative"]).square().mean(dim=(1, 2))
     return columns

@@ -2,24 +2,19 @@
 
 Prefix (images, prompt) and actions are stock π0.5 (lerobot/policies/pi05/modeling_pi05.py). The tag tokens lie
 between them: the prefix cannot see the tag, the actions can. With no tag the block is left out and the network
-is stock π0.5 bit for bit.
+is stock π0.5.
 """
 
 import contextlib
 import logging
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
-from lerobot.policies.common.vla_utils import (
-    clone_past_key_values,
-    make_att_2d_masks,
-    prepare_attention_masks_4d,
-)
+from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy, PI05Pytorch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
@@ -28,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_pi05_rl import PI05RLConfig
+from .context import Block, Context, Features
 from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic
 from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from .towers import PaliGemmaWithExpert
@@ -38,37 +34,6 @@ logger = logging.getLogger(__name__)
 ADVANTAGE_TAG = "advantage_tag"  # batch key: (B,) int64 of the three values below
 TAG_NEGATIVE, TAG_POSITIVE, TAG_NONE = 0, 1, -1
 _TAG_BY_NAME = {"negative": TAG_NEGATIVE, "positive": TAG_POSITIVE}
-
-
-class Block(NamedTuple):
-    """Embedded tokens and their masks, as LeRobot's ``embed_prefix`` returns them."""
-
-    embs: Tensor  # (B, N, width)
-    pad_masks: Tensor  # (B, N) bool, false where no token is
-    att_masks: Tensor  # (B, N) bool, true where a new attention block starts
-
-
-class PrefixStates(NamedTuple):
-    """What the language tower made of a prefix: all that tag, actions and a shared critic need of it."""
-
-    pad_masks: Tensor  # (B, P) bool
-    att_masks: Tensor  # (B, P) bool
-    keys: list[Tensor]  # of each layer, (B, key-value heads, P, head size)
-    values: list[Tensor]
-    tapped: Tensor | None  # (B, P, width) behind layer critic_llm_depth, where the shared critic reads
-
-    def first(self, count: int) -> "PrefixStates":
-        """Those of the batch's first ``count`` samples."""
-        keys, values = ([tensor[:count] for tensor in tensors] for tensors in (self.keys, self.values))
-        tapped = None if self.tapped is None else self.tapped[:count]
-        return PrefixStates(self.pad_masks[:count], self.att_masks[:count], keys, values, tapped)
-
-
-class Features(NamedTuple):
-    """What the critic reads of an observation, detached from the actor."""
-
-    states: Tensor  # (B, P, width): the prefix itself, or with a shared critic the actor's states of it
-    mask: Tensor  # (B, P) bool, false at padding
 
 
 class PI05RLPytorch(PI05Pytorch):
@@ -136,22 +101,34 @@ class PI05RLPytorch(PI05Pytorch):
         att_masks[:, 0] = True
         return Block(self.paligemma_with_expert.embed_language_tokens(tokens), masks, att_masks)
 
-    def read_prefix(self, prefix: Block, *, for_critic_alone: bool = False) -> PrefixStates:
+    def read_prefix(self, prefix: Block, *, for_critic_alone: bool = False) -> Context:
         """The language tower over the prefix, once for the critic and for the actor under whatever tag.
 
         Args:
             for_critic_alone: run the layers alone whose output a shared critic reads.
         """
-        keys, values, tapped = self.paligemma_with_expert.read_prefix(
+        keys, values, tapped = self.paligemma_with_expert.read_language(
             prefix.embs,
             prepare_attention_masks_4d(make_att_2d_masks(prefix.pad_masks, prefix.att_masks)),
             torch.cumsum(prefix.pad_masks, dim=1) - 1,
             tap=None if self.config.use_separate_critic else self.config.critic_llm_depth,
             stop_at_tap=for_critic_alone,
         )
-        return PrefixStates(prefix.pad_masks, prefix.att_masks, keys, values, tapped)
+        return Context(prefix.pad_masks, keys, values, tapped)
 
-    def critic_features(self, prefix: Block, states: PrefixStates | None = None) -> Features:
+    def read_tag(self, prefix: Context, tag: Block) -> Context:
+        """The language tower over the tag, which sees the prefix; both are the context of the actions."""
+        own = make_att_2d_masks(tag.pad_masks, tag.att_masks)
+        before = prefix.pad_masks[:, None, :] & tag.pad_masks[:, :, None]
+        keys, values, _ = self.paligemma_with_expert.read_language(
+            tag.embs,
+            prepare_attention_masks_4d(torch.cat([before, own], dim=2)),
+            _positions(prefix.pad_masks, tag.pad_masks),
+            (prefix.keys, prefix.values),
+        )
+        return Context(torch.cat([prefix.pad_masks, tag.pad_masks], dim=1), keys, values, prefix.tapped)
+
+    def critic_features(self, prefix: Block, states: Context | None = None) -> Features:
         """What the critic reads. ``states`` are the prefix's, if they were computed; a shared critic computes what it
         needs without them."""
         if self.config.use_separate_critic:
@@ -161,44 +138,50 @@ class PI05RLPytorch(PI05Pytorch):
                 states = self.read_prefix(prefix, for_critic_alone=True)
         return Features(states.tapped.detach(), prefix.pad_masks)
 
-    def velocity(self, prefix: PrefixStates, tag: Block | None, x_t: Tensor, time: Tensor) -> Tensor:
-        """One pass over tag and noisy actions.
+    def velocities(self, context: Context, readings: list[Tensor], x_t: Tensor, time: Tensor) -> list[Tensor]:
+        """The velocity under each of several readings of one context, in one pass of the expert.
 
         Args:
+            readings: (B, N) bool masks of the context's tokens that the actions see. Each reading is a copy of the
+                action tokens; the copies do not see each other.
             x_t: (B, H, A) noisy actions; time: (B,) in (0, 1], 1 is noise.
 
         Returns:
-            (B, H, A) fp32 predicted velocity ``noise - actions``.
+            Per reading (B, H, A) fp32 predicted velocity ``noise - actions``.
         """
-        suffix_embs, suffix_pad, suffix_att, adarms_cond = self.embed_suffix(x_t, time)
-        tag_pad, tag_att = ([], []) if tag is None else ([tag.pad_masks], [tag.att_masks])
-        pad_masks = torch.cat([prefix.pad_masks, *tag_pad, suffix_pad], dim=1)
-        att_masks = torch.cat([prefix.att_masks, *tag_att, suffix_att], dim=1)
-        length = prefix.pad_masks.shape[1]
-        suffix_out = self.paligemma_with_expert.read_suffix(
-            prefix.keys,
-            prefix.values,
-            None if tag is None else tag.embs,
-            suffix_embs,
-            prepare_attention_masks_4d(make_att_2d_masks(pad_masks, att_masks)[:, length:]),
-            (torch.cumsum(pad_masks, dim=1) - 1)[:, length:],
+        embs, pad_masks, att_masks, adarms_cond = self.embed_suffix(x_t, time)
+        copies, length = len(readings), pad_masks.shape[1]
+        own = make_att_2d_masks(pad_masks, att_masks)
+        masks, positions = [], []
+        for number, reading in enumerate(readings):
+            blocks = [own if number == other else torch.zeros_like(own) for other in range(copies)]
+            masks.append(torch.cat([reading[:, None, :].expand(-1, length, -1), *blocks], dim=2))
+            positions.append(_positions(reading, pad_masks))
+        out = self.paligemma_with_expert.read_actions(
+            context.keys,
+            context.values,
+            embs.repeat(1, copies, 1),
+            prepare_attention_masks_4d(torch.cat(masks, dim=1)),
+            torch.cat(positions, dim=1),
             adarms_cond,
         ).to(torch.float32)
-        with _full_precision(suffix_out.device.type):
-            return self.action_out_proj(suffix_out)
+        with _full_precision(out.device.type):
+            return list(self.action_out_proj(out).chunk(copies, dim=1))
 
-    def flow_matching_error(
-        self, prefix: PrefixStates, tag: Block | None, actions: Tensor, noise: Tensor, time: Tensor
-    ) -> Tensor:
+    def velocity(self, context: Context, x_t: Tensor, time: Tensor) -> Tensor:
+        """:meth:`velocities` under the one reading that sees the whole context."""
+        return self.velocities(context, [context.pad_masks], x_t, time)[0]
+
+    def flow_matching_error(self, context: Context, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """(B, H, A) squared error of the velocity; ``actions`` and ``noise`` are (B, H, A), ``time`` (B,)."""
         expanded = time[:, None, None]
         x_t = expanded * noise + (1 - expanded) * actions
-        return F.mse_loss(noise - actions, self.velocity(prefix, tag, x_t, time), reduction="none")
+        return F.mse_loss(noise - actions, self.velocity(context, x_t, time), reduction="none")
 
     def forward(self, images, img_masks, tokens, masks, actions, noise, time) -> Tensor:
         """Stock's training forward (no tag): (B, H, A) squared errors."""
         prefix = self.read_prefix(Block(*self.embed_prefix(images, img_masks, tokens, masks)))
-        return self.flow_matching_error(prefix, None, actions, noise, time)
+        return self.flow_matching_error(prefix, actions, noise, time)
 
     @torch.no_grad()
     def sample_actions(
@@ -226,19 +209,16 @@ class PI05RLPytorch(PI05Pytorch):
         if noise is None:
             shape = (tokens.shape[0], self.config.chunk_size, self.config.max_action_dim)
             noise = self.sample_noise(shape, tokens.device)
-        prefix = Block(*self.embed_prefix(images, img_masks, tokens, masks))
-        context, cache = self._prefill(prefix)
-        readings = [context]
-        if tag_tokens is not None:
-            context, cache = self._prefill(self.embed_tag(tag_tokens, tag_masks), context, cache)
-            readings = [context]
-            if guidance_scale != 1.0:
-                untagged = context.clone()
-                untagged[:, prefix.pad_masks.shape[1] :] = False
-                readings.append(untagged)
+        prefix = self.read_prefix(Block(*self.embed_prefix(images, img_masks, tokens, masks)))
+        context = prefix if tag_tokens is None else self.read_tag(prefix, self.embed_tag(tag_tokens, tag_masks))
+        readings = [context.pad_masks]
+        if tag_tokens is not None and guidance_scale != 1.0:
+            untagged = context.pad_masks.clone()
+            untagged[:, prefix.pad_masks.shape[1] :] = False
+            readings.append(untagged)
 
         def velocity(x_t: Tensor, time: Tensor) -> Tensor:
-            tagged, *untagged = self.cached_velocity(readings, cache, x_t, time)
+            tagged, *untagged = self.velocities(context, readings, x_t, time)
             return tagged if not untagged else untagged[0] + guidance_scale * (tagged - untagged[0])
 
         return euler_integrate(
@@ -249,53 +229,6 @@ class PI05RLPytorch(PI05Pytorch):
             rtc_enabled=self._rtc_enabled(),
             **rtc,
         )
-
-    def cached_velocity(self, readings: list[Tensor], cache, x_t: Tensor, time: Tensor) -> list[Tensor]:
-        """The velocity (B, H, A) under each of several readings of one key-value cache, in one pass of the expert.
-
-        Args:
-            readings: (B, N) bool masks of the cache's columns that the actions may attend to. Each reading is a copy
-                of the action tokens; the copies do not see each other.
-            x_t: (B, H, A); time: (B,).
-        """
-        embs, pad, att, adarms_cond = self.embed_suffix(x_t, time)
-        copies, length = len(readings), pad.shape[1]
-        own = make_att_2d_masks(pad, att)
-        masks, positions = [], []
-        for number, reading in enumerate(readings):
-            others = [own if k == number else torch.zeros_like(own) for k in range(copies)]
-            masks.append(torch.cat([reading[:, None, :].expand(-1, length, -1), *others], dim=2))
-            positions.append(reading.sum(dim=1, keepdim=True) + torch.cumsum(pad, dim=1) - 1)
-        expert = self.paligemma_with_expert.gemma_expert.model
-        expert.config._attn_implementation = "eager"  # as stock, whose results these equal
-        (_, out), _ = self.paligemma_with_expert(
-            attention_mask=prepare_attention_masks_4d(torch.cat(masks, dim=1)),
-            position_ids=torch.cat(positions, dim=1),
-            past_key_values=clone_past_key_values(cache),
-            inputs_embeds=[None, embs.repeat(1, copies, 1)],
-            use_cache=False,
-            adarms_cond=[None, adarms_cond],
-        )
-        return list(self.action_out_proj(out.to(torch.float32)).chunk(copies, dim=1))
-
-    def _prefill(self, block: Block, past_mask: Tensor | None = None, cache=None):
-        """Append a bidirectional block to the key-value cache; returns the context's mask and the cache."""
-        mask = block.pad_masks
-        attention = mask[:, None, :] & mask[:, :, None]
-        positions = torch.cumsum(mask, dim=1) - 1
-        if past_mask is not None:
-            attention = torch.cat([past_mask[:, None, :] & mask[:, :, None], attention], dim=2)
-            positions = positions + past_mask.sum(dim=1, keepdim=True)
-            mask = torch.cat([past_mask, mask], dim=1)
-        self.language_model.config._attn_implementation = "eager"  # as stock, whose results these equal
-        _, cache = self.paligemma_with_expert(
-            attention_mask=prepare_attention_masks_4d(attention),
-            position_ids=positions,
-            past_key_values=cache,
-            inputs_embeds=[block.embs, None],
-            use_cache=True,
-        )
-        return mask, cache
 
 
 class PI05RLPolicy(PI05Policy):
@@ -381,7 +314,7 @@ class PI05RLPolicy(PI05Policy):
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict]:
         """Behaviour cloning without a tag, for stock ``lerobot-train``.
 
-        The RL update is :class:`~lerobot_policy_pi05_rl.recap.RecapLosses`.
+        The RL update is :class:`~lerobot_policy_pi05_rl.losses.RecapLosses`.
         """
         if self.training and not self._warned_untagged:
             self._warned_untagged = True
@@ -434,6 +367,11 @@ def select_tag(batch: dict[str, Tensor], tags: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(tags), device=tags.device)
     index = tags.clamp(min=0)
     return batch[ADVANTAGE_TOKENS][rows, index], batch[ADVANTAGE_MASKS][rows, index] & (tags >= 0)[:, None]
+
+
+def _positions(context: Tensor, block: Tensor) -> Tensor:
+    """(B, S) positions of a block's tokens behind those of (B, N) ``context`` that are seen; padding takes none."""
+    return context.sum(dim=1, keepdim=True) + torch.cumsum(block, dim=1) - 1
 
 
 def _full_precision(device_type: str) -> contextlib.AbstractContextManager:

@@ -1,9 +1,9 @@
 """π0.5's two towers (language model and action expert) with every size taken from the configuration, and their
-training passes with fused attention: prefix first, then tag and actions, which see its keys and values.
+passes with fused attention: prefix, tag and actions one behind the other, each seeing the keys and values before it.
 
-Stock (lerobot/policies/pi05/modeling_pi05.py: compute_layer_complete) runs both at once, computes attention eagerly
+Stock (lerobot/policies/pi05/modeling_pi05.py: compute_layer_complete) trains both at once, computes attention eagerly
 and runs the last language layer to its end, although only that layer's keys and values are ever read. Apart, the
-critic can read the prefix's states before the tag is known.
+critic can read the prefix's states before the tag is known, and training and sampling are the same code.
 """
 
 from collections.abc import Callable
@@ -71,70 +71,69 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         self.gemma_expert.model.embed_tokens = None
         self.to(torch.float32)  # fp32 master weights; compute precision is autocast's business
 
-    def read_prefix(
+    def read_language(
         self,
-        prefix: Tensor,
+        hidden: Tensor,
         attention_mask: Tensor,
         position_ids: Tensor,
+        past: tuple[list[Tensor], list[Tensor]] | None = None,
         *,
         tap: int | None = None,
         stop_at_tap: bool = False,
     ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """The language tower over the prefix (B, P, width), as in training.
+        """The language tower over the prefix, or over a block behind it, (B, N, width).
 
         Args:
-            attention_mask: (B, 1, P, P) additive, as LeRobot's ``prepare_attention_masks_4d`` makes it.
-            position_ids: (B, P).
+            attention_mask: (B, 1, N, P + N) additive, as LeRobot's ``prepare_attention_masks_4d`` makes it.
+            position_ids: (B, N).
+            past: keys and values of the P tokens in front.
             tap: the number of layers, below all of them, whose output is returned.
             stop_at_tap: run no layer behind it.
 
         Returns:
-            Keys and values (B, key-value heads, P, head size) of each layer that ran, and the tapped output (B, P,
-            width). The last layer's output is never computed.
+            Keys and values (B, key-value heads, P + N, head size) of each layer that ran, and the tapped output
+            (B, N, width). The last layer's output is never computed.
         """
         language = self.paligemma.model.language_model
-        cos, sin = language.rotary_emb(prefix, position_ids)
+        cos, sin = language.rotary_emb(hidden, position_ids)
         keys, values, tapped = [], [], None
         for number, layer in enumerate(language.layers):
             if number == tap:
-                tapped = prefix
+                tapped = hidden
                 if stop_at_tap:
                     break
             last = number + 1 == len(language.layers)
-            prefix, key, value = self._run(_prefix_layer, layer, prefix, attention_mask, cos, sin, last)
+            before = None if past is None else (past[0][number], past[1][number])
+            hidden, key, value = self._run(_language_layer, layer, hidden, before, attention_mask, cos, sin, last)
             keys.append(key)
             values.append(value)
         return keys, values, tapped
 
-    def read_suffix(
+    def read_actions(
         self,
         keys: list[Tensor],
         values: list[Tensor],
-        tag: Tensor | None,
-        suffix: Tensor,
+        actions: Tensor,
         attention_mask: Tensor,
         position_ids: Tensor,
         adarms_cond: Tensor,
     ) -> Tensor:
-        """Both towers over tag (B, T, width) and actions (B, S, expert width), which see the prefix, as in training.
+        """The expert over noisy actions (B, S, expert width), which see what stands in front of them.
 
         Args:
-            keys, values: of the prefix, from :meth:`read_prefix`.
-            attention_mask: (B, 1, T + S, P + T + S) additive.
-            position_ids: (B, T + S).
+            keys, values: of the N tokens in front, from :meth:`read_language`.
+            attention_mask: (B, 1, S, N + S) additive.
+            position_ids: (B, S).
             adarms_cond: (B, expert width) time embedding.
 
         Returns:
             (B, S, expert width) the expert's output after its final norm.
         """
-        language, expert = self.paligemma.model.language_model, self.gemma_expert.model
-        cos, sin = language.rotary_emb(suffix, position_ids)
-        for number, layers in enumerate(zip(language.layers, expert.layers, strict=True)):
-            last, past = number + 1 == len(keys), (keys[number], values[number])
-            tag, suffix = self._run(
-                _suffix_layer, layers, past, tag, suffix, attention_mask, cos, sin, adarms_cond, last
-            )
-        return expert.norm(suffix, cond=adarms_cond)[0]
+        expert = self.gemma_expert.model
+        cos, sin = self.paligemma.model.language_model.rotary_emb(actions, position_ids)
+        for layer, *past in zip(expert.layers, keys, values, strict=True):
+            actions = self._run(_expert_layer, layer, actions, past, attention_mask, cos, sin, adarms_cond)
+        return expert.norm(actions, cond=adarms_cond)[0]
 
     def _run(self, layer: Callable, *args):
         if self.gemma_expert.model.gradient_checkpointing and self.training:
@@ -142,13 +141,19 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         return layer(*args)
 
 
-def _prefix_layer(
-    layer: nn.Module, hidden: Tensor, attention_mask: Tensor, cos: Tensor, sin: Tensor, last: bool
+def _language_layer(
+    layer: nn.Module,
+    hidden: Tensor,
+    past: tuple[Tensor, Tensor] | None,
+    attention_mask: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    last: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One language layer on the prefix: its output, keys and values. The last one's output is never computed."""
+    """One language layer: its output, keys and values. The last one's output is never computed."""
     attention = layer.self_attn
     normed, _ = layer.input_layernorm(hidden)
-    key, value = _keys_values(attention, normed, cos, sin)
+    key, value = _keys_values(attention, normed, cos, sin, past)
     if not last:
         query = _rotated(attention.q_proj(normed), attention, cos, sin)
         attended = attention.o_proj(_attend(query, key, value, attention_mask, attention.scaling))
@@ -156,43 +161,32 @@ def _prefix_layer(
     return hidden, key, value
 
 
-def _suffix_layer(
-    layers: tuple[nn.Module, nn.Module],
+def _expert_layer(
+    layer: nn.Module,
+    hidden: Tensor,
     past: tuple[Tensor, Tensor],
-    tag: Tensor | None,
-    suffix: Tensor,
     attention_mask: Tensor,
     cos: Tensor,
     sin: Tensor,
     adarms_cond: Tensor,
-    last: bool,
-) -> tuple[Tensor | None, Tensor]:
-    """A pair of layers on tag and actions; the last one's tag only provides keys and values."""
-    language, expert = layers
-    length = 0 if tag is None else tag.shape[1]
-    normed, gate = expert.input_layernorm(suffix, cond=adarms_cond)
-    parts = [_project(expert.self_attn, normed, cos[:, length:], sin[:, length:])]
-    if tag is not None:
-        normed, _ = language.input_layernorm(tag)
-        parts.insert(0, _project(language.self_attn, normed, cos[:, :length], sin[:, :length]))
-    queries, keys, values = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
-    keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
-    attended = _attend(queries, keys, values, attention_mask, language.self_attn.scaling)
-    suffix = suffix + expert.self_attn.o_proj(attended[:, length:]) * gate
-    suffix = _feed_forward(expert, suffix, adarms_cond)
-    if tag is not None and not last:
-        tag = _feed_forward(language, tag + language.self_attn.o_proj(attended[:, :length]), None)
-    return tag, suffix
+) -> Tensor:
+    """One expert layer over the actions."""
+    attention = layer.self_attn
+    normed, gate = layer.input_layernorm(hidden, cond=adarms_cond)
+    query = _rotated(attention.q_proj(normed), attention, cos, sin)
+    key, value = _keys_values(attention, normed, cos, sin, past)
+    attended = attention.o_proj(_attend(query, key, value, attention_mask, attention.scaling))
+    return _feed_forward(layer, hidden + attended * gate, adarms_cond)
 
 
-def _project(attention: nn.Module, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, N, width) → rotated queries, rotated keys, values: (B, heads, N, head size)."""
-    return _rotated(attention.q_proj(normed), attention, cos, sin), *_keys_values(attention, normed, cos, sin)
-
-
-def _keys_values(attention: nn.Module, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`_project`, without the queries: the last layer's are never read."""
-    return _rotated(attention.k_proj(normed), attention, cos, sin), _heads(attention.v_proj(normed), attention)
+def _keys_values(
+    attention: nn.Module, normed: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """(B, N, width) → rotated keys, and values, (B, key-value heads, P + N, head size) behind the P past ones."""
+    key, value = _rotated(attention.k_proj(normed), attention, cos, sin), _heads(attention.v_proj(normed), attention)
+    if past is None:
+        return key, value
+    return torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
 
 
 def _rotated(projected: Tensor, attention: nn.Module, cos: Tensor, sin: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ def filter_frames(
 ) -> tuple[list[Episode], list[np.ndarray] | None]:
     """What filtered cloning draws from: the successful episodes, or the frames that a labeling tags positive.
 
-    Without a labeling, frames are filtered by the critic's advantages as they are drawn (recap.py).
+    Without a labeling, frames are filtered by the critic's advantages as they are drawn (losses.py).
 
     Raises:
         DatasetError: nothing is left.
