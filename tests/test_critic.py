@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import CAMERAS, make_algorithm, make_batch
 
+from lerobot_policy_pi05_rl.context import Features
+from lerobot_policy_pi05_rl.critic import pool_images
 from lerobot_policy_pi05_rl.data.episodes import Episode, assign_folds
 from lerobot_policy_pi05_rl.data.frames import AHEAD_DISCOUNT, AHEAD_REWARD, FOLD, RETURN, TASK_INDEX, ahead
 from lerobot_policy_pi05_rl.data.sources import DatasetError
@@ -45,6 +47,28 @@ def random_heads(algorithm) -> None:
     torch.manual_seed(5)
     for member in algorithm.policy.model.critic.members:
         torch.nn.init.normal_(member.head.weight, std=0.3)
+
+
+# ── What it reads ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_pooled_images_are_the_means_of_squares_in_reading_order_and_the_prompt_stays():
+    rows = torch.arange(4.0)[:, None] * 10 + torch.arange(4.0)  # of one 4 × 4 grid
+    states = torch.cat([rows.flatten(), 100 + rows.flatten(), torch.tensor([7.0, 8.0, 9.0])])[None, :, None]
+    mask = torch.ones(1, 35, dtype=torch.bool)
+    mask[:, 16:32] = mask[:, 34] = False  # no second camera; the prompt is padded
+    pooled = pool_images(Features(states, mask), cameras=2, grid=4, side=2)
+    assert pooled.states[0, :4, 0].tolist() == [5.5, 7.5, 25.5, 27.5]
+    assert pooled.states[0, 4:, 0].tolist() == [105.5, 107.5, 125.5, 127.5, 7.0, 8.0, 9.0]
+    assert pooled.mask[0].tolist() == [True] * 4 + [False] * 4 + [True, True, False]
+
+
+def test_the_critic_reads_pooled_images_where_the_configuration_says_so():
+    lengths = []
+    for side in (1, 2):
+        policy = make_algorithm(critic_image_pooling=side).policy
+        lengths.append(policy.read_for_critic(make_batch()).states.shape[1])
+    assert lengths == [2 * 4 + 9, 2 * 1 + 9]  # 32 pixels in patches of 16, two cameras, nine tokens
 
 
 # ── Cross-fitting ────────────────────────────────────────────────────────────────────────────────────────────────

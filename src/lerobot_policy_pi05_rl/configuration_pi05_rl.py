@@ -19,6 +19,7 @@ LEAST_VALUES = {
     "offline_buffer_capacity": 1,
     "advantage_window": 1,
     "num_value_queries": 1,
+    "critic_image_pooling": 1,
     "num_value_bins": 2,
     "critic_folds": 1,
     "n_step": 1,
@@ -95,6 +96,8 @@ class PI05RLConfig(PI05Config):
     use_separate_critic: bool | None = True  # null, in checkpoints of the first version, is true
     critic_llm_depth: int = 6
     num_value_queries: int = 4
+    # A separate critic reads the mean of each square of so many by so many image tokens; 1: every token.
+    critic_image_pooling: int = 1
     # Critics, each blind to its part of the episodes and asked about that part alone (cross-fitting); 1: one critic,
     # which also labels the episodes it has learnt from.
     critic_folds: int = 1
@@ -226,6 +229,16 @@ class PI05RLConfig(PI05Config):
                 f"policy.image_resolution {tuple(self.image_resolution)} is not a multiple of "
                 f"policy.vision_patch_size ({self.vision_patch_size})"
             )
+        if self.image_grid % self.critic_image_pooling:
+            raise ValueError(
+                f"policy.critic_image_pooling ({self.critic_image_pooling}) does not divide the {self.image_grid} "
+                "image tokens of a row"
+            )
+
+    @property
+    def image_grid(self) -> int:
+        """Image tokens of a row, and of a column, of each camera."""
+        return self.image_resolution[0] // self.vision_patch_size
 
     @property
     def uses_advantage(self) -> bool:

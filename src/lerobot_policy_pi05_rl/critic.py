@@ -13,6 +13,8 @@ from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attenti
 from lerobot.policies.pi_gemma import PiGemmaModel
 from torch import Tensor, nn
 
+from .context import Features
+
 
 class ValueBins(nn.Module):
     """A categorical distribution over returns: ``num_bins`` equal bins on [support_min, support_max].
@@ -54,6 +56,23 @@ class ValueBins(nn.Module):
         """(…, num_bins) logits, (…) returns → (…) cross-entropy in nats, fp32."""
         target = self.target(returns.flatten()).view_as(logits)
         return -(target * logits.float().log_softmax(dim=-1)).sum(dim=-1)
+
+
+def pool_images(features: Features, *, cameras: int, grid: int, side: int) -> Features:
+    """Each square of ``side`` × ``side`` image tokens becomes their mean; the prompt's tokens stay.
+
+    Args:
+        features: their first ``cameras · grid²`` tokens are the images', row by row; an image is there or not as a
+            whole.
+    """
+    if side == 1:
+        return features
+    count, rows = cameras * grid**2, grid // side
+    images, prompt = features.states[:, :count], features.states[:, count:]
+    squares = images.unflatten(1, (cameras, rows, side, rows, side)).mean(dim=(3, 5)).flatten(1, 3)
+    there = features.mask[:, :count].unflatten(1, (cameras, grid**2))[:, :, 0]
+    mask = there[:, :, None].expand(-1, -1, rows**2).flatten(1)
+    return Features(torch.cat([squares, prompt], dim=1), torch.cat([mask, features.mask[:, count:]], dim=1))
 
 
 class ValueCritic(nn.Module):

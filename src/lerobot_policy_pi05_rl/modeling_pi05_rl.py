@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_pi05_rl import PI05RLConfig
 from .context import Block, Context, Features
-from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic
+from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic, pool_images
 from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from .towers import PaliGemmaWithExpert
 from .weights import CRITIC_PREFIX, load_policy_weights
@@ -132,7 +132,12 @@ class PI05RLPytorch(PI05Pytorch):
         """What the critic reads. ``states`` are the prefix's, if they were computed; a shared critic computes what it
         needs without them."""
         if self.config.use_separate_critic:
-            return Features(prefix.embs.detach(), prefix.pad_masks)
+            return pool_images(
+                Features(prefix.embs.detach(), prefix.pad_masks),
+                cameras=len(self.config.image_features),
+                grid=self.config.image_grid,
+                side=self.config.critic_image_pooling,
+            )
         if states is None:
             with torch.no_grad():
                 states = self.read_prefix(prefix, for_critic_alone=True)
