@@ -77,6 +77,7 @@ VARIANTS = {
     "recap_short": Variant("RECAP, λ = 0.7 for every task", (NO_CRITIC,), labels="short"),
     "recap_joint": Variant("RECAP, labels of the critics beside it", ("--policy.critic_warmup_steps=100",)),
     "recap_shared": Variant("RECAP, critics on the actor's states", (NO_CRITIC,), labels="shared"),
+    "recap_pooled": Variant("RECAP, critics on pooled images", (NO_CRITIC,), labels="pooled"),
     "recap_text": Variant("RECAP, tag in the text", labels="critic", script="tag_in_text.py"),
     "recap_td": Variant("RECAP, TD critics", (NO_CRITIC,), labels="td"),
     "oracle_plain": Variant("oracle labels, RECAP, positive weight 1", PLAIN_RECAP, labels="oracle"),
@@ -98,6 +99,7 @@ LABELINGS = {
     "short": ("critic", (), ("--trace", "0.7")),
     "td": ("critic_td", ("--policy.critic_target=td",), HORIZON),
     "one": ("critic_one", ("--policy.critic_folds=1",), HORIZON),
+    "pooled": ("critic_pooled", ("--policy.critic_image_pooling=2",), HORIZON),
     "shared": ("critic_shared", ("--policy.use_separate_critic=false",), HORIZON),
 }
 
