@@ -33,7 +33,7 @@ REPLACED_KEYS = {
     "storage_device": "frames stay in the dataset's own files and are decoded when drawn",
     "async_prefetch": "num_workers and prefetch_factor of the data loader prefetch",
 }
-# Fields that the shapes of a checkpoint's tensors (and its chunks) depend on.
+# Fields that the shapes of a checkpoint's tensors and what its networks read (and its chunks) depend on.
 SIZE_FIELDS = [
     "llm_width",
     "llm_mlp_dim",
@@ -54,7 +54,9 @@ SIZE_FIELDS = [
     "max_action_dim",
     "max_state_dim",
     "num_value_bins",
+    "use_separate_critic",
     "critic_llm_depth",
+    "critic_image_pooling",
     "critic_folds",
     "num_value_queries",
 ]
