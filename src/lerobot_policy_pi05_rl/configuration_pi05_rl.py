@@ -96,8 +96,9 @@ class PI05RLConfig(PI05Config):
     use_separate_critic: bool | None = True  # null, in checkpoints of the first version, is true
     critic_llm_depth: int = 6
     num_value_queries: int = 4
-    # A separate critic reads the mean of each square of so many by so many image tokens; 1: every token.
-    critic_image_pooling: int = 1
+    # A separate critic reads the mean of each square of so many by so many image tokens; 1: every token. Two by two
+    # costs a third and labels as well (docs/method.md).
+    critic_image_pooling: int = 2
     # Critics, each blind to its part of the episodes and asked about that part alone (cross-fitting); 1: one critic,
     # which also labels the episodes it has learnt from.
     critic_folds: int = 1
@@ -232,7 +233,7 @@ class PI05RLConfig(PI05Config):
         if self.image_grid % self.critic_image_pooling:
             raise ValueError(
                 f"policy.critic_image_pooling ({self.critic_image_pooling}) does not divide the {self.image_grid} "
-                "image tokens of a row"
+                "image tokens of a row; set it to 1"
             )
 
     @property
