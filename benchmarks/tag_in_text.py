@@ -15,26 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lerobot.processor import ComplementaryDataProcessorStep, PolicyProcessorPipeline, ProcessorStepRegistry
-from lerobot.utils.random_utils import set_seed
 
 from lerobot_policy_pi05_rl.checkpointing import load_training_state
 from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
 from lerobot_policy_pi05_rl.config import load_config
 from lerobot_policy_pi05_rl.data.frames import PINNED_TAG, POSITION
-from lerobot_policy_pi05_rl.data.loading import open_offline_data
 from lerobot_policy_pi05_rl.demo.evaluate import main as evaluate
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.metrics import MetricsWindow, MetricsWriter
 from lerobot_policy_pi05_rl.modeling_pi05_rl import TAG_NONE, TAG_POSITIVE
-from lerobot_policy_pi05_rl.offline_learner import (
-    find_checkpoint,
-    make_policy,
-    make_preprocess,
-    make_processors,
-    run_loop,
-)
+from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, prepare, run_loop
 from lerobot_policy_pi05_rl.processor_pi05_rl import TAG_TEXTS, PreparePromptStep
-from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
 ACTION_WORD = "Action: "  # the end of π0.5's prompt
 
@@ -80,17 +71,9 @@ def train(arguments: list[str]) -> Path | None:
     with_dropout = replace(cfg.policy)
     cfg.policy.advantage_dropout = 1.0  # no tag block: the text says it
     checkpoint = find_checkpoint(cfg)
-    set_seed(cfg.seed)
-    data = open_offline_data(cfg)
-    policy = make_policy(cfg, checkpoint)
-    processors = make_processors(cfg, data, policy, checkpoint)
-    step, preprocess = tag_step(processors[0]), make_preprocess(processors[0], next(policy.parameters()).device)
-    algorithm = RecapAlgorithm(
-        policy,
-        RecapConfig(policy_config=cfg.policy, seed=cfg.seed, total_steps=cfg.policy.offline_steps),
-        tasks=data.labels.tasks,
-        preprocess=with_tags(preprocess, step, cfg.seed, with_dropout),
-    )
+    data, algorithm, processors = prepare(cfg, checkpoint)
+    step = tag_step(processors[0])
+    algorithm.preprocess = with_tags(algorithm.preprocess, step, cfg.seed, with_dropout)
     window, first_step = MetricsWindow(), None
     if checkpoint is not None:
         window.load_state_dict(load_training_state(checkpoint, algorithm))

@@ -72,19 +72,7 @@ def train_offline(cfg: PI05RLTrainConfig) -> Path:
     """
     cfg.validate()
     checkpoint = find_checkpoint(cfg)
-    set_seed(cfg.seed)
-    cfg.policy.device = cfg.policy.learner_device or cfg.policy.device
-    data = open_offline_data(cfg)
-    logger.info("%s Data: %s", TAG, data.description)
-    policy = make_policy(cfg, checkpoint)
-    processors = make_processors(cfg, data, policy, checkpoint)
-    check_prompt_lengths(processors[0], data.labels.tasks, cfg.policy.robot_state_feature.shape[0])
-    algorithm = RecapAlgorithm(
-        policy,
-        RecapConfig(policy_config=cfg.policy, seed=cfg.seed, total_steps=cfg.policy.offline_steps),
-        tasks=data.labels.tasks,
-        preprocess=make_preprocess(processors[0], next(policy.parameters()).device),
-    )
+    data, algorithm, processors = prepare(cfg, checkpoint)
     window, first_step = MetricsWindow(), 0
     if checkpoint is not None:
         window.load_state_dict(load_training_state(checkpoint, algorithm))
@@ -99,6 +87,28 @@ def train_offline(cfg: PI05RLTrainConfig) -> Path:
         return run_loop(cfg, data, algorithm, processors, window, writer) or checkpoint or cfg.run_dir
     finally:
         writer.close()
+
+
+def prepare(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> tuple[OfflineData, RecapAlgorithm, tuple]:
+    """Data, algorithm and processors of a run, before its first step.
+
+    Args:
+        checkpoint: the one to resume; None: a fresh run.
+    """
+    set_seed(cfg.seed)
+    cfg.policy.device = cfg.policy.learner_device or cfg.policy.device
+    data = open_offline_data(cfg)
+    logger.info("%s Data: %s", TAG, data.description)
+    policy = make_policy(cfg, checkpoint)
+    processors = make_processors(cfg, data, policy, checkpoint)
+    check_prompt_lengths(processors[0], data.labels.tasks, cfg.policy.robot_state_feature.shape[0])
+    algorithm = RecapAlgorithm(
+        policy,
+        RecapConfig(policy_config=cfg.policy, seed=cfg.seed, total_steps=cfg.policy.offline_steps),
+        tasks=data.labels.tasks,
+        preprocess=make_preprocess(processors[0], next(policy.parameters()).device),
+    )
+    return data, algorithm, processors
 
 
 def run_loop(

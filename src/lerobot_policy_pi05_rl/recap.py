@@ -11,6 +11,7 @@ import torch
 from lerobot.rl.algorithms.base import RLAlgorithm
 from lerobot.rl.algorithms.configs import RLAlgorithmConfig, TrainingStats
 from torch import Tensor
+from torch.profiler import record_function
 
 from .configuration_pi05_rl import PI05RLConfig
 from .data.frames import POSITION
@@ -120,29 +121,42 @@ class RecapAlgorithm(RLAlgorithm):
         accumulation = self.policy.config.gradient_accumulation_steps
         totals: dict[str, float] = {}
         for _ in range(accumulation):
-            batch = self.preprocess(next(batch_iterator))
-            draws = draw(self.config.seed, batch[POSITION], self.policy.config)
-            loss, metrics, self.histograms = self.losses(batch, draws, train_actor=train_actor)
+            with record_function("data"):
+                samples = next(batch_iterator)
+            with record_function("preprocess"):
+                batch = self.preprocess(samples)
+                draws = draw(self.config.seed, batch[POSITION], self.policy.config)
+            with record_function("forward"):
+                loss, metrics, self.histograms = self.losses(batch, draws, train_actor=train_actor)
             if loss.requires_grad:  # a stopped critic has nothing to learn in a step without the actor
-                (loss / accumulation).backward()
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + float(value) / accumulation
-        norms = {}
-        for name, parameters in self.parameters.items():
-            if self.losses.critic_learns if name == "critic" else train_actor:
-                norm = torch.nn.utils.clip_grad_norm_(parameters, self.policy.config.resolved_grad_clip_norm)
-                norms[name] = float(norm)
+                with record_function("backward"):
+                    (loss / accumulation).backward()
+            values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one wait for the device
+            for name, value in zip(metrics, values, strict=True):
+                totals[name] = totals.get(name, 0.0) + value / accumulation
+        with record_function("clip"):
+            norms = self._clip(train_actor=train_actor)
         if not all(torch.isfinite(torch.tensor(list(norms.values())))):
             raise UserError(
                 f"the gradient is not finite at step {self.optimization_step} ({norms}); no weight was changed. Look "
                 "at the dataset's statistics and actions, or lower policy.actor_lr and policy.critic_lr"
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.losses.update_target()
+        with record_function("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.losses.update_target()
         losses = {name: value for name, value in totals.items() if name.startswith("loss_")}
         extra = {name: value for name, value in totals.items() if name not in losses}
         return TrainingStats(losses=losses, grad_norms=norms, extra=extra)
+
+    def _clip(self, *, train_actor: bool) -> dict[str, float]:
+        """Clip each group that learns in this step by itself; returns the gradient norms before."""
+        norms = {}
+        for name, parameters in self.parameters.items():
+            if self.losses.critic_learns if name == "critic" else train_actor:
+                norm = torch.nn.utils.clip_grad_norm_(parameters, self.policy.config.resolved_grad_clip_norm)
+                norms[name] = float(norm)
+        return norms
 
     def observe_held_out(self, metrics: dict[str, float]) -> None:
         """Tell the critic's watch of an evaluation; a critic that it stops no longer trains, the actor goes on."""
