@@ -77,8 +77,8 @@ def test_nothing_is_changed_when_one_tensor_does_not_fit(tmp_path, tiny_policy):
     save_file(tensors, tmp_path / "model.safetensors")
     policy = PI05RLPolicy(tiny_config())
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    from lerobot_policy_pi05_rl.weights import load_policy_weights
+    from lerobot_policy_pi05_rl.weights import load_policy_weights, locate
 
     with pytest.raises(CheckpointError, match=r"action_in_proj\.weight: \(3, 3\) in the file, \(32, 8\) here"):
-        load_policy_weights(policy, tmp_path)
+        load_policy_weights(policy, locate(tmp_path))
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())

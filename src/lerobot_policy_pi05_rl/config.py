@@ -60,6 +60,7 @@ SIZE_FIELDS = [
     "critic_folds",
     "num_value_queries",
 ]
+LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the ones that leave the base as it is
 ALIASES = {"offline_output_dir": "output_dir_offline"}
 
 
@@ -119,8 +120,9 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
                 raise ConfigError(
                     f"output_dir_offline and output_dir are both {offline}; the two runs never share one"
                 )
-        if self.peft is not None or self.sample_weighting is not None:
-            raise ConfigError("peft and sample_weighting are not supported by the offline learner")
+        if self.sample_weighting is not None:
+            raise ConfigError("sample_weighting is not supported by the offline learner")
+        self._check_peft()
         if self.policy.uses_advantage and not self.policy.train_critic and self.dataset.labeling is None:
             raise ConfigError(
                 "policy.train_critic is false, but advantages come from the critic; let it train, or name a labeling "
@@ -137,6 +139,27 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             if getattr(self.policy, key) is not None:
                 logger.warning("policy.%s is accepted and has no effect: %s", key, replacement)
         self.job_name = self.job_name or "pi05_rl_offline"
+
+    def _check_peft(self) -> None:
+        self.policy.use_peft = False  # LeRobot sets it once there is an adapter; `peft` asks for one
+        if self.peft is None:
+            return
+        if not self.policy.pi05_checkpoint:
+            raise ConfigError(
+                "peft adapts the weights of a checkpoint, but policy.pi05_checkpoint is null; name one, or leave peft "
+                "out to train everything"
+            )
+        if self.peft.method_type.upper() != "LORA":
+            raise ConfigError(f"peft.method_type must be LORA, got {self.peft.method_type!r}")
+        if self.peft.init_type not in (None, *LORA_INITS):
+            raise ConfigError(
+                f"peft.init_type must be null or one of {', '.join(LORA_INITS)}, got {self.peft.init_type!r}: others "
+                "change the base's weights, which the checkpoint does not store"
+            )
+        for name in ("r", "lora_alpha"):
+            value = getattr(self.peft, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"peft.{name} must be at least 1, got {value}")
 
     @property
     def run_dir(self) -> Path:

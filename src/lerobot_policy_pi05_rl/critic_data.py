@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from .config import PI05RLTrainConfig
 from .data.episodes import LabelledEpisodes, reward_discount
 from .data.loading import OfflineData
 from .data.sources import Source
 from .labeling import dataset_fingerprint
-from .weights import CRITIC_PREFIX, CheckpointError, map_keys, resolve_weights_file
+from .weights import CRITIC_PREFIX, CheckpointError, CheckpointFiles, locate, open_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -124,19 +124,22 @@ def critic_fingerprint(checkpoint: str | Path, support: tuple[float, float]) -> 
     Raises:
         CheckpointError: there are no weights, or they are damaged.
     """
-    file = resolve_weights_file(checkpoint)
+    files = locate(checkpoint)
     digest = hashlib.blake2b(repr(tuple(map(float, support))).encode(), digest_size=16)
-    try:
-        with safe_open(file, framework="pt") as stored:
-            names = map_keys(list(stored.keys()))
-            if not any(key.startswith(CRITIC_PREFIX) for key in names):
-                return None
-            for key in sorted(key for key in names if key.startswith((CRITIC_PREFIX, *READ_PREFIXES))):
-                tensor = stored.get_tensor(names[key]).contiguous()
-                digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.flatten().view(torch.uint8).numpy())
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is damaged or truncated ({error}); use another checkpoint") from error
-    for state in sorted(file.parent.glob(PREPROCESSOR_STATES)):
+    with open_tensors(files) as stored:
+        if not any(key.startswith(CRITIC_PREFIX) for key in stored):
+            return None
+        for key in sorted(key for key in stored if key.startswith((CRITIC_PREFIX, *READ_PREFIXES))):
+            _update(digest, key, stored[key].read())
+    if files.adapter is not None:
+        with open_tensors(CheckpointFiles(files.adapter)) as stored:
+            for key in sorted(key for key in stored if key.startswith(READ_PREFIXES)):
+                _update(digest, key, stored[key].read())
+    for state in sorted(files.directory.glob(PREPROCESSOR_STATES)):
         digest.update(state.read_bytes())
     return digest.hexdigest()
+
+
+def _update(digest: "hashlib.blake2b", key: str, tensor: Tensor) -> None:
+    digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())

@@ -19,7 +19,7 @@ from .label_options import LabelOptions
 from .modeling_pi05_rl import PI05RLPolicy
 from .offline_learner import load_processors, make_preprocess
 from .processor_pi05_rl import check_prompt_lengths
-from .weights import CheckpointError, resolve_weights_file
+from .weights import CheckpointError, locate
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def load_critic(path: str) -> Critic | None:
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
     """
-    resolve_weights_file(path)
+    locate(path)
     try:
         policy = PreTrainedConfig.from_pretrained(path)
     except (OSError, ValueError, DraccusException) as error:

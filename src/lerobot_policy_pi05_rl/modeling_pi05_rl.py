@@ -22,12 +22,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .adapters import (
+    Adapter,
+    check_targets,
+    load_adapter,
+    locate_for,
+    merge_adapter,
+    save_adapter,
+    untouched_modules,
+)
 from .configuration_pi05_rl import PI05RLConfig
 from .context import Block, Context, Features
 from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic, pool_images
 from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from .towers import PaliGemmaWithExpert
-from .weights import CRITIC_PREFIX, load_policy_weights
+from .weights import CRITIC_PREFIX, load_policy_weights, stores_critic
 
 logger = logging.getLogger(__name__)
 
@@ -247,6 +256,7 @@ class PI05RLPolicy(PI05Policy):
         PreTrainedPolicy.__init__(self, config)
         config.validate_features()
         self.config = config
+        self.adapter: Adapter | None = None
         self.init_rtc_processor()
         self.model = PI05RLPytorch(config, self.rtc_processor, with_critic=load_critic)
         if config.gradient_checkpointing:
@@ -262,13 +272,15 @@ class PI05RLPolicy(PI05Policy):
         *,
         config: PreTrainedConfig | None = None,
         load_critic: bool = True,
+        keep_adapter: bool = False,
         strict: bool = True,
         **kwargs,
     ) -> "PI05RLPolicy":
         """Load one of our checkpoints, or a stock π0.5 whose critic then starts from the actor (and says so).
 
         LeRobot's own ``PI05Policy.from_pretrained`` prints and returns random weights on a missing file or a
-        wrong shape; this one raises.
+        wrong shape; this one raises. A checkpoint in PEFT form is its base with the adapter merged into it, or with
+        ``keep_adapter`` apart from it, to be trained on.
 
         Raises:
             CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected or of another shape.
@@ -282,10 +294,29 @@ class PI05RLPolicy(PI05Policy):
                     f"{pretrained_name_or_path} holds a policy of type {config.type!r}; pass config=PI05RLConfig(…) "
                     "to start a pi05_rl policy from its weights"
                 )
+        files = locate_for(config, pretrained_name_or_path, **hub_kwargs)
+        if config.use_peft:  # an adapter's checkpoint, or its base: a critic that neither stores was never trained
+            load_critic = load_critic and stores_critic(files)
         policy = cls(config, load_critic=load_critic)
-        load_policy_weights(policy, pretrained_name_or_path, **hub_kwargs)
+        load_policy_weights(policy, files)
+        if files.adapter is not None:
+            (load_adapter if keep_adapter else merge_adapter)(policy, files)
         policy.to(config.device)
         return policy.eval()
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.adapter is None:
+            super()._save_pretrained(save_directory, state_dict=state_dict)
+        else:
+            save_adapter(self, save_directory)
+
+    def _get_default_peft_targets(self) -> dict[str, str | list[str]]:
+        """LeRobot's targets for π0.5; whatever the targets, the critic stays as it is."""
+        return {**super()._get_default_peft_targets(), "exclude_modules": untouched_modules(self)}
+
+    def _validate_peft_config(self, peft_config) -> None:
+        super()._validate_peft_config(peft_config)
+        check_targets(self, peft_config.target_modules, peft_config.modules_to_save)
 
     def get_optim_params(self) -> list[nn.Parameter]:
         """What stock ``lerobot-train`` optimises: the actor (it computes no critic loss)."""

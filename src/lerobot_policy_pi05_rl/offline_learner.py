@@ -17,6 +17,7 @@ from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from lerobot.utils.random_utils import set_seed
 from torch import Tensor
 
+from .adapters import add_adapter, check_same_settings
 from .checkpointing import last_checkpoint, load_training_state, save_checkpoint
 from .config import ConfigError, PI05RLTrainConfig
 from .configuration_pi05_rl import PI05RLConfig
@@ -54,7 +55,7 @@ from .processor_pi05_rl import (
 )
 from .recap import RecapAlgorithm, RecapConfig
 from .runtime import StopSignal, TimedIterator, progress_bar
-from .weights import stores_critic
+from .weights import locate, stores_critic
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +202,20 @@ def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy
     source = cfg.policy.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
     if source is not None:
         logger.info("%s Loading weights from %s", TAG, source)
-        with_critic = cfg.policy.trains_critic or stores_critic(source)
-        return PI05RLPolicy.from_pretrained(source, config=cfg.policy, load_critic=with_critic)
+        files = locate(source)
+        if checkpoint is not None and (cfg.peft is None) != (files.adapter is None):
+            held, asked = ("all weights", "an adapter (peft)") if cfg.peft else ("an adapter", "no peft")
+            raise ConfigError(f"{source} holds {held}, but the configuration asks for {asked}; resume with its own")
+        with_critic = cfg.policy.trains_critic or stores_critic(files)
+        adapting = cfg.peft is not None
+        policy = PI05RLPolicy.from_pretrained(
+            source, config=cfg.policy, load_critic=with_critic, keep_adapter=adapting
+        )
+        if adapting and policy.adapter is None:
+            add_adapter(policy, cfg.peft, source)
+        elif adapting:
+            check_same_settings(policy, cfg.peft, source)
+        return policy
     logger.warning("%s policy.pi05_checkpoint is null: the policy starts from RANDOM weights", TAG)
     policy = PI05RLPolicy(cfg.policy, load_critic=cfg.policy.trains_critic)
     return policy.to(cfg.policy.device)
