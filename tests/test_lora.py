@@ -15,7 +15,7 @@ from lerobot.policies.factory import make_policy as lerobot_make_policy
 from safetensors.torch import load_file, save_file
 from test_resume import metrics, step_back
 
-from lerobot_policy_pi05_rl.adapters import add_adapter, check_targets, untouched_modules
+from lerobot_policy_pi05_rl.adapters import Adapter, add_adapter, check_targets, untouched_modules
 from lerobot_policy_pi05_rl.config import ConfigError, load_config
 from lerobot_policy_pi05_rl.critic_data import critic_fingerprint
 from lerobot_policy_pi05_rl.errors import UserError
@@ -195,6 +195,22 @@ def test_the_command_line_names_targets_as_lerobot_train_does(tmp_path):
     assert load_config(path, ["--peft.target_modules=[q_proj,v_proj]"]).peft.target_modules == ["q_proj", "v_proj"]
     with pytest.raises(ConfigError, match=r"unknown key peft.lora_r"):
         load_config(path, ["--peft.lora_r=8"])
+
+
+def test_beside_the_adapters_own_parameters_only_the_critic_trains():
+    """Whatever PEFT has chosen; here two projections stand for it."""
+    torch.manual_seed(0)
+    policy = randomised(PI05RLPolicy(tiny_config(advantage_window=4, actor_lr=1e-3, critic_lr=1e-3)))
+    chosen = [*policy.model.action_in_proj.parameters(), *policy.model.action_out_proj.parameters()]
+    policy.adapter = Adapter(None, chosen, owns_critic=True)
+    config = RecapConfig(policy_config=policy.config, seed=3, total_steps=10)
+    algorithm = RecapAlgorithm(policy, config, tasks=["pick the cube"])
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    algorithm.update(batches())
+    trained = {id(p) for p in (*chosen, *policy.model.critic.parameters())}
+    assert changed(before, policy.state_dict()) == {n for n, p in policy.named_parameters() if id(p) in trained}
+    assert {id(p) for p in algorithm.optimizer.state} == trained
+    assert all(p.grad is None and not p.requires_grad for p in policy.parameters() if id(p) not in trained)
 
 
 # What follows trains, with PEFT.

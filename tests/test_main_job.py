@@ -5,6 +5,7 @@ A short form of `make demo`, through the console scripts, in processes that impo
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,33 @@ def test_stock_lerobot_train_goes_on_from_the_checkpoint(demo, tmp_path):
     config = json.loads((tmp_path / "run/checkpoints/last/pretrained_model/config.json").read_text())
     assert config["type"] == "pi05_rl"
     assert config["inference_advantage"] == "none"  # cloning saw no tag, and says so
+
+
+def test_stock_lerobot_eval_runs_a_lora_checkpoint_that_was_stopped_and_resumed(demo, tmp_path):
+    base = (demo / "bc" / "checkpoints" / "last" / "pretrained_model").resolve()
+    command = (
+        *(SCRIPTS / "pi05-rl", "offline", CONFIG, "--peft.method_type=LORA", "--peft.r=4"),
+        *(f"--policy.pi05_checkpoint={base}", f"--dataset.root={demo / 'dataset'}", "--policy.offline_steps=4"),
+        *("--save_freq=2", "--keep_last_checkpoints=2", "--output_dir_offline=lora"),
+    )
+    run(*command, cwd=tmp_path)
+    checkpoints = tmp_path / "lora" / "checkpoints"
+    shutil.rmtree(checkpoints / "000004")
+    (checkpoints / "last").unlink()
+    (checkpoints / "last").symlink_to("000002")
+    run(*command, "--resume=true", cwd=tmp_path)
+    checkpoint = (checkpoints / "000004" / "pretrained_model").resolve()
+    assert not (checkpoint / "model.safetensors").exists()
+    run(
+        SCRIPTS / "lerobot-eval",
+        f"--policy.path={checkpoint}",
+        "--env.type=panda_pick_cube",
+        "--eval.n_episodes=2",
+        "--eval.batch_size=2",
+        cwd=tmp_path,
+    )
+    info = json.loads(next(tmp_path.rglob("eval_info.json")).read_text())
+    assert info["overall"]["n_episodes"] == 2
 
 
 def test_importing_the_offline_learner_imports_nothing_of_online(tmp_path):

@@ -5,6 +5,7 @@ JSON or YAML, with ``--key=value`` overrides, decoded by draccus into a subclass
 """
 
 import importlib
+import importlib.util
 import json
 import logging
 import re
@@ -160,6 +161,8 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             value = getattr(self.peft, name)
             if value is not None and value < 1:
                 raise ConfigError(f"peft.{name} must be at least 1, got {value}")
+        if importlib.util.find_spec("peft") is None:
+            raise ConfigError("the package peft is not installed: pip install 'lerobot[peft]'")
 
     @property
     def run_dir(self) -> Path:
