@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import CAMERAS, make_batch, model_inputs, randomised, tiny_config
+from conftest import make_batch, model_inputs, randomised, tiny_config
 from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
-from lerobot_policy_pi05_rl.context import Block
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 
 PREFIX = ("images", "img_masks", "tokens", "masks")
@@ -26,7 +25,7 @@ def sample(model, inputs, *, scale=1.0, tag=True, **kwargs):
 
 def two_passes(model, inputs, scale):
     """Guidance as its formula says: two separate passes of the training forward at every step."""
-    prefix = model.read_prefix(Block(*model.embed_prefix(*(inputs[name] for name in PREFIX))))
+    prefix = model.read_prefix(model.embed_observation(*(inputs[name] for name in PREFIX)))
     tag = model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
     with_tag, x_t = model.read_tag(prefix, tag), inputs["noise"]
     for step in range(STEPS):
@@ -60,7 +59,7 @@ def test_a_scale_of_one_is_plain_conditioning_bit_for_bit_and_zero_forgets_the_t
 
 def test_the_readings_of_one_cache_do_not_see_each_other(policy):
     model, inputs = policy.model, model_inputs()
-    prefix = model.read_prefix(Block(*model.embed_prefix(*(inputs[name] for name in PREFIX))))
+    prefix = model.read_prefix(model.embed_observation(*(inputs[name] for name in PREFIX)))
     context = model.read_tag(prefix, model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool)))
     tagged, untagged = context.pad_masks, context.pad_masks.clone()
     untagged[:, -3:] = False
@@ -76,7 +75,7 @@ def test_the_readings_of_one_cache_do_not_see_each_other(policy):
 def test_the_prefix_runs_once_whatever_the_scale_and_the_expert_once_a_step(policy, scale):
     model, lengths, counts = policy.model, [], {"vision": 0, "expert": 0}
     inputs = model_inputs()
-    prefix_length = model.embed_prefix(*(inputs[name] for name in PREFIX))[0].shape[1]
+    prefix_length = model.embed_observation(*(inputs[name] for name in PREFIX)).embs.shape[1]
 
     def count(name):
         return lambda *_: counts.update({name: counts[name] + 1})
@@ -92,7 +91,7 @@ def test_the_prefix_runs_once_whatever_the_scale_and_the_expert_once_a_step(poli
     for handle in handles:
         handle.remove()
     assert lengths == [prefix_length, 3]  # the prefix, then the tag alone
-    assert counts == {"vision": len(CAMERAS), "expert": STEPS}
+    assert counts == {"vision": 1, "expert": STEPS}  # both cameras in one batch
 
 
 def test_the_policy_reads_scale_and_tag_from_its_configuration(policy):

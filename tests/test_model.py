@@ -4,13 +4,12 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import model_inputs, randomised, tiny_config
+from conftest import CAMERAS, make_batch, model_inputs, randomised, tiny_config
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
-from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch, compute_layer_complete
+from lerobot.policies.pi05.modeling_pi05 import PI05Policy, PI05Pytorch, compute_layer_complete
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.context import Block
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy, PI05RLPytorch
 
 PREFIX = ("images", "img_masks", "tokens", "masks")
@@ -35,7 +34,7 @@ def test_without_a_tag_loss_and_samples_are_stocks_to_rounding(tiny_policy):
 def test_a_masked_tag_equals_stock_to_rounding_beside_tagged_samples(tiny_policy):
     model, inputs = tiny_policy.model, model_inputs()
     tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
-    prefix = model.read_prefix(Block(*model.embed_prefix(*values(inputs, PREFIX))))
+    prefix = model.read_prefix(model.embed_observation(*values(inputs, PREFIX)))
     tag = model.embed_tag(inputs["tag_tokens"], tag_masks)
     tagged = model.flow_matching_error(model.read_tag(prefix, tag), *values(inputs, ("actions", "noise", "time")))
     stock = PI05Pytorch.forward(model, *values(inputs, TRAIN))
@@ -51,11 +50,26 @@ def test_a_masked_tag_equals_stock_to_rounding_beside_tagged_samples(tiny_policy
     assert (tagged[0] - stock[0]).abs().max() > 1e-3
 
 
+def test_a_camera_that_is_not_there_is_not_embedded_and_changes_nothing(tiny_policy):
+    model, batch = tiny_policy.model, make_batch(size=3)
+    del batch[CAMERAS[1]]
+    prefix = tiny_policy.embed_observation(batch)
+    assert prefix.cameras == 1 and prefix.embs.shape[1] == 4 + 9
+    images, img_masks = PI05Policy._preprocess_images(tiny_policy, batch)  # stock: black, embedded, masked
+    assert len(images) == 2
+    text = (batch["observation.language.tokens"], batch["observation.language.attention_mask"])
+    noise = model_inputs()["noise"]
+    stock = PI05Pytorch.sample_actions(model, images, img_masks, *text, noise=noise, num_steps=3)
+    tiny_policy.config.inference_advantage = "none"
+    ours = tiny_policy.predict_action_chunk(batch, noise=noise, num_steps=3)
+    torch.testing.assert_close(ours, stock[:, :, :3], rtol=1e-5, atol=1e-5)
+
+
 def test_training_integrates_to_what_sampling_gives(tiny_policy):
     """Sampling one Euler step from the noise is noise − velocity, the velocity that training regresses."""
     model, inputs = tiny_policy.model, model_inputs()
     tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
-    prefix = model.read_prefix(Block(*model.embed_prefix(*values(inputs, PREFIX))))
+    prefix = model.read_prefix(model.embed_observation(*values(inputs, PREFIX)))
     tag, noise = model.embed_tag(inputs["tag_tokens"], tag_masks), inputs["noise"]
     zeros, ones = torch.zeros_like(noise), torch.ones(len(noise))
     error = model.flow_matching_error(model.read_tag(prefix, tag), zeros, noise, ones)  # (noise − velocity)²
@@ -67,7 +81,7 @@ def test_training_integrates_to_what_sampling_gives(tiny_policy):
 
 def test_the_prefix_is_read_once_and_without_the_tag(tiny_policy):
     model, inputs = tiny_policy.model, model_inputs()
-    prefix = Block(*model.embed_prefix(*values(inputs, PREFIX)))
+    prefix = model.embed_observation(*values(inputs, PREFIX))
     lengths = []
     handle = model.language_model.layers[0].mlp.register_forward_pre_hook(
         lambda _, args: lengths.append(args[0].shape[1])
@@ -115,7 +129,7 @@ def test_gradient_checkpointing_changes_nothing_and_recomputes_each_layer_once()
     assert torch.equal(loss, loss2)
     torch.testing.assert_close(grad, grad2)
     torch.testing.assert_close(vision, vision2)
-    assert (calls, calls2) == (2, 4)  # two cameras; each layer is recomputed once
+    assert (calls, calls2) == (1, 2)  # both cameras at once; each layer is recomputed once
 
 
 def test_full_size_runs_forward_and_backward_on_the_meta_device():
@@ -125,7 +139,7 @@ def test_full_size_runs_forward_and_backward_on_the_meta_device():
         images = [torch.empty(2, 3, 224, 224) for _ in range(2)]
         img_masks = [torch.ones(2, dtype=torch.bool) for _ in range(2)]
         tokens, masks = torch.ones(2, 64, dtype=torch.long), torch.ones(2, 64, dtype=torch.bool)
-        prefix = Block(*model.embed_prefix(images, img_masks, tokens, masks))
+        prefix = model.embed_observation(images, img_masks, tokens, masks)
         tag = model.embed_tag(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool))
         logits = model.critic(*model.critic_features(prefix))
         context = model.read_tag(model.read_prefix(prefix), tag)
@@ -194,7 +208,7 @@ def test_checkpointed_layers_are_recomputed_once_and_give_the_same_gradients():
         calls = []
         for tower in (model.language_model, model.paligemma_with_expert.gemma_expert.model):
             tower.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        prefix = Block(*model.embed_prefix(*values(inputs, PREFIX)))
+        prefix = model.embed_observation(*values(inputs, PREFIX))
         tag = model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
         context = model.read_tag(model.read_prefix(prefix), tag)
         model.flow_matching_error(context, *values(inputs, ("actions", "noise", "time"))).mean().backward()

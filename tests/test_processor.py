@@ -101,7 +101,7 @@ def test_shorter_prompts_are_padded_and_masked(processors):
     out = processors[0](batch())
     lengths = out[OBS_LANGUAGE_ATTENTION_MASK].sum(dim=1)
     assert lengths.tolist() == [15, 17]
-    assert out[OBS_LANGUAGE_TOKENS].shape == (2, 17)  # as long as the batch's longest
+    assert out[OBS_LANGUAGE_TOKENS].shape == (2, 24)  # as long as the batch's longest, in eights
     assert (out[OBS_LANGUAGE_TOKENS][0, 15:] == build_tasks_tokenizer(TASKS).pad_token_id).all()
 
 
@@ -110,7 +110,7 @@ def test_a_prompt_that_is_too_long_is_refused_rather_than_cut():
         config = tiny_config(tokenizer_max_length=length)
         return make_pi05_rl_pre_post_processors(config, STATS, tokenizer=build_tasks_tokenizer(TASKS))[0](batch())
 
-    assert preprocess(17)[OBS_LANGUAGE_TOKENS].shape == (2, 17)
+    assert preprocess(17)[OBS_LANGUAGE_TOKENS].shape == (2, 24), "padding is not counted"
     with pytest.raises(UserError, match=r"17 tokens but policy\.tokenizer_max_length is 16: 'Task: open the drawer"):
         preprocess(16)
 

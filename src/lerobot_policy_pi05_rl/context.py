@@ -6,11 +6,12 @@ from torch import Tensor
 
 
 class Block(NamedTuple):
-    """Embedded tokens and their masks, as LeRobot's ``embed_prefix`` returns them."""
+    """Embedded tokens and their masks."""
 
     embs: Tensor  # (B, N, width)
     pad_masks: Tensor  # (B, N) bool, false where no token is
     att_masks: Tensor  # (B, N) bool, true where a new attention block starts
+    cameras: int = 0  # how many images' tokens stand in front
 
 
 class Context(NamedTuple):

@@ -104,6 +104,20 @@ class PI05RLPytorch(PI05Pytorch):
                     layer.gradient_checkpointing = enabled
                     layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
+    def embed_observation(self, images: list[Tensor], img_masks: list[Tensor], tokens: Tensor, masks: Tensor) -> Block:
+        """The prefix: all cameras through the vision tower in one batch, then the prompt.
+
+        Args:
+            images: per camera (B, 3, H, W) in [−1, 1]; img_masks: per camera (B,) bool.
+            tokens, masks: (B, T) prompt ids and bool mask.
+        """
+        towers = self.paligemma_with_expert
+        embs = towers.embed_image(torch.cat(images)).unflatten(0, (len(images), -1))  # (cameras, B, N, width)
+        seen = [mask[:, None].expand(-1, embs.shape[2]) for mask in img_masks]
+        pad_masks = torch.cat([*seen, masks], dim=1)
+        embs = torch.cat([*embs, towers.embed_language_tokens(tokens)], dim=1)
+        return Block(embs, pad_masks, torch.zeros_like(pad_masks), len(images))
+
     def embed_tag(self, tokens: Tensor, masks: Tensor) -> Block:
         """(B, L) tag token ids and bool mask → the tag's block; it opens a new attention block."""
         att_masks = torch.zeros_like(masks)
@@ -143,7 +157,7 @@ class PI05RLPytorch(PI05Pytorch):
         if self.config.use_separate_critic:
             return pool_images(
                 Features(prefix.embs.detach(), prefix.pad_masks),
-                cameras=len(self.config.image_features),
+                cameras=prefix.cameras,
                 grid=self.config.image_grid,
                 side=self.config.critic_image_pooling,
             )
@@ -194,7 +208,7 @@ class PI05RLPytorch(PI05Pytorch):
 
     def forward(self, images, img_masks, tokens, masks, actions, noise, time) -> Tensor:
         """Stock's training forward (no tag): (B, H, A) squared errors."""
-        prefix = self.read_prefix(Block(*self.embed_prefix(images, img_masks, tokens, masks)))
+        prefix = self.read_prefix(self.embed_observation(images, img_masks, tokens, masks))
         return self.flow_matching_error(prefix, actions, noise, time)
 
     @torch.no_grad()
@@ -223,7 +237,7 @@ class PI05RLPytorch(PI05Pytorch):
         if noise is None:
             shape = (tokens.shape[0], self.config.chunk_size, self.config.max_action_dim)
             noise = self.sample_noise(shape, tokens.device)
-        prefix = self.read_prefix(Block(*self.embed_prefix(images, img_masks, tokens, masks)))
+        prefix = self.read_prefix(self.embed_observation(images, img_masks, tokens, masks))
         context = prefix if tag_tokens is None else self.read_tag(prefix, self.embed_tag(tag_tokens, tag_masks))
         readings = [context.pad_masks]
         if tag_tokens is not None and guidance_scale != 1.0:
@@ -331,9 +345,15 @@ class PI05RLPolicy(PI05Policy):
     def embed_observation(self, batch: dict[str, Tensor]) -> Block:
         """The prefix: each image through the vision tower once, and the prompt."""
         images, img_masks = self._preprocess_images(batch)
-        return Block(
-            *self.model.embed_prefix(images, img_masks, batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK])
-        )
+        tokens, masks = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
+        return self.model.embed_observation(images, img_masks, tokens, masks)
+
+    def _preprocess_images(self, batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Stock's, without the black images that it puts behind the others for cameras the batch does not have: they
+        would be embedded to be masked."""
+        images, img_masks = super()._preprocess_images(batch)
+        present = sum(key in batch for key in self.config.image_features)
+        return images[:present], img_masks[:present]
 
     @torch.no_grad()
     def read_for_critic(self, batch: dict[str, Tensor]) -> Features:

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 ADVANTAGE_TOKENS = "observation.language.advantage_tokens"  # (B, 2, L) ids of both tags, negative first
 ADVANTAGE_MASKS = "observation.language.advantage_attention_mask"  # (B, 2, L) bool
+PAD_TO_MULTIPLE_OF = 8  # of the prompt's tokens: few lengths, so that compiled code is seldom compiled again
 TAG_TEXTS = (
     "Advantage: negative",
     "Advantage: positive",
@@ -84,9 +85,14 @@ class TokenizePromptStep(TokenizerProcessorStep):
 
     def _tokenize_text(self, text: str | list[str]) -> dict[str, Tensor]:
         tokens = self.input_tokenizer(
-            text, padding=self.padding, padding_side=self.padding_side, return_tensors="pt", truncation=False
+            text,
+            padding=self.padding,
+            padding_side=self.padding_side,
+            pad_to_multiple_of=PAD_TO_MULTIPLE_OF,
+            return_tensors="pt",
+            truncation=False,
         )
-        length = tokens["input_ids"].shape[1]
+        length = int(tokens["attention_mask"].sum(dim=1).max())
         if length > self.max_length:  # stock truncates, which cuts the state and "Action:" off the prompt's end
             raise UserError(
                 f"a prompt has {length} tokens but policy.tokenizer_max_length is {self.max_length}: "
