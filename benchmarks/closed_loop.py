@@ -10,6 +10,7 @@ again, and table and picture are drawn from it (``--report-only``: nothing else 
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from closed_loop_report import write_report
+from docs_section import replace_section
 from tqdm import tqdm
 
 CONFIG = Path("configs/demo.json")
@@ -255,15 +257,22 @@ def main() -> int:
     parser.add_argument("--demonstrations", type=int, default=120)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
     parser.add_argument("--report-only", action="store_true", help="table and picture from what is there")
+    parser.add_argument("--write-docs", action="store_true", help="put tables and picture into README and docs")
     args = parser.parse_args()
     labels = {name: VARIANTS[name].label for name in VARIANTS}
 
     def report() -> None:
-        write_report(args.results, labels)
+        write_report(args.results, labels, MAIN)
 
     failed = [] if args.report_only else run_jobs(make_jobs(args), args.jobs, report)
     report()
-    print((args.results / "table.md").read_text())
+    tables = [(args.results / name).read_text() for name in ("table.md", "ablations.md")]
+    print("\n".join(tables))
+    if args.write_docs:
+        docs = Path(__file__).parents[1]
+        replace_section(docs / "README.md", "results", tables[0])
+        replace_section(docs / "docs" / "method.md", "ablations", tables[1])
+        shutil.copyfile(args.results / "results.png", docs / "docs" / "images" / "closed_loop.png")
     return 1 if failed else 0
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 
 RESAMPLES = 4000
+RIVALS = {"bc": "cloning", "filtered": "filtered", "awr": "AWR", "recap": "RECAP"}
 Cells = dict[int, tuple[np.ndarray, np.ndarray]]  # seed → (episodes,) success, steps
 
 
-def write_report(output: Path, labels: dict[str, str]) -> None:
-    """``table.md``, ``results.json`` and ``results.png`` in ``output``, from every ``eval_*.json`` below it."""
+def write_report(output: Path, labels: dict[str, str], main: tuple[str, ...]) -> None:
+    """``table.md`` and ``results.png`` of the ``main`` variants, ``ablations.md`` of the others, ``results.json`` of
+    all, in ``output``, from every ``eval_*.json`` below it."""
     output.mkdir(parents=True, exist_ok=True)
     results = read_results(output)
     rows = {
@@ -19,9 +21,13 @@ def write_report(output: Path, labels: dict[str, str]) -> None:
     for mix_rows in rows.values():
         mix_rows.sort(key=lambda row: list(labels).index(row["variant"]))
     (output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (output / "table.md").write_text("\n".join(table(mix, mix_rows, labels) for mix, mix_rows in rows.items()))
+    of_main = {mix: [row for row in mix_rows if row["variant"] in main] for mix, mix_rows in rows.items()}
+    others = {mix: [row for row in mix_rows if row["variant"] not in main] for mix, mix_rows in rows.items()}
+    (output / "table.md").write_text("\n".join(table(mix, mix_rows, labels) for mix, mix_rows in of_main.items()))
+    ablations = [ablation_table(mix, mix_rows, labels) for mix, mix_rows in others.items() if mix_rows]
+    (output / "ablations.md").write_text("\n".join(ablations))
     if rows:
-        draw(rows, labels, output / "results.png")
+        draw(of_main, labels, output / "results.png")
 
 
 def read_results(output: Path) -> dict[str, dict[str, Cells]]:
@@ -45,7 +51,7 @@ def summarize(name: str, cells: Cells, by_name: dict[str, Cells]) -> dict:
     )
     row["per_1000_steps"] = [throughput(list(cells.values())), *interval(cells, throughput)]
     row["per_seed"] = {seed: [float(won.mean()), throughput([(won, steps)])] for seed, (won, steps) in cells.items()}
-    for rival in ("bc", "filtered"):
+    for rival in RIVALS:
         shared = sorted(set(cells) & set(by_name.get(rival, {})))
         if rival != name and shared:
             row[f"ratio_to_{rival}"] = ratio(cells, by_name[rival], shared, throughput)
@@ -98,20 +104,37 @@ def _resample(cells: Cells, seeds, rng: np.random.Generator) -> list[tuple[np.nd
 
 def table(mix: str, rows: list[dict], labels: dict[str, str]) -> str:
     """Markdown."""
-    lines = [
-        f"Mix `{mix}`:\n",
-        "| policy | n | success | steps to success | successes per 1000 steps | × cloning | × filtered | seeds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
+    rivals = list(RIVALS)[:3]
+    columns = ["success", "steps to success", "successes per 1000 steps", *(f"× {RIVALS[rival]}" for rival in rivals)]
+    lines = _head(mix, [*columns, "failures × cloning", "seeds"])
     for row in rows:
-        seeds = ", ".join(f"{value[1]:.1f}" for value in row["per_seed"].values())
-        cloning, filtered = (_with_interval(row.get(f"ratio_to_{rival}"), 2) for rival in ("bc", "filtered"))
-        lines.append(
-            f"| {labels[row['variant']]} | {len(row['seeds'])} | {_with_interval(row['success'], 2)} | "
-            f"{row['steps_to_success']:.1f} | {_with_interval(row['per_1000_steps'], 1)} | "
-            f"{cloning} | {filtered} | {seeds} |"
-        )
+        cells = [_with_interval(row["success"], 2), f"{row['steps_to_success']:.1f}"]
+        cells.append(_with_interval(row["per_1000_steps"], 1))
+        cells += [_with_interval(row.get(f"ratio_to_{rival}"), 2) for rival in rivals]
+        cells += [_with_interval(row.get("failures_to_bc"), 2), _per_seed(row)]
+        lines.append(f"| {labels[row['variant']]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def ablation_table(mix: str, rows: list[dict], labels: dict[str, str]) -> str:
+    """Markdown; each against RECAP on the seeds that both have."""
+    columns = ["seeds", "success", "successes per 1000 steps", "× RECAP", "× cloning", "of each seed"]
+    lines = _head(mix, columns)
+    for row in rows:
+        cells = [", ".join(map(str, row["seeds"])), _with_interval(row["success"], 2)]
+        cells += [_with_interval(row["per_1000_steps"], 1)]
+        cells += [_with_interval(row.get(f"ratio_to_{rival}"), 2) for rival in ("recap", "bc")] + [_per_seed(row)]
+        lines.append(f"| {labels[row['variant']]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _head(mix: str, columns: list[str]) -> list[str]:
+    aligned = ["---:" if column not in ("seeds", "of each seed") else "---" for column in columns]
+    return [f"Mix `{mix}`:\n", f"| policy | {' | '.join(columns)} |", f"| --- | {' | '.join(aligned)} |"]
+
+
+def _per_seed(row: dict) -> str:
+    return ", ".join(f"{value[1]:.1f}" for value in row["per_seed"].values())
 
 
 def _with_interval(values: list[float] | None, digits: int) -> str:
