@@ -23,7 +23,10 @@ def write_report(output: Path, labels: dict[str, str], main: tuple[str, ...]) ->
     (output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     of_main = {mix: [row for row in mix_rows if row["variant"] in main] for mix, mix_rows in rows.items()}
     others = {mix: [row for row in mix_rows if row["variant"] not in main] for mix, mix_rows in rows.items()}
-    (output / "table.md").write_text("\n".join(table(mix, mix_rows, labels) for mix, mix_rows in of_main.items()))
+    tables = [
+        table(mix, mix_rows, labels) + task_table(output / mix, labels, main) for mix, mix_rows in of_main.items()
+    ]
+    (output / "table.md").write_text("\n".join(tables))
     ablations = [ablation_table(mix, mix_rows, labels) for mix, mix_rows in others.items() if mix_rows]
     (output / "ablations.md").write_text("\n".join(ablations))
     if rows:
@@ -113,6 +116,29 @@ def table(mix: str, rows: list[dict], labels: dict[str, str]) -> str:
         cells += [_with_interval(row.get(f"ratio_to_{rival}"), 2) for rival in rivals]
         cells += [_with_interval(row.get("failures_to_bc"), 2), _per_seed(row)]
         lines.append(f"| {labels[row['variant']]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def task_table(folder: Path, labels: dict[str, str], main: tuple[str, ...]) -> str:
+    """Markdown of a mix with several tasks: success and successes per 1000 steps of each, all seeds together."""
+    found: dict[str, dict[str, list[tuple[bool, int]]]] = {}
+    for file in sorted(folder.glob("seed*/eval_*.json")):
+        data, name = json.loads(file.read_text()), file.stem.removeprefix("eval_")
+        if name in main and "task" in data:
+            for task, won, steps in zip(data["task"], data["success"], data["steps"], strict=True):
+                found.setdefault(name, {}).setdefault(task, []).append((won, steps))
+    if not found:
+        return ""
+    tasks = list(next(iter(found.values())))
+    lines = ["", "By task, success and successes per 1000 steps:", ""]
+    lines += [f"| policy | {' | '.join(tasks)} |", f"| --- |{' ---: |' * len(tasks)}"]
+    for name in (name for name in main if name in found):
+        cells = [np.array(found[name][task]).sum(axis=0) for task in tasks]
+        counts = [len(found[name][task]) for task in tasks]
+        texts = [
+            f"{won / count:.2f}, {1000 * won / steps:.1f}" for (won, steps), count in zip(cells, counts, strict=True)
+        ]
+        lines.append(f"| {labels[name]} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 
