@@ -1,7 +1,7 @@
 """FLOPs of a training step by part of the network, forward and backward apart.
 
-A multiplication and an addition count as two. The backward of a product of matrices counts as two products, attention's
-included: kernels that compute its forward again there do work that is not counted.
+A multiplication and an addition count as two. The backward of a product of matrices counts as two products, those of
+attention too: kernels that compute its forward again there do work that is not counted.
 """
 
 from collections import defaultdict

@@ -1,10 +1,11 @@
 """Bytes of a training step: what lies there all the time, what backward keeps, how high the step reaches.
 
-The step runs on the meta device, operation by operation; every storage that appears is counted from its creation to its
-end, as an allocator would, so that freed activations, growing gradients, temporaries and recomputed layers all show.
+The step runs on the meta device, operation by operation; every storage that appears counts from its creation to its
+end, as in an allocator, so that freed activations, growing gradients, temporaries and recomputed layers all show.
 """
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +24,11 @@ class Memory:
     """Bytes of one training step."""
 
     weights: int  # fp32, frozen ones too, and a target critic's
-    gradients: int
-    optimizer: int
+    gradients: int  # fp32
+    optimizer: int  # AdamW's averages
     kept_critic: int  # the best critic so far, with critic_early_stop
     activations: int  # kept for backward where the forward ends, bf16 copies of weights among them
-    step: int  # the most that activations, gradients and temporaries reach together between two steps
+    step: int  # the most that activations, gradients and temporaries reach together
 
     @property
     def peak(self) -> int:
@@ -65,30 +66,40 @@ class LiveBytes(TorchDispatchMode):
         self.now -= count
 
 
-def training_step_memory(model: MetaModel, shape: Shape, *, train_actor: bool = True) -> Memory:
-    """Of one step without accumulation, all parameters' optimizer state already there."""
+def training_step_memory(model: MetaModel, shape: Shape, *, train_actor: bool = True, fused: bool = True) -> Memory:
+    """Of one step whose parameters already have optimizer state; with accumulation, of its second batch, which
+    meets the gradients of the first.
+
+    Args:
+        fused: the optimizer is one kernel, as on a GPU; false: it makes temporaries, as on a CPU.
+    """
+    config, critic = model.policy.config, model.policy.model.critic
     tensors = [*model.losses.parameters(), *model.losses.buffers()]
     trainable = [parameter for group in model.trainable.values() for parameter in group]
     with LiveBytes(tensors) as live, FusedAttention():
+        if config.gradient_accumulation_steps > 1:
+            for parameter in trainable:
+                parameter.grad = torch.empty_like(parameter)
+        before = live.now
         loss = forward(model, shape, train_actor=train_actor)
-        activations = live.now
+        activations = live.now - before
         backward(model, loss)
         del loss
     for parameter in trainable:
         parameter.grad = None
     gradients = nbytes(trainable)
-    critic = model.policy.model.critic
-    keeps_best = critic is not None and model.policy.config.critic_early_stop is not None
+    temporaries = 0 if fused else 2 * max(map(nbytes, ([parameter] for parameter in trainable)))
+    keeps_best = config.trains_critic and config.critic_early_stop is not None
     return Memory(
         weights=nbytes(tensors),
         gradients=gradients,
         optimizer=ADAM_STATES * gradients,
         kept_critic=nbytes(critic.parameters()) if keeps_best else 0,
         activations=activations,
-        step=max(live.peak, gradients),
+        step=max(live.peak, gradients + temporaries),
     )
 
 
-def nbytes(tensors) -> int:
+def nbytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -24,6 +24,7 @@ from ..data.frames import (
     TASK_INDEX,
     ahead,
 )
+from ..data.loading import policy_cameras
 from ..draws import Draws
 from ..losses import RecapLosses
 from ..modeling_pi05_rl import PI05RLPolicy
@@ -98,7 +99,7 @@ def make_batch(config: PI05RLConfig, shape: Shape) -> tuple[dict[str, Tensor], D
     size = shape.batch_size
     with torch.device("meta"):
         observation = {
-            **{key: torch.empty(size, *feature.shape) for key, feature in config.image_features.items()},
+            **{key: torch.empty(size, *config.input_features[key].shape) for key in policy_cameras(config)},
             OBS_LANGUAGE_TOKENS: torch.empty(size, shape.text_tokens, dtype=torch.long),
             OBS_LANGUAGE_ATTENTION_MASK: torch.empty(size, shape.text_tokens, dtype=torch.bool),
         }
@@ -150,9 +151,14 @@ def backward(model: MetaModel, loss: Tensor) -> None:
     policy = model.policy
     policy.recomputes = True
     try:
-        with without_values(), policy.autocast():
-            # What loss.backward() calls, which itself would suspend MetaAutocast and FusedAttention.
-            engine = torch.autograd.Variable._execution_engine
-            engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
+        with policy.autocast():
+            run_backward(loss)
     finally:
         policy.recomputes = False
+
+
+def run_backward(loss: Tensor) -> None:
+    """``loss.backward()``, which itself would suspend :class:`MetaAutocast` and ``FusedAttention``, without values."""
+    engine = torch.autograd.Variable._execution_engine
+    with without_values():
+        engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
