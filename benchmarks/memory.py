@@ -19,15 +19,15 @@ from docs_section import write_section
 from torch import Tensor
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.data.frames import INTERVENTION, POSITION, RETURN
+from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, POSITION, RETURN
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.memory import training_step_memory
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, build, make_batch, with_cameras
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
-_COMMON = {"vocab_size": 4096, "critic_image_pooling": 2, "chunk_size": 16}
+_COMMON = {"vocab_size": 4096, "critic_image_pooling": 2, "chunk_size": 16, "n_action_steps": 16}
 SIZES: dict[str, tuple[dict, Shape]] = {
-    # Mostly weights: about 190 M parameters, two samples.
+    # Mostly weights and what the optimizer keeps of them.
     "wide": (
         _COMMON
         | {"llm_width": 768, "llm_mlp_dim": 6144, "expert_width": 384, "expert_mlp_dim": 1536, "head_dim": 96}
@@ -35,7 +35,7 @@ SIZES: dict[str, tuple[dict, Shape]] = {
         | {"critic_llm_depth": 3, "image_resolution": (112, 112)},
         Shape(2, 32),
     ),
-    # Mostly activations: about 50 M parameters, eight samples.
+    # Mostly activations.
     "small": (
         _COMMON
         | {"llm_width": 384, "llm_mlp_dim": 2048, "expert_width": 192, "expert_mlp_dim": 768, "head_dim": 48}
@@ -64,7 +64,7 @@ def train_and_measure(size: str, checkpointing: bool) -> int:
     config = policy_config(size, checkpointing)
     batch = {key: _values(tensor) for key, tensor in make_batch(config, SIZES[size][1])[0].items()}
     positions = torch.arange(SIZES[size][1].batch_size)
-    batch |= {RETURN: -torch.rand(len(positions)), POSITION: positions, INTERVENTION: positions > 0}
+    batch |= {RETURN: -torch.rand(len(positions)), POSITION: positions, ACTION_IS_PAD: ~batch[ACTION_IS_PAD]}
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
     algorithm = RecapAlgorithm(PI05RLPolicy(config), RecapConfig(policy_config=config), tasks=["a task"])
@@ -74,8 +74,10 @@ def train_and_measure(size: str, checkpointing: bool) -> int:
 
 
 def _values(tensor: Tensor) -> Tensor:
-    """Something in place of a meta tensor's values: a drawn picture or action, token 0, true, task 0."""
-    return torch.rand(tensor.shape) if tensor.is_floating_point() else torch.zeros_like(tensor, device="cpu")
+    """Something in place of a meta tensor's values: a drawn picture or action, token 0, task 0, true."""
+    if tensor.is_floating_point():
+        return torch.rand(tensor.shape)
+    return torch.full(tensor.shape, tensor.dtype == torch.bool, dtype=tensor.dtype)
 
 
 def _status(field: str) -> int:

@@ -49,7 +49,7 @@ def _language(config: PI05RLConfig, cameras: int, text: int, tag: int) -> int:
     """Of the last layer, actions read keys and values alone."""
     layer, prefix = _tower(config), _prefix(config, cameras, text)
     below = layer.whole(prefix, prefix) + layer.whole(tag, prefix + tag)
-    return 3 * ((config.llm_depth - 1) * below + layer.key_values(prefix + tag))
+    return 3 * ((config.llm_depth - 1) * below + layer.key_values(prefix + tag)) + _rotary(config, prefix + tag)
 
 
 def _actions(config: PI05RLConfig, cameras: int, text: int, tag: int) -> int:
@@ -59,7 +59,7 @@ def _actions(config: PI05RLConfig, cameras: int, text: int, tag: int) -> int:
     norms = (2 * config.llm_depth + 1) * 2 * width * 3 * width  # scale, shift and gate from the time embedding
     inputs = 2 * steps * actions * width + 2 * width**2  # noisy actions and the time's sines: no gradient of them
     outputs = 2 * steps * actions * width + 2 * width**2
-    return 3 * (config.llm_depth * layer.whole(steps, keys) + norms + outputs) + 2 * inputs
+    return 3 * (config.llm_depth * layer.whole(steps, keys) + norms + outputs) + 2 * inputs + _rotary(config, steps)
 
 
 def _critic(config: PI05RLConfig, cameras: int, text: int) -> int:
@@ -74,7 +74,13 @@ def _critic(config: PI05RLConfig, cameras: int, text: int) -> int:
     below = layer.whole(read, read) + layer.whole(queries, read + queries)
     last = layer.key_values(read + queries) + layer.rest(queries, read + queries)
     inputs = 2 * read * width * (layer.attended + 2 * layer.key_value)  # detached: no gradient of the first layer's
-    return head + 3 * ((config.critic_llm_depth - 1) * below + last) - inputs
+    products = 3 * ((config.critic_llm_depth - 1) * below + last) - inputs
+    return head + products + _rotary(config, read + queries)
+
+
+def _rotary(config: PI05RLConfig, tokens: int) -> int:
+    """Positions times frequencies, which nothing learns."""
+    return config.head_dim * tokens
 
 
 def _tower(config: PI05RLConfig) -> _Layer:
