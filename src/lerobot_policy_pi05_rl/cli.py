@@ -11,6 +11,7 @@ VERBS = {
     "offline": "pretrain policy and critic on LeRobot datasets: pi05-rl offline CONFIG [--key=value …]",
     "label": "outcomes and advantages of a dataset as a side-car: pi05-rl label CONFIG_OR_RUN [--name NAME …]",
     "report": "one self-contained HTML page: pi05-rl report RUN_OR_DATASET [--labels NAME …] [--video-episodes I,J]",
+    "plan": "parameters, memory, FLOPs, what would fit; runs no step: pi05-rl plan CONFIG [--key=value …]",
     "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
 }
 DETAILS = {
@@ -26,6 +27,13 @@ DETAILS = {
   --success 0-40,52     these episodes of the first dataset are successes; --failure likewise
   --outcomes CSV        episode_index,outcome[,dataset]
   --list-unlabelled     print the episodes without an outcome, and stop
+  --key=value           overrides of the configuration
+""",
+    "plan": """  CONFIG                a training configuration; its dataset and weights need not be there
+  --cameras N           default: the dataset's, else 2
+  --text N              tokens of the longest prompt; default: 64
+  --efficiency F        share of a GPU's peak that a step reaches; default: 0.4
+  --json                one JSON object
   --key=value           overrides of the configuration
 """,
 }
@@ -110,6 +118,13 @@ def run_report(arguments: list[str]) -> int:
     from .report.build import main as report
 
     return report(arguments)
+
+
+def run_plan(arguments: list[str]) -> int:
+    """``pi05-rl plan CONFIG``."""
+    from .plan.command import main as plan
+
+    return plan(arguments)
 
 
 def run_demo(arguments: list[str]) -> int:

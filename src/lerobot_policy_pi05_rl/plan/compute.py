@@ -1,0 +1,183 @@
+"""The plan of a run: parameters, memory, FLOPs, speed, disk, and what would make it fit."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from ..config import PI05RLTrainConfig
+from ..configuration_pi05_rl import PI05RLConfig
+from .flops import Flops, part_of, total, training_step_flops
+from .gpus import CAPACITIES_GIB, EFFICIENCY, GPUS, USABLE
+from .memory import Memory, nbytes, training_step_memory
+from .meta_step import MetaModel, Shape, build
+from .setup import Setup
+
+Change = Callable[[PI05RLConfig, Shape], Shape | None]  # alters the policy in place; None: it would change nothing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything ``pi05-rl plan`` prints. Bytes, FLOPs and samples per second."""
+
+    assumptions: list[str]
+    parameters: dict[str, dict[str, int]]  # part → "trainable", "frozen"
+    memory: dict[str, int]  # of a step as configured: Memory's fields and "peak"
+    without_checkpointing: dict[str, int]  # "activations", "peak"
+    with_checkpointing: dict[str, int]
+    flops_per_batch: Flops  # one batch, critic and actor
+    flops_per_step: int  # an optimization step: accumulation, utd_ratio, policy_update_freq
+    samples_per_step: int
+    efficiency: float
+    samples_per_s: dict[str, float]  # GPU → samples/s
+    hours: dict[str, float]  # GPU → hours of the whole run
+    checkpoint: int
+    checkpoints_written: int
+    disk: int  # the most at once: the checkpoints kept, and the one being written
+    fits: dict[int, bool]  # GiB → whether the step fits
+    changes: dict[str, int]  # what one change alone would bring the peak to
+
+
+def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
+    """Count everything; seconds at full size, no weights."""
+    config, policy, shape = setup.config, setup.config.policy, setup.shape
+    model = build(policy)
+    flops = training_step_flops(model, shape)
+    critic_alone = total(training_step_flops(model, shape, train_actor=False)) if _has_critic_steps(policy) else 0
+    memory = {
+        wanted: training_step_memory(build(_with(policy, gradient_checkpointing=wanted)), shape)
+        for wanted in (False, True)
+    }
+    chosen = memory[policy.gradient_checkpointing]
+    per_step = _flops_per_step(policy, total(flops), critic_alone)
+    samples = shape.batch_size * policy.gradient_accumulation_steps * (policy.utd_ratio if policy.trains_critic else 1)
+    peaks = {gpu.name: gpu.bf16 if policy.dtype == "bfloat16" else gpu.fp32 for gpu in GPUS}
+    seconds = {name: per_step / (peak * efficiency) for name, peak in peaks.items()}
+    checkpoint = checkpoint_bytes(model)
+    written = checkpoints_written(config)
+    kept = written if config.keep_last_checkpoints is None else min(written, config.keep_last_checkpoints + 1)
+    fits = {gib: chosen.peak <= usable(gib) for gib in CAPACITIES_GIB}
+    return Plan(
+        assumptions=setup.assumptions,
+        parameters=parameters_by_part(model),
+        memory={**asdict(chosen), "peak": chosen.peak},
+        without_checkpointing={"activations": memory[False].activations, "peak": memory[False].peak},
+        with_checkpointing={"activations": memory[True].activations, "peak": memory[True].peak},
+        flops_per_batch=flops,
+        flops_per_step=per_step,
+        samples_per_step=samples,
+        efficiency=efficiency,
+        samples_per_s={name: samples / spent for name, spent in seconds.items()},
+        hours={name: spent * policy.offline_steps / 3600 for name, spent in seconds.items()},
+        checkpoint=checkpoint,
+        checkpoints_written=written,
+        disk=checkpoint * kept,
+        fits=fits,
+        changes={} if all(fits.values()) else peaks_after_changes(policy, shape, memory),
+    )
+
+
+def parameters_by_part(model: MetaModel) -> dict[str, dict[str, int]]:
+    """Part → how many of its parameters train and how many do not."""
+    counts: dict[str, dict[str, int]] = {}
+    for name, parameter in model.losses.named_parameters():
+        part = counts.setdefault(part_of(name) or "other", {"trainable": 0, "frozen": 0})
+        part["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return counts
+
+
+def checkpoint_bytes(model: MetaModel) -> int:
+    """Weights, AdamW's averages, a target critic and the best critic so far; the rest is a few kilobytes."""
+    config, critic = model.policy.config, model.policy.model.critic
+    trainable = [parameter for group in model.trainable.values() for parameter in group]
+    best = critic.parameters() if config.trains_critic and config.critic_early_stop is not None else []
+    return nbytes(model.losses.parameters()) + 2 * nbytes(trainable) + nbytes(best)
+
+
+def checkpoints_written(config: PI05RLTrainConfig) -> int:
+    """How many a run saves: every so many steps, and at its end."""
+    if not config.save_checkpoint:
+        return 0
+    steps, every = config.policy.offline_steps, config.checkpoint_freq
+    return 1 if every <= 0 else -(-steps // every)
+
+
+def usable(gib: int) -> float:
+    """Bytes of a card of so many GiB that tensors can fill."""
+    return gib * 2**30 * USABLE
+
+
+def peaks_after_changes(policy: PI05RLConfig, shape: Shape, known: dict[bool, Memory]) -> dict[str, int]:
+    """What each single change brings the peak to, and all that save memory together."""
+    peaks = {}
+    for name, change in CHANGES.items():
+        altered = copy.deepcopy(policy)
+        smaller = change(altered, shape)
+        if smaller is None:
+            continue
+        if name == CHECKPOINTING:
+            peaks[name] = known[True].peak
+        else:
+            peaks[name] = training_step_memory(build(altered), smaller).peak
+    return peaks
+
+
+CHECKPOINTING = "policy.gradient_checkpointing=true"
+
+
+def _set(**values) -> Change:
+    def change(policy: PI05RLConfig, shape: Shape) -> Shape | None:
+        if all(getattr(policy, name) == value for name, value in values.items()):
+            return None
+        for name, value in values.items():
+            setattr(policy, name, value)
+        return shape
+
+    return change
+
+
+def _accumulate(policy: PI05RLConfig, shape: Shape) -> Shape | None:
+    policy.gradient_accumulation_steps *= shape.batch_size
+    return None if shape.batch_size == 1 else Shape(1, shape.text_tokens, shape.pinned)
+
+
+def _share_critic(policy: PI05RLConfig, shape: Shape) -> Shape | None:
+    if not policy.trains_critic or not policy.use_separate_critic or policy.critic_llm_depth == policy.llm_depth:
+        return None
+    policy.use_separate_critic = False
+    return shape
+
+
+def _everything(policy: PI05RLConfig, shape: Shape) -> Shape:
+    policy.gradient_checkpointing, policy.train_expert_only, policy.dtype = True, True, "bfloat16"
+    _share_critic(policy, shape)
+    return _accumulate(policy, shape) or shape
+
+
+CHANGES: dict[str, Change] = {
+    CHECKPOINTING: _set(gradient_checkpointing=True),
+    "policy.dtype=bfloat16": _set(dtype="bfloat16"),
+    "batch_size=1 with accumulation": _accumulate,
+    "policy.freeze_vision_encoder=true": _set(freeze_vision_encoder=True),
+    "policy.use_separate_critic=false": _share_critic,
+    "policy.train_expert_only=true": _set(train_expert_only=True),
+    "all that apply, with train_expert_only": _everything,
+}
+
+
+def _with(policy: PI05RLConfig, **values) -> PI05RLConfig:
+    policy = copy.deepcopy(policy)
+    for name, value in values.items():
+        setattr(policy, name, value)
+    return policy
+
+
+def _has_critic_steps(policy: PI05RLConfig) -> bool:
+    return policy.trains_critic and (policy.utd_ratio > 1 or policy.policy_update_freq > 1)
+
+
+def _flops_per_step(policy: PI05RLConfig, both: int, critic_alone: int) -> int:
+    """Of the mean step behind the critic's warm-up (recap.py: RecapAlgorithm.update)."""
+    if not policy.trains_critic:
+        return both * policy.gradient_accumulation_steps
+    last = both / policy.policy_update_freq + critic_alone * (1 - 1 / policy.policy_update_freq)
+    return round(((policy.utd_ratio - 1) * critic_alone + last) * policy.gradient_accumulation_steps)

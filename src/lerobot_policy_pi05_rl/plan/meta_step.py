@@ -1,0 +1,164 @@
+"""One real training step on the meta device: the package's own policy, losses and backward, without a value."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.fx.experimental._config as fx_config
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from torch import Tensor, nn
+
+from ..configuration_pi05_rl import PI05RLConfig
+from ..data.frames import (
+    ACTION_IS_PAD,
+    AHEAD_DISCOUNT,
+    AHEAD_REWARD,
+    FOLD,
+    INTERVENTION,
+    PINNED_ADVANTAGE,
+    PINNED_TAG,
+    RETURN,
+    TASK_INDEX,
+    ahead,
+)
+from ..data.loading import policy_cameras
+from ..draws import Draws
+from ..losses import RecapLosses
+from ..modeling_pi05_rl import PI05RLPolicy
+from ..processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
+from ..returns import AdvantageThresholds
+from ..trainable import select_trainable
+from .meta_modes import MetaAutocast, PlaceholderValues
+
+TAG_TOKENS = 3  # of "Advantage: positive" in PaliGemma's vocabulary
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step's cost depends on beside the policy's configuration."""
+
+    batch_size: int = 1
+    text_tokens: int = 64  # the longest prompt of the batch
+    pinned: bool = False  # advantages come from a labeling
+
+
+class MetaPolicy(PI05RLPolicy):
+    """The policy without values; it computes in bf16 where it would on a GPU."""
+
+    recomputes = False  # set for backward, where checkpointed layers run again
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """As on a GPU, whatever this machine has."""
+        if self.config.dtype != "bfloat16":
+            return contextlib.nullcontext()
+        return MetaAutocast(cached=not self.recomputes)
+
+
+@dataclass(frozen=True)
+class MetaModel:
+    """The losses around a policy on the meta device, and what of it trains."""
+
+    losses: RecapLosses
+    trainable: dict[str, list[nn.Parameter]]  # "actor", "critic"
+
+    @property
+    def policy(self) -> MetaPolicy:
+        """The policy itself."""
+        return self.losses.policy
+
+
+def with_cameras(config: PI05RLConfig, cameras: int, *, state_dim: int = 6, action_dim: int = 6) -> PI05RLConfig:
+    """A copy that reads so many cameras at the policy's own resolution, a state and actions of these sizes."""
+    config = copy.deepcopy(config)
+    images = {
+        f"observation.images.camera{number}": PolicyFeature(FeatureType.VISUAL, (3, *config.image_resolution))
+        for number in range(cameras)
+    }
+    config.input_features = {**images, OBS_STATE: PolicyFeature(FeatureType.STATE, (state_dim,))}
+    config.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))}
+    return config
+
+
+def build(config: PI05RLConfig) -> MetaModel:
+    """The model of ``config`` (whose features say how many cameras there are) on the meta device; takes seconds at
+    full size and no memory."""
+    config = copy.deepcopy(config)
+    config.device = "meta"
+    with torch.device("meta"):
+        policy = MetaPolicy(config, load_critic=config.trains_critic)
+        trainable = select_trainable(policy)
+    losses = RecapLosses(policy, AdvantageThresholds([config.advantage_positive_fraction], window=1))
+    return MetaModel(losses.train(), trainable)
+
+
+def make_batch(config: PI05RLConfig, shape: Shape) -> tuple[dict[str, Tensor], Draws]:
+    """A preprocessed batch and its draws, as ``offline_learner`` gives them to the losses."""
+    size = shape.batch_size
+    with torch.device("meta"):
+        observation = {
+            **{key: torch.empty(size, *config.input_features[key].shape) for key in policy_cameras(config)},
+            OBS_LANGUAGE_TOKENS: torch.empty(size, shape.text_tokens, dtype=torch.long),
+            OBS_LANGUAGE_ATTENTION_MASK: torch.empty(size, shape.text_tokens, dtype=torch.bool),
+        }
+        batch = {
+            **observation,
+            ADVANTAGE_TOKENS: torch.empty(size, 2, TAG_TOKENS, dtype=torch.long),
+            ADVANTAGE_MASKS: torch.empty(size, 2, TAG_TOKENS, dtype=torch.bool),
+            ACTION: torch.empty(size, config.chunk_size, *config.action_feature.shape),
+            ACTION_IS_PAD: torch.empty(size, config.chunk_size, dtype=torch.bool),
+            RETURN: torch.empty(size),
+            TASK_INDEX: torch.empty(size, dtype=torch.long),
+            INTERVENTION: torch.empty(size, dtype=torch.bool),
+            FOLD: torch.empty(size, dtype=torch.long),
+        }
+        if shape.pinned:
+            batch |= {PINNED_ADVANTAGE: torch.empty(size), PINNED_TAG: torch.empty(size, dtype=torch.long)}
+        for n in frames_ahead(config, pinned=shape.pinned):
+            later = {**observation, AHEAD_REWARD: torch.empty(size), AHEAD_DISCOUNT: torch.empty(size)}
+            batch |= {ahead(n, key): value for key, value in later.items()}
+        noise = torch.empty(size, config.chunk_size, config.max_action_dim)
+        return batch, Draws(noise, torch.empty(size), torch.empty(size, dtype=torch.bool))
+
+
+def frames_ahead(config: PI05RLConfig, *, pinned: bool) -> set[int]:
+    """The n whose frame, n steps later, a step reads (data/loading.py: make_lookaheads)."""
+    wanted = set()
+    if config.trains_critic and config.critic_target == "td":
+        wanted.add(config.n_step)
+    if config.trains_critic and config.advantage_n_step is not None and not pinned:
+        wanted.add(config.advantage_n_step)
+    return wanted
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Lets code that looks at values run on the meta device."""
+    with PlaceholderValues(), fx_config.patch(meta_nonzero_assume_all_nonzero=True):
+        yield
+
+
+def forward(model: MetaModel, shape: Shape, *, train_actor: bool = True) -> Tensor:
+    """The loss of one batch, as the offline learner's step computes it."""
+    with without_values():
+        return model.losses(*make_batch(model.policy.config, shape), train_actor=train_actor)[0]
+
+
+def backward(model: MetaModel, loss: Tensor) -> None:
+    """The gradients of every trainable parameter."""
+    policy = model.policy
+    policy.recomputes = True
+    try:
+        with policy.autocast():
+            run_backward(loss)
+    finally:
+        policy.recomputes = False
+
+
+def run_backward(loss: Tensor) -> None:
+    """``loss.backward()``, which itself would suspend :class:`MetaAutocast` and ``FusedAttention``, without values."""
+    engine = torch.autograd.Variable._execution_engine
+    with without_values():
+        engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)

@@ -1,0 +1,86 @@
+"""A plan on the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from .compute import Plan, usable
+from .gpus import CAPACITIES_GIB, GPUS, USABLE
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """The plan's tables, each with its units."""
+    console.print("Assumed: " + "; ".join(plan.assumptions) + ".", highlight=False)
+    console.print(_parameters(plan), _memory(plan), _flops(plan), _speed(plan), _fit(plan))
+    disk = f"Checkpoint: {gib(plan.checkpoint)} GiB; {plan.checkpoints_written} written, at most {gib(plan.disk)} GiB"
+    console.print(f"{disk} on disk at once.", highlight=False)
+
+
+def gib(count: float) -> str:
+    """Bytes in GiB."""
+    return f"{count / 2**30:.2f}"
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _parameters(plan: Plan) -> Table:
+    table = _table("Parameters (millions)", "part", "trainable", "frozen")
+    counts = {**plan.parameters, "all": _sum(plan.parameters)}
+    for part, kinds in counts.items():
+        table.add_row(part, f"{kinds['trainable'] / 1e6:,.2f}", f"{kinds['frozen'] / 1e6:,.2f}")
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    table = _table("Memory of a step (GiB)", "", "as configured")
+    names = {
+        "weights": "weights, fp32",
+        "gradients": "gradients, fp32",
+        "optimizer": "AdamW's averages, fp32",
+        "kept_critic": "best critic so far",
+        "activations": "activations kept for backward",
+        "peak": "peak",
+    }
+    for name, text in names.items():
+        if plan.memory[name]:
+            table.add_row(text, gib(plan.memory[name]))
+    for name, values in (("without", plan.without_checkpointing), ("with", plan.with_checkpointing)):
+        both = f"{gib(values['activations'])}, {gib(values['peak'])}"
+        table.add_row(f"activations, peak {name} gradient checkpointing", both)
+    return table
+
+
+def _flops(plan: Plan) -> Table:
+    table = _table("TFLOP of a batch", "part", "forward", "backward")
+    for part, phases in {**plan.flops_per_batch, "all": _sum(plan.flops_per_batch)}.items():
+        table.add_row(part, *(f"{phases[phase] / 1e12:,.4f}" for phase in ("forward", "backward")))
+    step = f"{plan.samples_per_step} samples a step"
+    table.add_row(f"an optimization step, {step}", "", f"{plan.flops_per_step / 1e12:,.4f}")
+    return table
+
+
+def _speed(plan: Plan) -> Table:
+    table = _table(f"Speed at {plan.efficiency:.0%} of the peak", "GPU", "samples/s", "hours of the run", "fits")
+    for gpu in GPUS:
+        fits = "yes" if plan.memory["peak"] <= usable(gpu.memory_gib) else "no"
+        table.add_row(gpu.name, f"{plan.samples_per_s[gpu.name]:,.1f}", f"{plan.hours[gpu.name]:,.1f}", fits)
+    return table
+
+
+def _fit(plan: Plan) -> Table:
+    heads = [f"{capacity} GiB" for capacity in CAPACITIES_GIB]
+    table = _table(f"What fits (a card is filled to {USABLE:.0%})", "change", "peak (GiB)", *heads)
+    for name, peak in {"as configured": plan.memory["peak"], **plan.changes}.items():
+        fits = ("fits" if peak <= usable(capacity) else "-" for capacity in CAPACITIES_GIB)
+        table.add_row(name, gib(peak), *fits)
+    return table
+
+
+def _sum(parts: dict[str, dict[str, int]]) -> dict[str, int]:
+    kinds = next(iter(parts.values()))
+    return {kind: sum(values[kind] for values in parts.values()) for kind in kinds}

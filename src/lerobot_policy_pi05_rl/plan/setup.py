@@ -1,0 +1,81 @@
+"""What a plan is about: a configuration, the inputs it will see, and everything that had to be assumed."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lerobot.configs import FeatureType
+from lerobot.utils.constants import ACTION, HF_LEROBOT_HOME, OBS_STATE
+from lerobot.utils.feature_utils import dataset_to_policy_features
+
+from ..config import ConfigError, PI05RLTrainConfig
+from ..data.loading import policy_cameras
+from ..data.sources import DatasetError
+from .meta_step import Shape, with_cameras
+
+CAMERAS, TEXT_TOKENS = 2, 64  # without a dataset: a scene and a wrist camera; a short task, its state spelled out
+
+
+@dataclass
+class Setup:
+    """A configuration whose policy knows its features, and the shape of its batches."""
+
+    config: PI05RLTrainConfig
+    shape: Shape
+    assumptions: list[str] = field(default_factory=list)
+
+
+def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_tokens: int | None = None) -> Setup:
+    """Features from the configuration, else from the dataset if it is on this machine, else assumed.
+
+    Args:
+        cameras: so many, whatever the dataset has.
+        text_tokens: of the longest prompt in a batch.
+
+    Raises:
+        ConfigError: the configuration is impossible, or an argument is.
+        DatasetError: the dataset's metadata is damaged.
+    """
+    config.policy.learner_device = None  # the plan is for another machine than this one
+    config.validate()
+    policy, assumptions = config.policy, []
+    for name, value in (("--cameras", cameras), ("--text", text_tokens)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    if cameras is not None:
+        policy = with_cameras(policy, cameras)
+        assumptions.append(f"{cameras} camera(s), as asked")
+    elif not policy.image_features:
+        file = Path(config.dataset.root or HF_LEROBOT_HOME / config.dataset.repo_id) / "meta" / "info.json"
+        if file.is_file():
+            _read_features(policy, file)
+            assumptions.append(f"cameras and dimensions of {file.parents[1]}")
+        else:
+            policy = with_cameras(policy, CAMERAS)
+            assumptions.append(f"{CAMERAS} cameras (--cameras N): no dataset in {file.parents[1]}")
+    config.policy = policy
+    if not policy_cameras(policy):
+        raise DatasetError("there is no camera; π0.5 needs at least one")
+    if text_tokens is None:
+        text_tokens = min(TEXT_TOKENS, policy.tokenizer_max_length)
+        assumptions.append(f"prompts of up to {text_tokens} tokens (--text N)")
+    if policy.dtype == "bfloat16":
+        assumptions.append("a CUDA GPU: bf16 compute over fp32 weights, fused attention, fused AdamW")
+    else:
+        assumptions.append("fp32 compute (policy.dtype), fused attention, fused AdamW")
+    shape = Shape(config.batch_size, text_tokens, pinned=config.dataset.labeling is not None)
+    return Setup(config, shape, assumptions)
+
+
+def _read_features(policy, file: Path) -> None:
+    """The features as data/loading.py takes them, from the dataset's metadata alone."""
+    try:
+        features = dataset_to_policy_features(json.loads(file.read_text())["features"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{file} is damaged ({type(error).__name__}: {error})") from error
+    missing = [key for key in (OBS_STATE, ACTION) if key not in features]
+    if missing:
+        raise DatasetError(f"the dataset in {file.parents[1]} needs the column(s) {', '.join(missing)}")
+    visual = {key: feature for key, feature in features.items() if feature.type is FeatureType.VISUAL}
+    policy.input_features = {**visual, OBS_STATE: features[OBS_STATE]}
+    policy.output_features = {ACTION: features[ACTION]}
