@@ -91,7 +91,7 @@ VARIANTS = {
     ),
     "recap_one_critic": Variant("RECAP, one critic, not cross-fitted", (NO_CRITIC,), labels="one"),
 }
-MAIN = ("bc", "filtered", "awr", "recap", "recap_beta2")
+MAIN = ("bc", "filtered", "filtered_frames", "awr", "recap", "recap_beta2")
 HORIZON = ("--horizon", "0.15")
 # A labeling: the critic's run that makes it, its overrides, and how it is labelled. "oracle" needs no critic.
 LABELINGS = {

@@ -192,9 +192,10 @@ def goals_missed(flops: dict[str, Flops], cameras: int, batch: int, text: int) -
         }
         part, needed = max(added, key=added.get), least(name, cameras, batch, text)
         lines.append(
-            f"Missed: {name}: {total(counted) / compared:.3f} of {other}, goal {most}. What it adds to cloning is mostly "
-            f"{part}, {added[part] / total(counted):.1%} of the step. {1 - needed / total(counted):.1%} of the step is "
-            f"above the minimum, which would be {needed / compared:.3f}."
+            f"Missed: {name}: {total(counted) / compared:.3f} of {other}, goal {most}. What it adds to cloning "
+            f"is mostly {part}, {added[part] / total(counted):.1%} of the step. "
+            f"{1 - needed / total(counted):.1%} of the step is above the minimum, which would be "
+            f"{needed / compared:.3f}."
         )
     return lines
 
