@@ -61,6 +61,7 @@ SIZE_FIELDS = [
     "critic_folds",
     "num_value_queries",
 ]
+STATISTICS = ("pooled", "own")
 LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the ones that leave the base as it is
 ALIASES = {"offline_output_dir": "output_dir_offline"}
 
@@ -75,6 +76,9 @@ class OfflineDatasetConfig(DatasetConfig):
 
     eval_split: float = 0.1  # share of each task's episodes held out, both outcomes among them; 0: none
     additional_offline_dataset_paths: list[str] = field(default_factory=list)  # folders or Hub ids
+    weights: list[float] | None = None  # share of the draws, the first dataset's first; None: all frames alike
+    statistics: str = "pooled"  # pooled | own: each dataset is brought from its own scale to the first one's
+    resample_actions: bool = False  # read datasets of other frame rates at the first one's; absolute actions only
     labeling: str | None = None  # advantages come from the side-car of this name (pi05-rl label), not from the critic
 
 
@@ -109,6 +113,7 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             raise ConfigError(f"policy.type must be pi05_rl, got {getattr(self.policy, 'type', None)!r}")
         if self.dataset is None:
             raise ConfigError("dataset.repo_id is missing: the offline learner learns from a LeRobot dataset")
+        self._check_mixture()
         if self.dataset.streaming:
             raise ConfigError("dataset.streaming is not supported: samples are drawn in random order from local files")
         for name, least in (("batch_size", 1), ("keep_last_checkpoints", 1), ("num_workers", 0), ("seed", 0)):
@@ -140,6 +145,18 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             if getattr(self.policy, key) is not None:
                 logger.warning("policy.%s is accepted and has no effect: %s", key, replacement)
         self.job_name = self.job_name or "pi05_rl_offline"
+
+    def _check_mixture(self) -> None:
+        dataset = self.dataset
+        if dataset.statistics not in STATISTICS:
+            raise ConfigError(f"dataset.statistics must be one of {', '.join(STATISTICS)}, got {dataset.statistics!r}")
+        if dataset.statistics == "own" and self.policy.use_relative_actions:
+            raise ConfigError(
+                "dataset.statistics is own, but with policy.use_relative_actions differences of scaled actions and "
+                "states would not be scaled differences; use pooled"
+            )
+        if dataset.weights is not None and not all(0 < weight < float("inf") for weight in dataset.weights):
+            raise ConfigError(f"dataset.weights must be positive numbers, got {dataset.weights}")
 
     def _check_peft(self) -> None:
         self.policy.use_peft = False  # LeRobot sets it once there is an adapter; `peft` asks for one

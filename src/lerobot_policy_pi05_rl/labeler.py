@@ -236,7 +236,9 @@ def finish(
                 "; ".join(differences),
             )
         columns = {**frame_columns(number, source, labels), "value": own.value, "fold": own.fold}
-        columns["advantage"] = advantages(columns, n_step=n_step, traces=traces, discount=discount)
+        columns["advantage"] = advantages(
+            columns, n_step=n_step, traces=traces, discount=discount, alignment=source.alignment
+        )
         tables.append(columns)
     thresholds = task_thresholds(tables, by_task)
     tables = [tag_columns(columns, thresholds) for columns in tables]

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from lerobot.utils.constants import ACTION, OBS_STATE
 
+from .data.alignment import Alignment
 from .data.episodes import LabelledEpisodes
 from .data.frames import PinnedLabels
 from .data.sources import DatasetError, Source
@@ -104,22 +105,30 @@ def out_of_fold(values: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 def advantages(
-    columns: Columns, *, n_step: int | None, traces: Mapping[str, float] | None, discount: float
+    columns: Columns,
+    *,
+    n_step: int | None,
+    traces: Mapping[str, float] | None,
+    discount: float,
+    alignment: Alignment | None = None,
 ) -> np.ndarray:
     """(T,) float32 advantages from the columns of a labeling, episode by episode; no network runs.
 
     Args:
         traces: task → λ of the λ-return; None: ``n_step`` steps.
+        alignment: the source's, which says how many frames a step has; None: one.
     """
+    alignment = alignment or Alignment()
+    frames = None if n_step is None else max(1, int(alignment.frames_ahead(n_step)))
     result = np.full(len(columns["index"]), np.nan, dtype=np.float32)
     for rows in episode_rows(columns["episode_index"]):
         result[rows] = episode_advantages(
             columns["return"][rows],
             columns["reward"][rows],
             columns["value"][rows],
-            n_step=n_step,
-            trace=None if traces is None else traces[columns["task"][rows.start]],
-            discount=discount,
+            n_step=frames,
+            trace=None if traces is None else alignment.per_frame(traces[columns["task"][rows.start]]),
+            discount=alignment.per_frame(discount),
             terminated=columns["outcome"][rows.start] != Outcome.TRUNCATED.value,
         )
     return result

@@ -68,15 +68,15 @@ def episode_outcome(
     return None
 
 
-def steps_to_success_rewards(length: int, outcome: Outcome, task_length: int) -> np.ndarray:
+def steps_to_success_rewards(length: int, outcome: Outcome, task_length: int, *, rate: float = 1.0) -> np.ndarray:
     """(T,) float32 rewards of RECAP's Eq. 5, in units of the normalised return: −1 per step, 0 at a success,
-    −C_fail at a failure.
+    −C_fail at a failure. ``length`` counts frames, of which there are ``rate`` in a step.
 
     ``G_t = −(remaining + failed · C) / (task_length + C)`` with C = ``task_length``, the task's longest episode, so
     that returns lie in [−1, 0]: successes above −1/2, failures below. A truncated episode's steps cost as any
     other's; what follows them is unknown.
     """
-    rewards = np.full(length, -1.0)
+    rewards = np.full(length, -1.0 / rate)
     if outcome is Outcome.SUCCESS:
         rewards[-1] = 0.0
     elif outcome is Outcome.FAILURE:

@@ -52,7 +52,7 @@ class LabelledEpisodes:
 
     episodes: list[Episode]
     tasks: list[str]
-    task_lengths: np.ndarray  # (tasks,) longest episode, the normaliser of the returns
+    task_lengths: np.ndarray  # (tasks,) longest episode in policy steps, the normaliser of the returns
     rewards: list[np.ndarray]  # per source (frames,) float32, in units of the return; NaN where no label is needed
     returns: list[np.ndarray]  # per source (frames,) float32, NaN where unknown
     interventions: list[np.ndarray]  # per source (frames,) bool
@@ -100,7 +100,8 @@ def label_episodes(
 
     task_lengths = np.zeros(len(tasks), dtype=np.int64)
     for episode in episodes:
-        task_lengths[episode.task] = max(task_lengths[episode.task], episode.length)
+        steps = math.ceil(episode.length / sources[episode.source].alignment.rate)
+        task_lengths[episode.task] = max(task_lengths[episode.task], steps)
     unknown_frames = [np.full(len(source.columns["index"]), np.nan, dtype=np.float32) for source in sources]
     rewards, returns = unknown_frames, [frames.copy() for frames in unknown_frames]
     for episode in episodes if needs_returns else ():
@@ -109,7 +110,8 @@ def label_episodes(
         rewards[episode.source][rows] = _episode_rewards(episode, sources[episode.source], reward, policy, task_length)
         if reward.source == "dataset" or episode.outcome is not Outcome.TRUNCATED:
             returns[episode.source][rows] = discounted_returns(
-                rewards[episode.source][rows], discount=reward_discount(reward, policy)
+                rewards[episode.source][rows],
+                discount=sources[episode.source].alignment.per_frame(reward_discount(reward, policy)),
             )
     if needs_returns:
         _check_support(returns, policy)
@@ -136,7 +138,7 @@ def known_outcomes(source: Source, outcome_file: str | None, *, primary: bool) -
 
 
 def reward_discount(reward: RewardConfig, policy: PI05RLConfig) -> float:
-    """γ of the return: RECAP's steps-to-success return is undiscounted."""
+    """γ of the return, per policy step: RECAP's steps-to-success return is undiscounted."""
     return 1.0 if reward.source == "steps_to_success" else policy.discount
 
 
@@ -144,7 +146,7 @@ def _episode_rewards(
     episode: Episode, source: Source, reward: RewardConfig, policy: PI05RLConfig, task_length: int
 ) -> np.ndarray:
     if reward.source == "steps_to_success":
-        return steps_to_success_rewards(episode.length, episode.outcome, task_length)
+        return steps_to_success_rewards(episode.length, episode.outcome, task_length, rate=source.alignment.rate)
     if REWARD_COLUMN not in source.columns:
         raise DatasetError(
             f"reward.source is 'dataset' but {source.name} has no {REWARD_COLUMN} column; use steps_to_success"

@@ -68,6 +68,13 @@ class FrameIndex:
         counts = [keep[episode.source][episode.start : episode.end] for episode in episodes]
         return cls(episodes, offsets, np.repeat(np.arange(offsets[-1]), np.concatenate(counts)))
 
+    def frames_per_source(self, sources: int) -> list[int]:
+        """How many of the frames are of each source; numbers run through the sources in order."""
+        last = [self.offsets[sum(episode.source <= number for episode in self.episodes)] for number in range(sources)]
+        if self.chosen is not None:
+            last = np.searchsorted(self.chosen, last).tolist()
+        return np.diff([0, *last]).tolist()
+
     def __len__(self) -> int:
         return int(self.offsets[-1]) if self.chosen is None else len(self.chosen)
 
@@ -129,8 +136,8 @@ class FrameDataset(Dataset):
         }
 
     def _observation(self, source: Source, row: int) -> dict[str, Tensor]:
-        state = torch.from_numpy(source.columns[OBS_STATE][row].astype(np.float32))
-        return {**self._images(source, row), OBS_STATE: state}
+        state = source.alignment.scaled(OBS_STATE, source.recorded(OBS_STATE)[row])
+        return {**self._images(source, row), OBS_STATE: torch.from_numpy(state)}
 
     def _ahead(self, number: int, row: int, observation: dict[str, Tensor]) -> dict[str, Tensor]:
         """The observations that the look-aheads bootstrap from; past the episode's end the present one stands in,
@@ -157,18 +164,19 @@ class FrameDataset(Dataset):
     def _action_chunk(self, source: Source, row: int) -> tuple[Tensor, Tensor]:
         """(chunk, A) actions from ``row`` on, the last one repeated behind the episode's end, and (chunk,) padding."""
         last = int(source.ends[np.searchsorted(source.ends, row, side="right")]) - 1
-        rows = row + np.arange(self.chunk_size)
-        chunk = source.columns[ACTION][np.minimum(rows, last)].astype(np.float32)
+        rows = row + source.alignment.frames_ahead(np.arange(self.chunk_size))
+        chunk = source.alignment.scaled(ACTION, source.columns[ACTION][np.minimum(rows, last)])
         return torch.from_numpy(chunk), torch.from_numpy(rows > last)
 
     def _images(self, source: Source, row: int) -> dict[str, Tensor]:
         images = {}
         meta = source.dataset.meta
         for camera in self.cameras:
-            if camera in meta.video_keys:
-                images[camera] = self._video_frame(source, camera, row)
+            own = source.alignment.own_name(camera)
+            if own in meta.video_keys:
+                images[camera] = self._video_frame(source, own, row)
             else:
-                image = source.dataset.hf_dataset.with_format(None).select_columns(camera)[row][camera]
+                image = source.dataset.hf_dataset.with_format(None).select_columns(own)[row][own]
                 images[camera] = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
             if self.image_transforms is not None:
                 images[camera] = self.image_transforms(images[camera])

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.transforms import ImageTransforms
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
-from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,14 +26,12 @@ from .episodes import (
     reward_discount,
     split_episodes,
 )
+from .fit import EMPTY_CAMERA, align_sources
 from .frames import FrameDataset, FrameIndex, PinnedLabels
-from .sampling import BatchPositions, SampleOrder
+from .sampling import BatchPositions, MixedOrder, SampleOrder
 from .sources import DatasetError, Source, load_source, open_dataset
 
 logger = logging.getLogger(__name__)
-
-EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera"  # LeRobot's names for cameras that exist in no dataset
-LARGEST_NORMALISED = 100.0  # a value this many times its quantile range away has broken statistics, not an outlier
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,8 @@ class OfflineData:
 
 
 def open_sources(cfg: PI05RLTrainConfig) -> list[Source]:
-    """Open the datasets of ``cfg``; fills in the policy's features where the configuration has none.
+    """Open the datasets of ``cfg`` and align them with the first; fills in the policy's features where the
+    configuration has none.
 
     Raises:
         DatasetError: a dataset is missing, or does not fit the policy or the first dataset.
@@ -84,9 +80,7 @@ def open_sources(cfg: PI05RLTrainConfig) -> list[Source]:
             tolerance_s=cfg.tolerance_s,
         )
         sources.append(load_source(path, dataset, backend))
-    _set_features(cfg.policy, sources)
-    _check_sources(cfg, sources)
-    return sources
+    return align_sources(cfg, sources)
 
 
 def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
@@ -128,8 +122,14 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
         labels,
         frames(FrameIndex.of(train, draws), ImageTransforms(transforms) if transforms.enable else None),
         frames(FrameIndex.of(held_out), lookaheads=None) if held_out else None,
-        aggregate_stats([source.dataset.meta.stats for source in sources]),
+        pooled_statistics(cfg, sources),
     )
+
+
+def pooled_statistics(cfg: PI05RLTrainConfig, sources: list[Source]) -> dict[str, dict[str, np.ndarray]]:
+    """What the policy normalises with: the datasets' pooled statistics, or the first one's if each keeps its own."""
+    used = sources if cfg.dataset.statistics == "pooled" else sources[:1]
+    return aggregate_stats([source.stats for source in used])
 
 
 def policy_cameras(policy: PI05RLConfig) -> list[str]:
@@ -180,10 +180,11 @@ def make_lookaheads(
                 np.zeros(count, dtype=np.int64),
                 np.zeros(count, dtype=np.float32),
             )
+            frames, per_frame = max(1, int(source.alignment.frames_ahead(n))), source.alignment.per_frame(discount)
             for episode in (episode for episode in labels.episodes if episode.source == number):
                 rows = slice(episode.start, episode.end)
                 terminated = episode.outcome is not Outcome.TRUNCATED
-                steps = lookahead(labels.rewards[number][rows], n, discount=discount, terminated=terminated)
+                steps = lookahead(labels.rewards[number][rows], frames, discount=per_frame, terminated=terminated)
                 for column, values in zip(columns, steps, strict=True):
                     column[rows] = values
             lookaheads[n].append(columns)
@@ -200,11 +201,26 @@ def make_train_loader(
     world_size: int = 1,
 ) -> DataLoader:
     """Batches ``first_batch`` to ``last_batch`` of the run's sample order, collated, images as uint8."""
-    order = SampleOrder(len(data.train), cfg.seed)
+    order = sample_order(cfg, data)
     batches = BatchPositions(
         order, cfg.batch_size, rank=rank, world_size=world_size, first=first_batch, last=last_batch
     )
     return DataLoader(data.train, batch_sampler=batches, **worker_kwargs(cfg))
+
+
+def sample_order(cfg: PI05RLTrainConfig, data: OfflineData) -> SampleOrder | MixedOrder:
+    """All frames alike, or each dataset by its weight.
+
+    Raises:
+        DatasetError: nothing is left to draw of a dataset that has a weight.
+    """
+    if cfg.dataset.weights is None:
+        return SampleOrder(len(data.train), cfg.seed)
+    counts = data.train.frames.frames_per_source(len(data.sources))
+    for source, count in zip(data.sources, counts, strict=True):
+        if count == 0:
+            raise DatasetError(f"dataset.weights: nothing is left to draw of the dataset {source.name}; leave it out")
+    return MixedOrder(counts, cfg.dataset.weights, cfg.seed)
 
 
 def make_held_out_loader(cfg: PI05RLTrainConfig, data: OfflineData) -> DataLoader | None:
@@ -275,83 +291,3 @@ def worker_kwargs(cfg: PI05RLTrainConfig) -> dict:
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": _ignore_interrupts,
     }
-
-
-def _set_features(policy, sources: list[Source]) -> None:
-    meta = sources[0].dataset.meta
-    features = dataset_to_policy_features(meta.features)
-    if not policy.input_features:
-        policy.input_features = {
-            key: feature
-            for key, feature in features.items()
-            if feature.type in (FeatureType.VISUAL, FeatureType.STATE)
-            and (feature.type is not FeatureType.STATE or key == OBS_STATE)
-        }
-    if not policy.output_features:
-        policy.output_features = {ACTION: features[ACTION]} if ACTION in features else {}
-    names = meta.features.get(ACTION, {}).get("names")
-    if policy.action_feature_names is None and isinstance(names, list):
-        policy.action_feature_names = names
-
-
-def _check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
-    policy = cfg.policy
-    if not policy.image_features:
-        raise DatasetError(f"dataset {sources[0].name} has no camera; π0.5 needs at least one")
-    wanted: dict[str, PolicyFeature] = {**policy.input_features, **policy.output_features}
-    if OBS_STATE not in wanted or ACTION not in wanted:
-        raise DatasetError(f"dataset {sources[0].name} needs the columns {OBS_STATE} and {ACTION}")
-    for source in sources:
-        if source.dataset.meta.stats is None:
-            raise DatasetError(f"dataset {source.name} has no statistics (meta/stats.json)")
-        features = source.dataset.meta.features
-        for key, feature in wanted.items():
-            if key.startswith(EMPTY_CAMERA):
-                continue
-            if key not in features:
-                raise DatasetError(
-                    f"dataset {source.name} has no {key}, which the policy reads; it has {sorted(features)}"
-                )
-            if feature.type is not FeatureType.VISUAL and tuple(features[key]["shape"]) != tuple(feature.shape):
-                raise DatasetError(
-                    f"dataset {source.name}: {key} has the shape {tuple(features[key]['shape'])}, "
-                    f"the policy expects {tuple(feature.shape)}"
-                )
-        for key in (OBS_STATE, ACTION):
-            mode = policy.normalization_mapping["STATE" if key == OBS_STATE else "ACTION"]
-            needed = {"QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}.get(mode.value, ())
-            absent = [name for name in needed if name not in source.dataset.meta.stats.get(key, {})]
-            if absent:
-                raise DatasetError(
-                    f"dataset {source.name} has no statistics {', '.join(absent)} of {key}; run LeRobot's "
-                    "augment_dataset_quantile_stats.py on it, or set policy.normalization_mapping"
-                )
-            _check_spread(source, key, mode.value)
-        fps = source.dataset.meta.fps
-        if fps != sources[0].dataset.meta.fps:
-            raise DatasetError(
-                f"dataset {source.name} was recorded at {fps} frames per second, {sources[0].name} at "
-                f"{sources[0].dataset.meta.fps}; one policy needs one rate"
-            )
-    if wanted[ACTION].shape[0] > policy.max_action_dim:
-        raise DatasetError(
-            f"actions have {wanted[ACTION].shape[0]} dimensions, policy.max_action_dim is {policy.max_action_dim}"
-        )
-
-
-def _check_spread(source: Source, key: str, mode: str) -> None:
-    """A dimension whose quantiles (nearly) coincide while its values do not explodes when it is normalised."""
-    bounds = {"QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90"), "MIN_MAX": ("min", "max")}.get(mode)
-    if bounds is None:
-        return
-    low, high = (np.asarray(source.dataset.meta.stats[key][name], dtype=np.float64) for name in bounds)
-    values = source.columns[key]
-    beyond = np.maximum(low - values.min(axis=0), values.max(axis=0) - high)
-    bad = np.flatnonzero(beyond > LARGEST_NORMALISED * np.maximum(high - low, 1e-8))
-    if bad.size:
-        raise DatasetError(
-            f"dataset {source.name}: dimension {bad[0]} of {key} runs from {values[:, bad[0]].min():.4g} to "
-            f"{values[:, bad[0]].max():.4g}, but its statistics {bounds[0]} and {bounds[1]} are {low[bad[0]]:.4g} and "
-            f"{high[bad[0]]:.4g}: normalised values would exceed {LARGEST_NORMALISED:g}. Recompute the statistics, or "
-            f"set policy.normalization_mapping of {key} to MIN_MAX"
-        )

@@ -25,6 +25,45 @@ class SampleOrder:
         return int(self._permutation[index])
 
 
+class MixedOrder:
+    """Maps a position to a frame number where every source has a weight.
+
+    Positions come in blocks; each block holds every source in its share, to the nearest draw, in an order derived from
+    (seed, block). What a source is drawn for the k-th time is its own :class:`SampleOrder`: none of its frames comes
+    twice before all have come once.
+    """
+
+    BLOCK = 1024
+
+    def __init__(self, num_frames: list[int], weights: list[float], seed: int):
+        """``num_frames``: per source; frame numbers run through the sources in order."""
+        self.firsts = np.cumsum([0, *num_frames])
+        self.seed, self._bounds = seed, np.cumsum(weights) / np.sum(weights)
+        self._orders = [SampleOrder(count, seed) for count in num_frames]
+        self._block, self._sources, self._ranks = -1, np.empty(0, np.int64), np.empty(0, np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        block, place = divmod(position, self.BLOCK)
+        if block != self._block:
+            self._draw(block)
+        source = int(self._sources[place])
+        return int(self.firsts[source]) + self._orders[source][int(self._ranks[place])]
+
+    def _draw(self, block: int) -> None:
+        before, after = (self._drawn(number * self.BLOCK) for number in (block, block + 1))
+        counts = after - before
+        sources = np.repeat(np.arange(len(counts)), counts)
+        sources = np.random.default_rng([self.seed, block, len(counts)]).permutation(sources)
+        ranks = np.empty_like(sources)
+        for source, first in enumerate(before):
+            ranks[sources == source] = first + np.arange(counts[source])
+        self._block, self._sources, self._ranks = block, sources, ranks
+
+    def _drawn(self, positions: int) -> np.ndarray:
+        """(sources,) how many of the first ``positions`` draws are of each source."""
+        return np.diff(np.rint(self._bounds * positions).astype(np.int64), prepend=0)
+
+
 class BatchPositions:
     """The batches of one process, for a DataLoader's ``batch_sampler``: lists of (position, frame number).
 
@@ -33,7 +72,7 @@ class BatchPositions:
 
     def __init__(
         self,
-        order: SampleOrder,
+        order: SampleOrder | MixedOrder,
         batch_size: int,
         *,
         rank: int = 0,

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from lerobot.utils.constants import ACTION, HF_LEROBOT_HOME, OBS_STATE
 
 from ..errors import UserError
 from ..returns import Outcome
+from .alignment import Alignment, renamed
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,24 @@ class Source:
     starts: np.ndarray  # (episodes,) first row of each episode
     ends: np.ndarray  # (episodes,) one past its last row
     tasks: list[str]  # (episodes,) task text
-    videos: dict[str, dict[int, tuple[Path, float]]]  # camera → episode_index → file, where it starts there (s)
+    videos: dict[str, dict[int, tuple[Path, float]]]  # its camera → episode_index → file, where it starts there (s)
+    alignment: Alignment = field(default_factory=Alignment)
+
+    @property
+    def features(self) -> dict[str, dict]:
+        """LeRobot's features under the policy's names."""
+        return renamed(self.dataset.meta.features, self.alignment.names)
+
+    @property
+    def stats(self) -> dict[str, dict[str, np.ndarray]] | None:
+        """LeRobot's statistics under the policy's names, as recorded."""
+        stats = self.dataset.meta.stats
+        return None if stats is None else renamed(stats, self.alignment.names)
+
+    def recorded(self, key: str) -> np.ndarray:
+        """(frames, D) the column of the policy's ``key`` as recorded."""
+        values = self.columns[self.alignment.own_name(key)]
+        return values.reshape(len(values), -1)
 
     def column(self, names: tuple[str, ...], episode: int) -> np.ndarray | None:
         """The episode's rows of the first of these columns that exists, (T,); None if none does."""

@@ -65,8 +65,9 @@ CURVES = (
     ),
     Curve(
         "Frames tagged positive",
-        "share of frames",
-        "The share of training frames above the threshold; it should settle near the fraction that was asked for.",
+        "share of samples drawn",
+        "How many of the samples drawn are tagged positive; near the fraction that was asked for, or, of a pinned "
+        "labeling, as many more as advantage_positive_weight draws them more often.",
         "advantage_positive_fraction",
         None,
         (0.0, 1.0),

@@ -1,0 +1,151 @@
+"""Which datasets fit one policy and one another, and how those that differ are aligned with the first."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from lerobot.utils.feature_utils import dataset_to_policy_features
+
+from ..config import PI05RLTrainConfig
+from ..configuration_pi05_rl import PI05RLConfig
+from .alignment import Alignment, affine_to, own_names
+from .sources import DatasetError, Source
+
+logger = logging.getLogger(__name__)
+
+EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera"  # LeRobot's names for cameras that exist in no dataset
+LARGEST_NORMALISED = 100.0  # a value this many times its quantile range away has broken statistics, not an outlier
+
+
+def align_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[Source]:
+    """``sources`` with names, rates and scales translated to those of the first; fills in the policy's features.
+
+    Raises:
+        DatasetError: one does not fit, or ``rename_map``, ``dataset.weights`` do not fit the datasets.
+    """
+    weights = cfg.dataset.weights
+    if weights is not None and len(weights) != len(sources):
+        raise DatasetError(f"dataset.weights has {len(weights)} number(s) for {len(sources)} dataset(s)")
+    sources = _rename(cfg.rename_map, sources)
+    rate = sources[0].dataset.meta.fps
+    sources = [
+        replace(source, alignment=replace(source.alignment, rate=source.dataset.meta.fps / rate)) for source in sources
+    ]
+    set_features(cfg.policy, sources[0])
+    check_sources(cfg, sources)
+    if cfg.dataset.statistics == "own":
+        sources = [sources[0], *(_to_scale_of(sources[0], source, cfg.policy) for source in sources[1:])]
+    for source in sources:
+        if source.alignment.in_words:
+            logger.info("[DATA] Of %s: %s", source.name, source.alignment.in_words)
+    return sources
+
+
+def _rename(rename_map: dict[str, str], sources: list[Source]) -> list[Source]:
+    unused = [key for key in rename_map if not any(key in source.dataset.meta.features for source in sources)]
+    if unused:
+        raise DatasetError(f"rename_map names {unused[0]}, which no dataset has")
+    renamed = []
+    for source in sources:
+        try:
+            names = own_names(source.dataset.meta.features, rename_map)
+        except ValueError as error:
+            raise DatasetError(f"dataset {source.name}: {error}") from error
+        renamed.append(replace(source, alignment=Alignment(names)))
+    return renamed
+
+
+def _to_scale_of(first: Source, source: Source, policy: PI05RLConfig) -> Source:
+    scale = {}
+    for key, kind in ((OBS_STATE, "STATE"), (ACTION, "ACTION")):
+        affine = affine_to(source.stats[key], first.stats[key], policy.normalization_mapping[kind])
+        if affine is not None:
+            scale[key] = affine
+    return replace(source, alignment=replace(source.alignment, scale=scale))
+
+
+def set_features(policy: PI05RLConfig, first: Source) -> None:
+    """Fill in what the configuration leaves open: the policy reads and acts as the first dataset was recorded."""
+    features = dataset_to_policy_features(first.features)
+    if not policy.input_features:
+        policy.input_features = {
+            key: feature
+            for key, feature in features.items()
+            if feature.type in (FeatureType.VISUAL, FeatureType.STATE)
+            and (feature.type is not FeatureType.STATE or key == OBS_STATE)
+        }
+    if not policy.output_features:
+        policy.output_features = {ACTION: features[ACTION]} if ACTION in features else {}
+    names = first.features.get(ACTION, {}).get("names")
+    if policy.action_feature_names is None and isinstance(names, list):
+        policy.action_feature_names = names
+
+
+def check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
+    """
+    Raises:
+        DatasetError: a dataset lacks what the policy reads, has another shape, rate, or useless statistics.
+    """
+    policy = cfg.policy
+    if not policy.image_features:
+        raise DatasetError(f"dataset {sources[0].name} has no camera; π0.5 needs at least one")
+    wanted: dict[str, PolicyFeature] = {**policy.input_features, **policy.output_features}
+    if OBS_STATE not in wanted or ACTION not in wanted:
+        raise DatasetError(f"dataset {sources[0].name} needs the columns {OBS_STATE} and {ACTION}")
+    for source in sources:
+        if source.stats is None:
+            raise DatasetError(f"dataset {source.name} has no statistics (meta/stats.json)")
+        features = source.features
+        for key, feature in wanted.items():
+            if key.startswith(EMPTY_CAMERA):
+                continue
+            if key not in features:
+                raise DatasetError(
+                    f"dataset {source.name} has no {key}, which the policy reads; it has {sorted(features)}. If a "
+                    'camera only has another name, say so: rename_map={"<its name>": "<the policy\'s>"}'
+                )
+            if feature.type is not FeatureType.VISUAL and tuple(features[key]["shape"]) != tuple(feature.shape):
+                raise DatasetError(
+                    f"dataset {source.name}: {key} has the shape {tuple(features[key]['shape'])}, "
+                    f"the policy expects {tuple(feature.shape)}"
+                )
+        for key in (OBS_STATE, ACTION):
+            mode = policy.normalization_mapping["STATE" if key == OBS_STATE else "ACTION"]
+            needed = {"QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}.get(mode.value, ())
+            absent = [name for name in needed if name not in source.stats.get(key, {})]
+            if absent:
+                raise DatasetError(
+                    f"dataset {source.name} has no statistics {', '.join(absent)} of {key}; run LeRobot's "
+                    "augment_dataset_quantile_stats.py on it, or set policy.normalization_mapping"
+                )
+            _check_spread(source, key, mode.value)
+        if source.alignment.rate != 1.0 and not cfg.dataset.resample_actions:
+            raise DatasetError(
+                f"dataset {source.name} was recorded at {source.dataset.meta.fps} frames per second, "
+                f"{sources[0].name} at {sources[0].dataset.meta.fps}. If actions are absolute (positions, not "
+                "differences), dataset.resample_actions=true reads it at the first one's rate"
+            )
+    if wanted[ACTION].shape[0] > policy.max_action_dim:
+        raise DatasetError(
+            f"actions have {wanted[ACTION].shape[0]} dimensions, policy.max_action_dim is {policy.max_action_dim}"
+        )
+
+
+def _check_spread(source: Source, key: str, mode: str) -> None:
+    """A dimension whose quantiles (nearly) coincide while its values do not explodes when it is normalised."""
+    bounds = {"QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90"), "MIN_MAX": ("min", "max")}.get(mode)
+    if bounds is None:
+        return
+    low, high = (np.asarray(source.stats[key][name], dtype=np.float64) for name in bounds)
+    values = source.recorded(key)
+    beyond = np.maximum(low - values.min(axis=0), values.max(axis=0) - high)
+    bad = np.flatnonzero(beyond > LARGEST_NORMALISED * np.maximum(high - low, 1e-8))
+    if bad.size:
+        raise DatasetError(
+            f"dataset {source.name}: dimension {bad[0]} of {key} runs from {values[:, bad[0]].min():.4g} to "
+            f"{values[:, bad[0]].max():.4g}, but its statistics {bounds[0]} and {bounds[1]} are {low[bad[0]]:.4g} and "
+            f"{high[bad[0]]:.4g}: normalised values would exceed {LARGEST_NORMALISED:g}. Recompute the statistics, or "
+            f"set policy.normalization_mapping of {key} to MIN_MAX"
+        )
