@@ -18,11 +18,11 @@ from lerobot_policy_pi05_rl.config import load_config
 from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.data.loading import open_sources
 from lerobot_policy_pi05_rl.data.sampling import SampleOrder
+from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.label_outcomes import format_ranges, parse_ranges
 from lerobot_policy_pi05_rl.labeling import (
     SCHEMA,
-    dataset_fingerprint,
     out_of_fold,
     read_pinned_labels,
     upper_threshold,

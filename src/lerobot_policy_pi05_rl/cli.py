@@ -10,6 +10,7 @@ from lerobot.utils.utils import init_logging
 VERBS = {
     "offline": "pretrain policy and critic on LeRobot datasets: pi05-rl offline CONFIG [--key=value …]",
     "label": "outcomes and advantages of a dataset as a side-car: pi05-rl label CONFIG_OR_RUN [--name NAME …]",
+    "cache": "decode a configuration's frames to dataset.frame_cache: pi05-rl cache CONFIG [--key=value …]",
     "report": "one self-contained HTML page: pi05-rl report RUN_OR_DATASET [--labels NAME …] [--video-episodes I,J]",
     "plan": "parameters, memory, FLOPs, what would fit; runs no step: pi05-rl plan CONFIG [--key=value …]",
     "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
@@ -111,6 +112,24 @@ def run_label(arguments: list[str]) -> int:
     from .labeler import main as label
 
     return label(arguments)
+
+
+def run_cache(arguments: list[str]) -> int:
+    """``pi05-rl cache CONFIG``."""
+    from .config import ConfigError, load_config
+    from .data.loading import open_caches, open_sources
+
+    path, overrides = split_config_path(arguments)
+    cfg = load_config(path, overrides)
+    cfg.validate()
+    if cfg.dataset.frame_cache is None:
+        raise ConfigError("dataset.frame_cache is not set: the folder the frames go to, --dataset.frame_cache=DIR")
+    try:
+        open_caches(cfg, open_sources(cfg))
+    except KeyboardInterrupt:
+        logging.getLogger(__name__).warning("[FRAME CACHE] Stopped; the same command goes on from here")
+        return 130
+    return 0
 
 
 def run_report(arguments: list[str]) -> int:

@@ -79,6 +79,7 @@ class OfflineDatasetConfig(DatasetConfig):
     weights: list[float] | None = None  # share of the draws, the first dataset's first; None: all frames alike
     statistics: str = "pooled"  # pooled | own: each dataset is brought from its own scale to the first one's
     resample_actions: bool = False  # read datasets of other frame rates at the first one's; absolute actions only
+    frame_cache: str | None = None  # folder of decoded frames (pi05-rl cache); None: decode what is drawn
     labeling: str | None = None  # advantages come from the side-car of this name (pi05-rl label), not from the critic
 
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from .config import PI05RLTrainConfig
 from .data.episodes import LabelledEpisodes, reward_discount
 from .data.loading import OfflineData
-from .data.sources import Source
-from .labeling import dataset_fingerprint
+from .data.sources import Source, dataset_fingerprint
 from .weights import CRITIC_PREFIX, CheckpointError, CheckpointFiles, locate, open_tensors
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from .config import PI05RLTrainConfig
 from .critic_data import frame_folds, read_critic_data, reward_scale, scale_differences
 from .data.episodes import LabelledEpisodes, label_episodes, reward_discount
 from .data.loading import open_sources
-from .data.sources import Source
+from .data.sources import Source, dataset_fingerprint
 from .errors import UserError
 from .label_critic import Critic, find_critic, load_value_function
 from .label_options import LabelOptions, choose_look_ahead, load_label_config, parse_options
@@ -27,7 +27,6 @@ from .labeling import (
     Columns,
     Labeling,
     advantages,
-    dataset_fingerprint,
     find_labeling,
     frame_columns,
     labeling_path,

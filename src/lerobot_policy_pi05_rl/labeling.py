@@ -5,7 +5,6 @@ the fingerprints of the dataset and of the critic, the look-ahead and the thresh
 side, their thresholds change without the critic, and the dataset's own files are never touched.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from lerobot.utils.constants import ACTION, OBS_STATE
 
 from .data.alignment import Alignment
 from .data.episodes import LabelledEpisodes
 from .data.frames import PinnedLabels
-from .data.sources import DatasetError, Source
+from .data.sources import DatasetError, Source, dataset_fingerprint
 from .returns import Outcome, episode_advantages
 
 META_KEY = b"pi05_rl"
@@ -64,21 +62,6 @@ def labeling_path(source: Source, name: str) -> Path:
 def labeling_names(folder: Path) -> list[str]:
     """The finished labelings in a dataset's :func:`labels_folder`."""
     return sorted(path.stem for path in folder.glob("*.parquet"))
-
-
-def dataset_fingerprint(source: Source) -> str:
-    """A hash of what identifies the frames: sizes, features, episode bounds, states and actions.
-
-    Paths, times and everything that people may change beside the frames (outcomes, statistics) are left out.
-    """
-    meta = source.dataset.meta
-    features = {key: [feature["dtype"], list(feature["shape"] or ())] for key, feature in meta.features.items()}
-    essentials = [int(meta.total_frames), float(meta.fps), features, (source.ends - source.starts).tolist()]
-    digest = hashlib.blake2b(json.dumps(essentials, sort_keys=True).encode(), digest_size=16)
-    for key in ("episode_index", ACTION, OBS_STATE):
-        if key in source.columns:
-            digest.update(np.ascontiguousarray(source.columns[key]).tobytes())
-    return digest.hexdigest()
 
 
 def frame_columns(number: int, source: Source, labels: LabelledEpisodes) -> Columns:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ..returns import Lookahead
 from .episodes import Episode, LabelledEpisodes
+from .frame_cache import FrameCache
 from .sources import DatasetError, Source
 from .video import read_frame
 
@@ -101,15 +102,18 @@ class FrameDataset(Dataset):
         folds: dict[tuple[int, int], int] | None = None,
         lookaheads: dict[int, list[Lookahead]] | None = None,
         pinned: list[PinnedLabels] | None = None,
+        caches: list[FrameCache] | None = None,
     ):
         """Args:
         folds: (source, episode index) → fold.
         lookaheads: n → per source, with (frames,) columns; the frames that far ahead are read too.
         pinned: per source, the labels of a labeling.
+        caches: per source, its decoded frames, under its own names of the cameras.
         """
         self.sources, self.labels, self.frames = sources, labels, frames
         self.cameras, self.chunk_size, self.image_transforms = cameras, chunk_size, image_transforms
         self.folds, self.lookaheads, self.pinned = folds or {}, lookaheads or {}, pinned
+        self.caches = caches
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -120,7 +124,7 @@ class FrameDataset(Dataset):
         episode, row = self.frames[number]
         source = self.sources[episode.source]
         actions, is_pad = self._action_chunk(source, row)
-        observation = self._observation(source, row)
+        observation = self._observation(episode.source, row)
         return {
             **observation,
             **self._ahead(episode.source, row, observation),
@@ -135,9 +139,10 @@ class FrameDataset(Dataset):
             POSITION: torch.tensor(position),
         }
 
-    def _observation(self, source: Source, row: int) -> dict[str, Tensor]:
+    def _observation(self, number: int, row: int) -> dict[str, Tensor]:
+        source = self.sources[number]
         state = source.alignment.scaled(OBS_STATE, source.recorded(OBS_STATE)[row])
-        return {**self._images(source, row), OBS_STATE: torch.from_numpy(state)}
+        return {**self._images(number, row), OBS_STATE: torch.from_numpy(state)}
 
     def _ahead(self, number: int, row: int, observation: dict[str, Tensor]) -> dict[str, Tensor]:
         """The observations that the look-aheads bootstrap from; past the episode's end the present one stands in,
@@ -146,7 +151,7 @@ class FrameDataset(Dataset):
         for n, per_source in self.lookaheads.items():
             steps = per_source[number]
             offset = int(steps.offset[row])
-            later = observation if offset == 0 else self._observation(self.sources[number], row + offset)
+            later = observation if offset == 0 else self._observation(number, row + offset)
             sample |= {ahead(n, key): value for key, value in later.items()}
             sample[ahead(n, AHEAD_REWARD)] = torch.tensor(steps.reward[row])
             sample[ahead(n, AHEAD_DISCOUNT)] = torch.tensor(steps.discount[row])
@@ -168,12 +173,13 @@ class FrameDataset(Dataset):
         chunk = source.alignment.scaled(ACTION, source.columns[ACTION][np.minimum(rows, last)])
         return torch.from_numpy(chunk), torch.from_numpy(rows > last)
 
-    def _images(self, source: Source, row: int) -> dict[str, Tensor]:
-        images = {}
-        meta = source.dataset.meta
+    def _images(self, number: int, row: int) -> dict[str, Tensor]:
+        images, source = {}, self.sources[number]
         for camera in self.cameras:
             own = source.alignment.own_name(camera)
-            if own in meta.video_keys:
+            if self.caches is not None:
+                images[camera] = self.caches[number].read(own, row)
+            elif own in source.dataset.meta.video_keys:
                 images[camera] = self._video_frame(source, own, row)
             else:
                 image = source.dataset.hf_dataset.with_format(None).select_columns(own)[row][own]

@@ -27,6 +27,7 @@ from .episodes import (
     split_episodes,
 )
 from .fit import EMPTY_CAMERA, align_sources
+from .frame_cache import FrameCache, open_frame_cache
 from .frames import FrameDataset, FrameIndex, PinnedLabels
 from .sampling import BatchPositions, MixedOrder, SampleOrder
 from .sources import DatasetError, Source, load_source, open_dataset
@@ -103,6 +104,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
 
     folds = assign_folds(train, cfg.policy.critic_folds) if cfg.policy.trains_critic else {}
     lookaheads = make_lookaheads(sources, labels, cfg, pinned=pinned is not None)
+    caches = open_caches(cfg, sources)
 
     def frames(index: FrameIndex, image_transforms=None, lookaheads=lookaheads) -> FrameDataset:
         return FrameDataset(
@@ -115,6 +117,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
             folds=folds,
             lookaheads=lookaheads,
             pinned=pinned,
+            caches=caches,
         )
 
     return OfflineData(
@@ -130,6 +133,26 @@ def pooled_statistics(cfg: PI05RLTrainConfig, sources: list[Source]) -> dict[str
     """What the policy normalises with: the datasets' pooled statistics, or the first one's if each keeps its own."""
     used = sources if cfg.dataset.statistics == "pooled" else sources[:1]
     return aggregate_stats([source.stats for source in used])
+
+
+def open_caches(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[FrameCache] | None:
+    """The decoded frames of every source, built where they are not there; None: frames are decoded as they are drawn.
+
+    Raises:
+        DatasetError: as :func:`open_frame_cache`.
+    """
+    if cfg.dataset.frame_cache is None:
+        return None
+    return [
+        open_frame_cache(
+            Path(cfg.dataset.frame_cache),
+            source,
+            cameras=[source.alignment.own_name(camera) for camera in policy_cameras(cfg.policy)],
+            resolution=cfg.policy.image_resolution,
+            loader_kwargs=worker_kwargs(cfg),
+        )
+        for source in sources
+    ]
 
 
 def policy_cameras(policy: PI05RLConfig) -> list[str]:

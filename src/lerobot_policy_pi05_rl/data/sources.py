@@ -1,5 +1,6 @@
 """Open LeRobot datasets and read their low-dimensional columns once."""
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
@@ -191,3 +192,18 @@ def read_outcome_file(path: str | None, source: Source, *, primary: bool) -> dic
                 f"{path}: episode {row.episode_index} has the outcome {row.outcome!r}; it must be one of {choices}"
             ) from None
     return outcomes
+
+
+def dataset_fingerprint(source: Source) -> str:
+    """A hash of what identifies the frames: sizes, features, episode bounds, states and actions.
+
+    Paths, times and everything that people may change beside the frames (outcomes, statistics) are left out.
+    """
+    meta = source.dataset.meta
+    features = {key: [feature["dtype"], list(feature["shape"] or ())] for key, feature in meta.features.items()}
+    essentials = [int(meta.total_frames), float(meta.fps), features, (source.ends - source.starts).tolist()]
+    digest = hashlib.blake2b(json.dumps(essentials, sort_keys=True).encode(), digest_size=16)
+    for key in ("episode_index", ACTION, OBS_STATE):
+        if key in source.columns:
+            digest.update(np.ascontiguousarray(source.columns[key]).tobytes())
+    return digest.hexdigest()

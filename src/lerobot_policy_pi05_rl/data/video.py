@@ -5,7 +5,9 @@ LeRobot keeps torchcodec's decoders but opens the file anew for every frame it r
 """
 
 import os
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import batched
 from pathlib import Path
 
 import av
@@ -14,6 +16,7 @@ from lerobot.datasets.video_utils import FrameTimestampError, decode_video_frame
 from torch import Tensor
 
 OPEN_FILES = 32  # per process; a LeRobot v3 file holds many episodes, so few are ever open
+DECODED_AT_ONCE = 16  # frames, by the backends that read several
 
 
 def read_frame(path: Path, timestamp: float, *, tolerance_s: float, backend: str) -> Tensor:
@@ -33,10 +36,42 @@ def read_frame(path: Path, timestamp: float, *, tolerance_s: float, backend: str
             nearest = frame
         if frame.time >= timestamp:
             break
-    if nearest is None or abs(nearest.time - timestamp) > tolerance_s:
-        found = "none" if nearest is None else f"{nearest.time:.4f} s"
+    return _pixels(path, nearest, timestamp, tolerance_s)
+
+
+def read_frames(path: Path, timestamps: list[float], *, tolerance_s: float, backend: str) -> Iterator[Tensor]:
+    """The frames of ``path`` at ascending ``timestamps``, each as :func:`read_frame` gives it; every frame is decoded
+    once.
+
+    Raises:
+        FrameTimestampError: no frame lies within ``tolerance_s`` of one of them.
+    """
+    if backend != "pyav":
+        for block in batched(timestamps, DECODED_AT_ONCE):
+            yield from decode_video_frames(path, list(block), tolerance_s, backend, return_uint8=True)
+        return
+    container = _open(str(path), os.getpid())
+    stream = container.streams.video[0]
+    container.seek(round(timestamps[0] / stream.time_base), stream=stream)
+    frames = container.decode(stream)
+    before = after = None  # the last frame before the time, and the first at or behind it
+    for timestamp in timestamps:
+        while after is None or after.time < timestamp:
+            following = next(frames, None)
+            if following is None:
+                break
+            before, after = after, following
+        found = [frame for frame in (before, after) if frame is not None]
+        nearest = min(found, key=lambda frame: abs(frame.time - timestamp), default=None)
+        yield _pixels(path, nearest, timestamp, tolerance_s)
+
+
+def _pixels(path: Path, frame: av.VideoFrame | None, timestamp: float, tolerance_s: float) -> Tensor:
+    """(3, H, W) uint8 of ``frame``, if it is near enough."""
+    if frame is None or abs(frame.time - timestamp) > tolerance_s:
+        found = "none" if frame is None else f"{frame.time:.4f} s"
         raise FrameTimestampError(f"{path} has no frame at {timestamp:.4f} s (nearest: {found})")
-    return torch.from_numpy(nearest.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
 
 
 @lru_cache(maxsize=OPEN_FILES)
