@@ -44,12 +44,10 @@ def main() -> None:
                     data[(0, number)]
                 milliseconds[name] = (time.process_time() - begin) / SAMPLES * 1000
             ratios.append(milliseconds["decoded"] / milliseconds["cached"])
-            print(
-                " ".join(f"{name}: {value:.3f} ms" for name, value in milliseconds.items()), f"ratio {ratios[-1]:.1f}"
-            )
-        print(
-            f"median ratio over {ROUNDS} rounds: {np.median(ratios):.1f} (min {min(ratios):.1f}, max {max(ratios):.1f})"
-        )
+            times = ", ".join(f"{name} {value:.3f} ms" for name, value in milliseconds.items())
+            print(f"{times}, ratio {ratios[-1]:.1f}")
+        spread = f"min {min(ratios):.1f}, max {max(ratios):.1f}"
+        print(f"median ratio over {ROUNDS} rounds: {np.median(ratios):.1f} ({spread})")
 
 
 if __name__ == "__main__":
