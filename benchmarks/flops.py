@@ -14,11 +14,13 @@ from functools import cache
 
 import torch
 from docs_section import write_section
+from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
 from torch import Tensor, nn
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
+from lerobot_policy_pi05_rl.critic import ValueCritic
 from lerobot_policy_pi05_rl.plan.analytic import minimum_flops
 from lerobot_policy_pi05_rl.plan.flops import Flops, flops_by_part, total, training_step_flops
 from lerobot_policy_pi05_rl.plan.meta_step import TAG_TOKENS, Shape, build, run_backward, with_cameras
@@ -50,7 +52,8 @@ class Reference(nn.Module):
 
     The critic's loss is the cross-entropy with the target's value of the next state; the advantage asks the critic
     about both states once more; the actor clones. Each of the five embeds its own state: with two cameras ten passes
-    of the vision tower and five of a language model, and there are two backwards.
+    of the vision tower and five of a language model, and there are two backwards. Critics are LeRobot's language
+    tower as it is, over the prefix and the value queries at once.
     """
 
     def __init__(self, config: PI05RLConfig):
@@ -66,7 +69,7 @@ class Reference(nn.Module):
         def value(of: nn.Module) -> Tensor:
             with torch.no_grad():
                 features, mask, _ = model.embed_prefix(*observation)
-            return of(features, mask)
+            return joint_logits(of.members[0], features, mask)
 
         with torch.no_grad():
             targets = value(target).softmax(dim=-1)
@@ -78,6 +81,21 @@ class Reference(nn.Module):
         begin_backward()
         run_backward(critic_loss)
         run_backward(actor_loss)
+
+
+def joint_logits(critic: ValueCritic, features: Tensor, mask: Tensor) -> Tensor:
+    """(B, bins) of one pass of LeRobot's tower over the prefix (B, P, width) and the value queries behind it."""
+    queries = critic.queries.expand(len(mask), -1, -1)
+    both = torch.cat([mask, mask.new_ones(len(mask), queries.shape[1])], dim=1)
+    block = torch.zeros_like(both)
+    block[:, mask.shape[1]] = True
+    hidden = critic.backbone(
+        inputs_embeds=torch.cat([features, queries], dim=1),
+        attention_mask=prepare_attention_masks_4d(make_att_2d_masks(both, block)),
+        position_ids=torch.cumsum(both, dim=1) - 1,
+        use_cache=False,
+    ).last_hidden_state
+    return critic.head(hidden[:, mask.shape[1] :].flatten(1))
 
 
 def make_observation(config: PI05Config, cameras: int, batch: int, text: int) -> tuple:

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import CAMERAS, make_algorithm, make_batch
+from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 
 from lerobot_policy_pi05_rl.context import Features
 from lerobot_policy_pi05_rl.critic import pool_images
@@ -69,6 +70,38 @@ def test_the_critic_reads_pooled_images_where_the_configuration_says_so():
         policy = make_algorithm(critic_image_pooling=side).policy
         lengths.append(policy.read_for_critic(make_batch()).states.shape[1])
     assert lengths == [2 * 4 + 9, 2 * 1 + 9]  # 32 pixels in patches of 16, two cameras, nine tokens
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_prefix_and_queries_one_behind_the_other_equal_one_joint_pass(checkpointing):
+    """LeRobot's own tower over both blocks at once gives the same logits and gradients."""
+    algorithm = make_algorithm(gradient_checkpointing=checkpointing)
+    random_heads(algorithm)
+    critic = algorithm.policy.model.critic.members[0]
+    embs, mask = torch.randn(3, 10, 64, generator=torch.Generator().manual_seed(0)), torch.ones(3, 10).bool()
+    mask[0, 7:] = mask[1, :4] = False
+    queries = critic.queries.expand(3, -1, -1)
+    both = torch.cat([mask, mask.new_ones(3, queries.shape[1])], dim=1)
+    block = torch.zeros_like(both)
+    block[:, mask.shape[1]] = True
+
+    def gradients(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        critic.zero_grad()
+        logits.sin().sum().backward()
+        return {name: parameter.grad.clone() for name, parameter in critic.named_parameters()}
+
+    joint = critic.backbone(
+        inputs_embeds=torch.cat([embs, queries], dim=1),
+        attention_mask=prepare_attention_masks_4d(make_att_2d_masks(both, block)),
+        position_ids=torch.cumsum(both, dim=1) - 1,
+        use_cache=False,
+    ).last_hidden_state[:, mask.shape[1] :]
+    expected = critic.head(joint.flatten(1))
+    logits = critic(embs, mask)
+    torch.testing.assert_close(logits, expected)
+    expected_gradients = gradients(expected)
+    for name, gradient in gradients(logits).items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-5)
 
 
 # ── Cross-fitting ────────────────────────────────────────────────────────────────────────────────────────────────

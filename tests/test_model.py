@@ -11,6 +11,7 @@ from lerobot.policies.pi05.modeling_pi05 import PI05Policy, PI05Pytorch, compute
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy, PI05RLPytorch
+from lerobot_policy_pi05_rl.towers import read_block
 
 PREFIX = ("images", "img_masks", "tokens", "masks")
 TRAIN = (*PREFIX, "actions", "noise", "time")
@@ -163,8 +164,8 @@ def stock_joint_pass(towers, prefix, suffix, mask, positions, cond):
 
 def our_passes(towers, prefix, suffix, mask, positions, cond):
     """The prefix, then the suffix that sees it."""
-    length = prefix.shape[1]
-    keys, stored, _ = towers.read_language(prefix, mask[:, :, :length, :length], positions[:, :length])
+    length, language = prefix.shape[1], towers.paligemma.model.language_model
+    keys, stored, _ = read_block(language, prefix, mask[:, :, :length, :length], positions[:, :length])
     return towers.read_actions(keys, stored, suffix, mask[:, :, length:], positions[:, length:], cond)
 
 

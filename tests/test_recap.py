@@ -135,13 +135,14 @@ def test_each_image_is_seen_once_and_each_language_model_runs_once_a_step():
 
     model.vision_tower.vision_model.embeddings.patch_embedding.register_forward_hook(count("vision", dim=0))
     model.language_model.layers[0].self_attn.q_proj.register_forward_hook(count("actor"))
-    model.critic.members[0].backbone.register_forward_hook(count("critic"))
+    model.critic.members[0].backbone.layers[0].self_attn.q_proj.register_forward_hook(count("critic"))
     algorithm.update(batches())
     assert calls["vision"] == [6 * len(CAMERAS)]  # every camera of the six samples, in one batch
     prefix = algorithm.policy.embed_observation(make_batch()).embs.shape[1]
     tag = 3
     assert calls["actor"] == [prefix, tag]
-    assert len(calls["critic"]) == 1
+    read = algorithm.policy.read_for_critic(make_batch()).states.shape[1]
+    assert calls["critic"] == [read, algorithm.policy.config.num_value_queries]
 
 
 def test_critic_only_steps_leave_the_actor_alone_and_do_not_run_it():

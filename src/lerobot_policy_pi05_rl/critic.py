@@ -14,6 +14,7 @@ from lerobot.policies.pi_gemma import PiGemmaModel
 from torch import Tensor, nn
 
 from .context import Features
+from .towers import read_block
 
 
 class ValueBins(nn.Module):
@@ -86,7 +87,6 @@ class ValueCritic(nn.Module):
         config = copy.deepcopy(text_config)
         config.num_hidden_layers = depth
         config.vocab_size, config.pad_token_id = 1, None  # the critic embeds nothing: no table is allocated
-        config._attn_implementation = "sdpa"
         self.backbone = PiGemmaModel(config)
         self.backbone.embed_tokens = None
         self.queries = nn.Parameter(torch.randn(num_queries, config.hidden_size) * config.hidden_size**-0.5)
@@ -110,18 +110,23 @@ class ValueCritic(nn.Module):
         Returns:
             (B, num_bins) fp32 logits.
         """
-        batch, prefix_length = prefix_mask.shape
-        queries = self.queries.to(prefix_embs.dtype).expand(batch, -1, -1)
-        mask = torch.cat([prefix_mask, prefix_mask.new_ones(batch, queries.shape[1])], dim=1)
-        block = torch.zeros_like(mask)
-        block[:, prefix_length] = True  # the queries start a new block
-        hidden = self.backbone(
-            inputs_embeds=torch.cat([prefix_embs, queries], dim=1),
-            attention_mask=prepare_attention_masks_4d(make_att_2d_masks(mask, block)),
-            position_ids=torch.cumsum(mask, dim=1) - 1,
-            use_cache=False,
-        ).last_hidden_state
-        return self.head(hidden[:, prefix_length:].flatten(1)).float()
+        own = prefix_mask.new_ones(len(prefix_mask), len(self.queries))
+        *prefix, _ = read_block(
+            self.backbone,
+            prefix_embs,
+            prepare_attention_masks_4d(make_att_2d_masks(prefix_mask, torch.zeros_like(prefix_mask))),
+            torch.cumsum(prefix_mask, dim=1) - 1,
+        )
+        seen = torch.cat([prefix_mask, own], dim=1)[:, None, :].expand(-1, own.shape[1], -1)
+        *_, read = read_block(
+            self.backbone,
+            self.queries.to(prefix_embs.dtype).repeat(len(own), 1, 1),
+            prepare_attention_masks_4d(seen),
+            prefix_mask.sum(dim=1, keepdim=True) + torch.cumsum(own, dim=1) - 1,
+            prefix,
+            tap=len(self.backbone.layers),
+        )
+        return self.head(read.flatten(1)).float()
 
 
 class SharedValueCritic(nn.Module):

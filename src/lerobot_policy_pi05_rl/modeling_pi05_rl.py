@@ -16,6 +16,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy, PI05Pytorch
+from lerobot.policies.pi_gemma import PiGemmaModel
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from .configuration_pi05_rl import PI05RLConfig
 from .context import Block, Context, Features
 from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic, pool_images
 from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
-from .towers import PaliGemmaWithExpert
+from .towers import PaliGemmaWithExpert, read_block
 from .weights import CRITIC_PREFIX, load_policy_weights, stores_critic
 
 logger = logging.getLogger(__name__)
@@ -97,12 +98,13 @@ class PI05RLPytorch(PI05Pytorch):
         self._checkpoint_layers(False)
 
     def _checkpoint_layers(self, enabled: bool) -> None:
-        self.paligemma_with_expert.gemma_expert.model.gradient_checkpointing = enabled  # read by the joint layers
-        for tower in (self.vision_tower, self.critic):
-            for layer in () if tower is None else tower.modules():
-                if isinstance(layer, GradientCheckpointingLayer):
-                    layer.gradient_checkpointing = enabled
-                    layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        for module in self.modules():
+            if isinstance(module, PiGemmaModel):  # read by its passes (towers.py)
+                module.gradient_checkpointing = enabled
+        for layer in self.vision_tower.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.gradient_checkpointing = enabled
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def embed_observation(self, images: list[Tensor], img_masks: list[Tensor], tokens: Tensor, masks: Tensor) -> Block:
         """The prefix: all cameras through the vision tower in one batch, then the prompt.
@@ -130,7 +132,8 @@ class PI05RLPytorch(PI05Pytorch):
         Args:
             for_critic_alone: run the layers alone whose output a shared critic reads.
         """
-        keys, values, tapped = self.paligemma_with_expert.read_language(
+        keys, values, tapped = read_block(
+            self.language_model,
             prefix.embs,
             prepare_attention_masks_4d(make_att_2d_masks(prefix.pad_masks, prefix.att_masks)),
             torch.cumsum(prefix.pad_masks, dim=1) - 1,
@@ -143,7 +146,8 @@ class PI05RLPytorch(PI05Pytorch):
         """The language tower over the tag, which sees the prefix; both are the context of the actions."""
         own = make_att_2d_masks(tag.pad_masks, tag.att_masks)
         before = prefix.pad_masks[:, None, :] & tag.pad_masks[:, :, None]
-        keys, values, _ = self.paligemma_with_expert.read_language(
+        keys, values, _ = read_block(
+            self.language_model,
             tag.embs,
             prepare_attention_masks_4d(torch.cat([before, own], dim=2)),
             _positions(prefix.pad_masks, tag.pad_masks),

@@ -71,44 +71,6 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         self.gemma_expert.model.embed_tokens = None
         self.to(torch.float32)  # fp32 master weights; compute precision is autocast's business
 
-    def read_language(
-        self,
-        hidden: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
-        past: tuple[list[Tensor], list[Tensor]] | None = None,
-        *,
-        tap: int | None = None,
-        stop_at_tap: bool = False,
-    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """The language tower over the prefix, or over a block behind it, (B, N, width).
-
-        Args:
-            attention_mask: (B, 1, N, P + N) additive, as LeRobot's ``prepare_attention_masks_4d`` makes it.
-            position_ids: (B, N).
-            past: keys and values of the P tokens in front.
-            tap: the number of layers, below all of them, whose output is returned.
-            stop_at_tap: run no layer behind it.
-
-        Returns:
-            Keys and values (B, key-value heads, P + N, head size) of each layer that ran, and the tapped output
-            (B, N, width). The last layer's output is never computed.
-        """
-        language = self.paligemma.model.language_model
-        cos, sin = language.rotary_emb(hidden, position_ids)
-        keys, values, tapped = [], [], None
-        for number, layer in enumerate(language.layers):
-            if number == tap:
-                tapped = hidden
-                if stop_at_tap:
-                    break
-            last = number + 1 == len(language.layers)
-            before = None if past is None else (past[0][number], past[1][number])
-            hidden, key, value = self._run(_language_layer, layer, hidden, before, attention_mask, cos, sin, last)
-            keys.append(key)
-            values.append(value)
-        return keys, values, tapped
-
     def read_actions(
         self,
         keys: list[Tensor],
@@ -121,7 +83,7 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         """The expert over noisy actions (B, S, expert width), which see what stands in front of them.
 
         Args:
-            keys, values: of the N tokens in front, from :meth:`read_language`.
+            keys, values: of the N tokens in front, from :func:`read_block`.
             attention_mask: (B, 1, S, N + S) additive.
             position_ids: (B, S).
             adarms_cond: (B, expert width) time embedding.
@@ -132,13 +94,53 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         expert = self.gemma_expert.model
         cos, sin = self.paligemma.model.language_model.rotary_emb(actions, position_ids)
         for layer, *past in zip(expert.layers, keys, values, strict=True):
-            actions = self._run(_expert_layer, layer, actions, past, attention_mask, cos, sin, adarms_cond)
+            actions = _run(expert, _expert_layer, layer, actions, past, attention_mask, cos, sin, adarms_cond)
         return expert.norm(actions, cond=adarms_cond)[0]
 
-    def _run(self, layer: Callable, *args):
-        if self.gemma_expert.model.gradient_checkpointing and self.training:
-            return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
-        return layer(*args)
+
+def read_block(
+    tower: PiGemmaModel,
+    hidden: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor,
+    past: tuple[list[Tensor], list[Tensor]] | None = None,
+    *,
+    tap: int | None = None,
+    stop_at_tap: bool = False,
+) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    """A tower of language layers over the prefix, or over a block behind it, (B, N, width).
+
+    Args:
+        attention_mask: (B, 1, N, P + N) additive, as LeRobot's ``prepare_attention_masks_4d`` makes it.
+        position_ids: (B, N).
+        past: keys and values of the P tokens in front.
+        tap: the number of layers whose output is returned; all of them: behind the tower's norm.
+        stop_at_tap: run no layer behind it.
+
+    Returns:
+        Keys and values (B, key-value heads, P + N, head size) of each layer that ran, and the tapped output
+        (B, N, width). Of the last layer nothing else is computed, unless it is tapped.
+    """
+    depth = len(tower.layers)
+    cos, sin = tower.rotary_emb(hidden, position_ids)
+    keys, values, tapped = [], [], None
+    for number, layer in enumerate(tower.layers):
+        if number == tap:
+            tapped = hidden
+            if stop_at_tap:
+                break
+        unread = number + 1 == depth and tap != depth
+        before = None if past is None else (past[0][number], past[1][number])
+        hidden, key, value = _run(tower, _language_layer, layer, hidden, before, attention_mask, cos, sin, unread)
+        keys.append(key)
+        values.append(value)
+    return keys, values, tower.norm(hidden)[0] if tap == depth else tapped
+
+
+def _run(tower: PiGemmaModel, layer: Callable, *args):
+    if tower.gradient_checkpointing and tower.training:
+        return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
+    return layer(*args)
 
 
 def _language_layer(
@@ -148,13 +150,13 @@ def _language_layer(
     attention_mask: Tensor,
     cos: Tensor,
     sin: Tensor,
-    last: bool,
+    unread: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One language layer: its output, keys and values. The last one's output is never computed."""
+    """One language layer: its output, keys and values. An ``unread`` output is not computed."""
     attention = layer.self_attn
     normed, _ = layer.input_layernorm(hidden)
     key, value = _keys_values(attention, normed, cos, sin, past)
-    if not last:
+    if not unread:
         query = _rotated(attention.q_proj(normed), attention, cos, sin)
         attended = attention.o_proj(_attend(query, key, value, attention_mask, attention.scaling))
         hidden = _feed_forward(layer, hidden + attended, None)

@@ -73,9 +73,8 @@ def _critic(config: PI05RLConfig, cameras: int, text: int) -> int:
     read = cameras * (config.image_grid // config.critic_image_pooling) ** 2 + text
     below = layer.whole(read, read) + layer.whole(queries, read + queries)
     last = layer.key_values(read + queries) + layer.rest(queries, read + queries)
-    inputs = 2 * read * width * (layer.attended + 2 * layer.key_value)  # detached: no gradient of the first layer's
-    products = 3 * ((config.critic_llm_depth - 1) * below + last) - inputs
-    return head + products + _rotary(config, read + queries)
+    # What it reads is detached, but the first norm's weight needs the gradient of what the norm gives all the same.
+    return head + 3 * ((config.critic_llm_depth - 1) * below + last) + _rotary(config, read + queries)
 
 
 def _rotary(config: PI05RLConfig, tokens: int) -> int:

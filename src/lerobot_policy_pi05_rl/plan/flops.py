@@ -25,6 +25,7 @@ PARTS = {
     "token embedding": ("embed_tokens",),
     "language tower": ("language_model",),
 }
+CRITICS = ("critic", "target critic")
 Flops = dict[str, dict[str, int]]  # part → "forward" | "backward" → FLOPs
 
 
@@ -92,10 +93,15 @@ class _Attribution(TorchDispatchMode):
     def _leave(self) -> None:
         self._running.pop()
 
+    def _outside(self, node: torch.autograd.graph.Node | None) -> str:
+        """Attention runs in no module of a layer's; in a layer that is computed again not in the critic either."""
+        part = None if node is None else self._part_of_node.get(node._sequence_nr())
+        return part if part in CRITICS else ATTENTION
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         node = torch._C._current_autograd_node()
         if node is None or torch.is_grad_enabled():  # forward; or, below a node, a checkpointed layer once more
-            part = self._running[-1] if self._running else ATTENTION
+            part = self._running[-1] if self._running else self._outside(node)
             self._part_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, part)
         else:
             part = self._part_of_node.get(node._sequence_nr(), ATTENTION)
