@@ -174,19 +174,23 @@ class FrameDataset(Dataset):
         return torch.from_numpy(chunk), torch.from_numpy(rows > last)
 
     def _images(self, number: int, row: int) -> dict[str, Tensor]:
-        images, source = {}, self.sources[number]
+        images = {}
         for camera in self.cameras:
-            own = source.alignment.own_name(camera)
-            if self.caches is not None:
-                images[camera] = self.caches[number].read(own, row)
-            elif own in source.dataset.meta.video_keys:
-                images[camera] = self._video_frame(source, own, row)
-            else:
-                image = source.dataset.hf_dataset.with_format(None).select_columns(own)[row][own]
-                images[camera] = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            images[camera] = self._picture(number, camera, row)
             if self.image_transforms is not None:
                 images[camera] = self.image_transforms(images[camera])
         return images
+
+    def _picture(self, number: int, camera: str, row: int) -> Tensor:
+        """(3, H, W) uint8, from the frame cache or decoded."""
+        source = self.sources[number]
+        own = source.alignment.own_name(camera)
+        if self.caches is not None:
+            return self.caches[number].read(own, row)
+        if own in source.dataset.meta.video_keys:
+            return self._video_frame(source, own, row)
+        image = source.dataset.hf_dataset.with_format(None).select_columns(own)[row][own]
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
     def _video_frame(self, source: Source, camera: str, row: int) -> Tensor:
         episode_index = int(source.columns["episode_index"][row])

@@ -1,0 +1,61 @@
+"""The profilers and the synthetic dataset of ``benchmarks/``, in short."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import write_config
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def run_benchmark(monkeypatch, capfd):
+    """Runs a script of ``benchmarks/`` in this process and returns what it printed."""
+
+    def run(name: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        capfd.readouterr()
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+        return capfd.readouterr().out
+
+    return run
+
+
+def milliseconds(table: str) -> dict[str, float]:
+    """First column → second column of a printed table."""
+    rows = re.findall(r"^│ (\S.*?) +│ +([\d.]+) │", table, flags=re.MULTILINE)
+    return {name: float(value) for name, value in rows}
+
+
+def test_profile_step_says_where_a_step_goes_and_saves_nothing(run_benchmark, mixed_dataset, tmp_path):
+    config = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run")
+    spent = milliseconds(run_benchmark("profile_step.py", str(config), "--steps=2", "--skip=1"))
+    assert all(spent[phase] > 0 for phase in ("data", "preprocess", "forward", "backward", "optimizer"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # a worker imports everything anew
+def test_profile_data_tells_pictures_from_the_rest_and_who_waits(run_benchmark, mixed_dataset, tmp_path, workers):
+    config = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", num_workers=workers)
+    printed = run_benchmark("profile_data.py", str(config), "--batches=3", "--skip=1")
+    spent = milliseconds(printed)
+    assert spent["pictures"] > 0 and spent["other columns"] > 0 and spent["collate"] > 0
+    assert "the loader alone gives" in printed and "training waits for data" in printed
+    assert ("workers are idle" in printed) == (workers > 0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_copied_episodes_are_read_by_lerobot_as_the_recorded_ones(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from synthetic_dataset import check, copy_episodes, record
+
+    small = record(tmp_path / "small", 2, 6)
+    large = copy_episodes(small, tmp_path / "large", 12)  # more copies than one video file holds
+    check(small, large)
+    with pytest.raises(ValueError, match=r"frame 0 of .* is not its original's"):
+        check(record(tmp_path / "other", 2, 6, seed=1), large)
