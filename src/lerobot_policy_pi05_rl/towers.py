@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.auto import CONFIG_MAPPING
 from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb
 
+from .compiling import compiled
 from .configuration_pi05_rl import PI05RLConfig
 
 
@@ -35,6 +36,7 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         nn.Module.__init__(self)  # stock's own constructor knows two sizes only
         self.freeze_vision_encoder = config.freeze_vision_encoder
         self.train_expert_only = config.train_expert_only
+        self.compile_mode = config.compile_mode if config.compile_model else None
         text = {
             "intermediate_size": config.llm_mlp_dim,
             "num_attention_heads": 8,  # fixed in LeRobot's compute_layer_complete
@@ -136,6 +138,8 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         return expert.norm(actions, cond=adarms_cond)[0]
 
     def _run(self, layer: Callable, *args):
+        if self.compile_mode is not None:
+            layer = compiled(layer, self.compile_mode)
         if self.gemma_expert.model.gradient_checkpointing and self.training:
             return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
         return layer(*args)
