@@ -8,9 +8,10 @@ length anew.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from .errors import UserError
@@ -21,6 +22,21 @@ BACKEND = "inductor"
 RECOMPILE_LIMIT = 64
 # Mode → the same without CUDA graphs: every layer would have to be recorded with its own weights, for every length.
 _WITHOUT_CUDA_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}
+
+
+class LayerParts(NamedTuple):
+    """What a function of a language or expert layer reads of it. LeRobot makes a new class of layers for every tower
+    (pi_gemma.py: PiGemmaModel), and a graph serves one class; the parts' classes are the same everywhere."""
+
+    self_attn: nn.Module
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+    mlp: nn.Module
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> "LayerParts":
+        """The parts of ``layer``."""
+        return cls(*(getattr(layer, name) for name in cls._fields))
 
 
 def check_compiler(device: str) -> None:
@@ -34,12 +50,12 @@ def check_compiler(device: str) -> None:
     except TorchDynamoException as error:
         cause = next(line for line in str(error).splitlines() if line.strip())
         raise UserError(
-            f"policy.compile_model is true, but torch.compile does not work on {device}: {cause.strip()}. Install a C++ "
-            "compiler (CPU) or Triton (GPU), or set policy.compile_model to false"
+            f"policy.compile_model is true, but torch.compile does not work on {device}: {cause.strip()}. Install a "
+            "C++ compiler (CPU) or Triton (GPU), or set policy.compile_model to false"
         ) from error
 
 
-def _something(tensor: torch.Tensor) -> torch.Tensor:
+def _something(tensor: Tensor) -> Tensor:
     return tensor.sin() + 1
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.auto import CONFIG_MAPPING
 from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb
 
-from .compiling import compiled
+from .compiling import LayerParts, compiled
 from .configuration_pi05_rl import PI05RLConfig
 
 
@@ -137,12 +137,12 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
             actions = self._run(_expert_layer, layer, actions, past, attention_mask, cos, sin, adarms_cond)
         return expert.norm(actions, cond=adarms_cond)[0]
 
-    def _run(self, layer: Callable, *args):
+    def _run(self, function: Callable, layer: nn.Module, *args):
         if self.compile_mode is not None:
-            layer = compiled(layer, self.compile_mode)
+            function, layer = compiled(function, self.compile_mode), LayerParts.of(layer)
         if self.gemma_expert.model.gradient_checkpointing and self.training:
-            return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
-        return layer(*args)
+            return checkpoint(function, layer, *args, use_reentrant=False, preserve_rng_state=False)
+        return function(layer, *args)
 
 
 def _language_layer(
