@@ -2,8 +2,7 @@
 
 A compiled layer takes its weights and the number of its tokens as inputs, so one graph of each kind serves every
 layer, prompt length and batch size: how long compilation takes depends on neither. Training and sampling run the same
-layers. Whole-function compilation, which stock π0.5 does, unrolls all layers, and all denoising steps, for every
-length anew.
+layers. Stock π0.5 compiles whole functions instead, which unrolls all layers and all denoising steps into one graph.
 """
 
 import functools
@@ -18,7 +17,7 @@ from .errors import UserError
 
 BACKEND = "inductor"
 # Kinds of a layer that one process may meet: prefix or tag, last or not, with or without gradient, trainable or
-# frozen, batch of one or more. torch allows 8 kinds of a function.
+# frozen, batch of one or more, and once more where a length was equal to a width. torch's own limit is 8.
 RECOMPILE_LIMIT = 64
 # Mode → the same without CUDA graphs: every layer would have to be recorded with its own weights, for every length.
 _WITHOUT_CUDA_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}
