@@ -62,15 +62,20 @@ def train_and_measure(size: str, checkpointing: bool) -> int:
     """Bytes by which this process's resident set grows at most while it trains (Linux)."""
     torch.set_num_threads(1)
     config = policy_config(size, checkpointing)
-    batch = {key: _values(tensor) for key, tensor in make_batch(config, SIZES[size][1])[0].items()}
-    positions = torch.arange(SIZES[size][1].batch_size)
-    batch |= {RETURN: -torch.rand(len(positions)), POSITION: positions, ACTION_IS_PAD: ~batch[ACTION_IS_PAD]}
+    batch = drawn_batch(config, SIZES[size][1])
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
     algorithm = RecapAlgorithm(PI05RLPolicy(config), RecapConfig(policy_config=config), tasks=["a task"])
     for _ in range(STEPS):
         algorithm.update(iter([dict(batch)]))
     return _status("VmHWM") - before
+
+
+def drawn_batch(config: PI05RLConfig, shape: Shape) -> dict[str, Tensor]:
+    """A preprocessed batch of this shape, as the update reads it."""
+    batch = {key: _values(tensor) for key, tensor in make_batch(config, shape)[0].items()}
+    positions = torch.arange(shape.batch_size)
+    return batch | {RETURN: -torch.rand(len(positions)), POSITION: positions, ACTION_IS_PAD: ~batch[ACTION_IS_PAD]}
 
 
 def _values(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ INFERENCE_ADVANTAGES = ("positive", "negative", "none")
 POLICY_EXTRACTIONS = ("conditioning", "weighted", "filtered", "none")
 FILTERS = ("outcome", "advantage")
 CRITIC_TARGETS = ("monte_carlo", "td")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's
 LEAST_VALUES = {
     "offline_steps": 1,
     "policy_update_freq": 1,
@@ -135,6 +136,10 @@ class PI05RLConfig(PI05Config):
     utd_ratio: int = 1  # critic updates per step, each on a fresh batch
     gradient_accumulation_steps: int = 1
 
+    # torch.compile mode of compile_model (a stock field), which compiles single layers for training and sampling.
+    # Stock's max-autotune tries many kernels for each matrix product: minutes, of every start.
+    compile_mode: str = "default"
+
     # Optimisation; None: π0.5's own preset (optimizer_lr, optimizer_grad_clip_norm)
     actor_lr: float | None = None
     critic_lr: float = 5e-5
@@ -174,6 +179,7 @@ class PI05RLConfig(PI05Config):
         _require_choice("policy_extraction", self.policy_extraction, POLICY_EXTRACTIONS)
         _require_choice("critic_target", self.critic_target, CRITIC_TARGETS)
         _require_choice("filter_by", self.filter_by, FILTERS)
+        _require_choice("compile_mode", self.compile_mode, COMPILE_MODES)
         if not self.reward_normalization_constant > 0:
             raise ValueError(
                 f"policy.reward_normalization_constant must be above 0, got {self.reward_normalization_constant}"

@@ -14,7 +14,7 @@ from lerobot.policies.pi_gemma import PiGemmaModel
 from torch import Tensor, nn
 
 from .context import Features
-from .towers import read_block
+from .towers import read_block, with_own_layers
 
 
 class ValueBins(nn.Module):
@@ -87,7 +87,7 @@ class ValueCritic(nn.Module):
         config = copy.deepcopy(text_config)
         config.num_hidden_layers = depth
         config.vocab_size, config.pad_token_id = 1, None  # the critic embeds nothing: no table is allocated
-        self.backbone = PiGemmaModel(config)
+        self.backbone = with_own_layers(PiGemmaModel(config), compile_mode=text_config.compile_mode)
         self.backbone.embed_tokens = None
         self.queries = nn.Parameter(torch.randn(num_queries, config.hidden_size) * config.hidden_size**-0.5)
         self.head = nn.Linear(num_queries * config.hidden_size, len(bins.centers))

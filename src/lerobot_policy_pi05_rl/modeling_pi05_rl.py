@@ -32,6 +32,7 @@ from .adapters import (
     save_adapter,
     untouched_modules,
 )
+from .compiling import check_compiler, compile_in_place
 from .configuration_pi05_rl import PI05RLConfig
 from .context import Block, Context, Features
 from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic, pool_images
@@ -51,6 +52,8 @@ class PI05RLPytorch(PI05Pytorch):
 
     def __init__(self, config: PI05RLConfig, rtc_processor=None, *, with_critic: bool = True):
         nn.Module.__init__(self)
+        if config.compile_model:
+            check_compiler(config.device)
         self.config, self.rtc_processor = config, rtc_processor
         self.gradient_checkpointing_enabled = False
         self.paligemma_with_expert = PaliGemmaWithExpert(config)
@@ -75,9 +78,10 @@ class PI05RLPytorch(PI05Pytorch):
                 [member(num_queries=config.num_value_queries, bins=bins) for _ in range(config.critic_folds)]
             )
             self.critic.init_from_actor(self.language_model)
-        if config.compile_model:
-            torch.set_float32_matmul_precision("high")
-            self.sample_actions = torch.compile(self.sample_actions, mode=config.compile_mode)
+        if config.compile_model:  # the towers' own layers compile themselves
+            for layer in self.vision_tower.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    compile_in_place(layer, config.compile_mode)
 
     @property
     def language_model(self) -> nn.Module:

@@ -6,17 +6,22 @@ and runs the last language layer to its end, although only that layer's keys and
 critic can read the prefix's states before the tag is known, and training and sampling are the same code.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from lerobot.policies.pi05.modeling_pi05 import PaliGemmaWithExpertModel
-from lerobot.policies.pi_gemma import PaliGemmaModelWithPiGemma, PiGemmaModel
+from lerobot.policies.pi_gemma import (
+    PaliGemmaModelWithPiGemma,
+    PiGemmaModel,
+    _get_pi_gemma_decoder_layer_base,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.auto import CONFIG_MAPPING
 from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb
 
+from .compiling import compiled
 from .configuration_pi05_rl import PI05RLConfig
 
 
@@ -35,6 +40,7 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         nn.Module.__init__(self)  # stock's own constructor knows two sizes only
         self.freeze_vision_encoder = config.freeze_vision_encoder
         self.train_expert_only = config.train_expert_only
+        compile_mode = config.compile_mode if config.compile_model else None
         text = {
             "intermediate_size": config.llm_mlp_dim,
             "num_attention_heads": 8,  # fixed in LeRobot's compute_layer_complete
@@ -69,6 +75,8 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         self.paligemma = _WithoutLogitsHead(PaliGemmaModelWithPiGemma(vlm))
         self.gemma_expert = _WithoutLogitsHead(PiGemmaModel(expert))
         self.gemma_expert.model.embed_tokens = None
+        for tower in (self.paligemma.model.language_model, self.gemma_expert.model):
+            with_own_layers(tower, compile_mode=compile_mode)
         self.to(torch.float32)  # fp32 master weights; compute precision is autocast's business
 
     def read_actions(
@@ -94,7 +102,7 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         expert = self.gemma_expert.model
         cos, sin = self.paligemma.model.language_model.rotary_emb(actions, position_ids)
         for layer, *past in zip(expert.layers, keys, values, strict=True):
-            actions = _run(expert, _expert_layer, layer, actions, past, attention_mask, cos, sin, adarms_cond)
+            actions, *_ = _run(expert, layer, actions, past, attention_mask, cos, sin, adarms_cond)
         return expert.norm(actions, cond=adarms_cond)[0]
 
 
@@ -131,54 +139,68 @@ def read_block(
                 break
         unread = number + 1 == depth and tap != depth
         before = None if past is None else (past[0][number], past[1][number])
-        hidden, key, value = _run(tower, _language_layer, layer, hidden, before, attention_mask, cos, sin, unread)
+        hidden, key, value = _run(tower, layer, hidden, before, attention_mask, cos, sin, None, unread)
         keys.append(key)
         values.append(value)
     return keys, values, tower.norm(hidden)[0] if tap == depth else tapped
 
 
-def _run(tower: PiGemmaModel, layer: Callable, *args):
+def _run(tower: PiGemmaModel, layer: "TowerLayer", *args) -> tuple[Tensor, Tensor, Tensor]:
+    mode, read = tower.config.compile_mode, layer.read
+    if mode is not None:
+        read = partial(compiled(TowerLayer.read, mode), layer)
     if tower.gradient_checkpointing and tower.training:
-        return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
-    return layer(*args)
+        return checkpoint(read, *args, use_reentrant=False, preserve_rng_state=False)
+    return read(*args)
 
 
-def _language_layer(
-    layer: nn.Module,
-    hidden: Tensor,
-    past: tuple[Tensor, Tensor] | None,
-    attention_mask: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    unread: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One language layer: its output, keys and values. An ``unread`` output is not computed."""
-    attention = layer.self_attn
-    normed, _ = layer.input_layernorm(hidden)
-    key, value = _keys_values(attention, normed, cos, sin, past)
-    if not unread:
-        query = _rotated(attention.q_proj(normed), attention, cos, sin)
-        attended = attention.o_proj(_attend(query, key, value, attention_mask, attention.scaling))
-        hidden = _feed_forward(layer, hidden + attended, None)
-    return hidden, key, value
+def with_own_layers(tower: PiGemmaModel, *, compile_mode: str | None = None) -> PiGemmaModel:
+    """``tower``, its layers as :class:`TowerLayer`; parameters and their names stay.
+
+    Args:
+        compile_mode: of ``torch.compile``; None: the layers run as they are.
+    """
+    tower.layers = nn.ModuleList(TowerLayer.of(layer) for layer in tower.layers)
+    tower.config.compile_mode = compile_mode
+    return tower
 
 
-def _expert_layer(
-    layer: nn.Module,
-    hidden: Tensor,
-    past: tuple[Tensor, Tensor],
-    attention_mask: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    adarms_cond: Tensor,
-) -> Tensor:
-    """One expert layer over the actions."""
-    attention = layer.self_attn
-    normed, gate = layer.input_layernorm(hidden, cond=adarms_cond)
-    query = _rotated(attention.q_proj(normed), attention, cos, sin)
-    key, value = _keys_values(attention, normed, cos, sin, past)
-    attended = attention.o_proj(_attend(query, key, value, attention_mask, attention.scaling))
-    return _feed_forward(layer, hidden + attended * gate, adarms_cond)
+class TowerLayer(_get_pi_gemma_decoder_layer_base()):
+    """LeRobot's layer of language tower, action expert and critic, with the pass that all three are read by.
+
+    LeRobot makes a class of its own for the layers of each tower (pi_gemma.py: PiGemmaModel); one for all is what a
+    compiled graph can serve and a sharding configuration can name.
+    """
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> "TowerLayer":
+        """The same layer, its parameters not copied."""
+        own = cls.__new__(cls)
+        own.__dict__ = layer.__dict__
+        return own
+
+    def read(
+        self,
+        hidden: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        attention_mask: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        adarms_cond: Tensor | None = None,
+        unread: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Output, keys and values of a block that sees ``past``; the output is not computed if it is ``unread``."""
+        attention = self.self_attn
+        normed, gate = self.input_layernorm(hidden, cond=adarms_cond)
+        key, value = _keys_values(attention, normed, cos, sin, past)
+        if not unread:
+            query = _rotated(attention.q_proj(normed), attention, cos, sin)
+            attended = attention.o_proj(_attend(query, key, value, attention_mask, attention.scaling))
+            hidden = hidden + (attended if gate is None else attended * gate)
+            normed, gate = self.post_attention_layernorm(hidden, cond=adarms_cond)
+            out = self.mlp(normed)
+            hidden = hidden + (out if gate is None else out * gate)
+        return hidden, key, value
 
 
 def _keys_values(
@@ -215,12 +237,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, s
 def _heads(projected: Tensor, attention: nn.Module) -> Tensor:
     """(B, N, heads · head_dim) → (B, heads, N, head_dim)."""
     return projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-
-
-def _feed_forward(layer: nn.Module, hidden: Tensor, adarms_cond: Tensor | None) -> Tensor:
-    normed, gate = layer.post_attention_layernorm(hidden, cond=adarms_cond)
-    out = layer.mlp(normed)
-    return hidden + (out if gate is None else out * gate)
 
 
 def _set(config, **values) -> None:

@@ -87,6 +87,7 @@ def build(config: PI05RLConfig) -> MetaModel:
     full size and no memory."""
     config = copy.deepcopy(config)
     config.device = "meta"
+    config.compile_model = False  # nothing is computed: a compiled step needs what this one needs, or less
     with torch.device("meta"):
         policy = MetaPolicy(config, load_critic=config.trains_critic)
         trainable = select_trainable(policy)

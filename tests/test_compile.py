@@ -1,0 +1,173 @@
+"""``policy.compile_model``: equal to eager, one graph of each kind whatever the depth and length, the same checkpoint.
+
+Most tests use the backend that traces and differentiates a graph as any other does, then runs it eagerly: it is
+compilation without the wait for a C++ compiler.
+"""
+
+import json
+
+import pytest
+import torch
+from conftest import make_batch, model_inputs, randomised, tiny_config, write_config
+from lerobot.configs.default import PeftConfig
+from safetensors.torch import load_file
+from test_resume import metrics, run, step_back
+from torch._dynamo.utils import counters
+
+from lerobot_policy_pi05_rl import cli, compiling
+from lerobot_policy_pi05_rl.adapters import add_adapter
+from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
+from lerobot_policy_pi05_rl.plan.flops import training_step_flops
+from lerobot_policy_pi05_rl.plan.meta_step import Shape, build
+from lerobot_policy_pi05_rl.trainable import select_trainable
+
+KINDS = 6  # vision layer; language layer over the prefix and over the tag, each last or not; expert layer
+LORA = r".*\.(language_model|vision_tower)\..*\.(q|k|v)_proj"
+
+
+@pytest.fixture
+def without_inductor(monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    compiling.compiled.cache_clear()
+    yield
+    compiling.compiled.cache_clear()
+
+
+def graphs() -> int:
+    """How many were compiled in this process."""
+    return counters["stats"]["unique_graphs"]
+
+
+def make_policy(*, lora: bool = False, **overrides) -> PI05RLPolicy:
+    torch.manual_seed(0)
+    policy = randomised(PI05RLPolicy(tiny_config(**overrides), load_critic=False)).train()
+    select_trainable(policy)
+    if lora:
+        add_adapter(policy, PeftConfig(r=4, target_modules=LORA, init_type="gaussian"), "org/base")
+        randomised(policy)
+    return policy
+
+
+def step(policy: PI05RLPolicy, *, batch: int = 3, text: int = 12, tagged: bool = True, bf16: bool = False):
+    """Errors (B, H, A) of one tagged batch and their mean's gradients."""
+    inputs, model = model_inputs(batch=batch, text=text), policy.model
+    policy.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        context = model.read_prefix(
+            model.embed_observation(*[inputs[key] for key in ("images", "img_masks", "tokens", "masks")])
+        )
+        if tagged:
+            tag = model.embed_tag(inputs["tag_tokens"], torch.ones(batch, 3, dtype=torch.bool))
+            context = model.read_tag(context, tag)
+        error = model.flow_matching_error(context, inputs["actions"], inputs["noise"], inputs["time"])
+    error.mean().backward()
+    return error.detach(), {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def assert_equal_steps(compiled: PI05RLPolicy, eager: PI05RLPolicy, tolerance: float = 1e-5, **batch) -> None:
+    """The same errors, and gradients of the same parameters, to a share of the largest of each."""
+    (error, gradients), (reference, references) = step(compiled, **batch), step(eager, **batch)
+    torch.testing.assert_close(error, reference, rtol=tolerance, atol=tolerance)
+    assert gradients.keys() == references.keys()
+    for name, gradient in references.items():
+        largest = max(float(gradient.abs().max()), 1e-2)  # below that, rounding: the vision keys have no true bias
+        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=tolerance * largest, msg=name)
+
+
+def test_inductors_losses_and_gradients_are_eagers_with_gradient_checkpointing_and_without():
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):  # else half a minute of asking the processor
+        policies = [make_policy(compile_model=True, gradient_checkpointing=on) for on in (False, True)]
+        before = graphs()
+        for policy in policies:
+            assert_equal_steps(policy, make_policy(), tagged=False)
+            assert graphs() - before == KINDS - 2, "all but the tag's; recomputing needs no other"
+
+
+@pytest.mark.usefixtures("without_inductor")
+def test_one_graph_of_each_kind_serves_every_layer_every_length_and_every_batch_size():
+    policy, eager = make_policy(compile_model=True), make_policy()
+    before = graphs()
+    assert_equal_steps(policy, eager, batch=2, text=8)
+    assert graphs() - before == KINDS
+    for batch, text in ((2, 16), (5, 24), (3, 48), (4, 9)):
+        assert_equal_steps(policy, eager, batch=batch, text=text)
+    assert graphs() - before == KINDS
+    deeper = {"llm_depth": 6, "vision_depth": 5}
+    assert_equal_steps(make_policy(compile_model=True, **deeper), make_policy(**deeper))
+    checkpointing = {"gradient_checkpointing": True}
+    assert_equal_steps(make_policy(compile_model=True, **checkpointing), make_policy(**checkpointing), text=16)
+    assert graphs() - before == KINDS
+
+
+@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.parametrize(
+    ("overrides", "bf16"),
+    [
+        ({"lora": True}, False),
+        ({"freeze_vision_encoder": True, "train_language_from_layer": 2}, False),
+        ({}, True),
+    ],
+    ids=["lora", "frozen", "bf16"],
+)
+def test_adapters_frozen_layers_and_bf16_learn_as_without_compilation(overrides, bf16):
+    policy, eager = make_policy(compile_model=True, **overrides), make_policy(**overrides)
+    assert_equal_steps(policy, eager, tagged=False, bf16=bf16, tolerance=5e-2 if bf16 else 1e-5)
+
+
+@pytest.mark.usefixtures("without_inductor")
+def test_a_compiled_checkpoint_has_the_same_tensors_and_samples_the_same_actions(tmp_path):
+    policy, eager = make_policy(compile_model=True), make_policy()
+    assert policy.state_dict().keys() == eager.state_dict().keys()
+    policy.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["compile_model"] is True
+    loaded, batch = PI05RLPolicy.from_pretrained(tmp_path, load_critic=False), make_batch(size=2)
+    noise, before = torch.randn(2, 6, 8), graphs()
+    sample = dict(noise=noise, num_steps=3)
+    torch.testing.assert_close(
+        loaded.predict_action_chunk(batch, **sample), eager.predict_action_chunk(batch, **sample), rtol=1e-5, atol=1e-5
+    )
+    assert graphs() - before <= KINDS
+
+
+@pytest.mark.usefixtures("without_inductor")
+def test_a_run_with_held_out_evaluations_resumes_and_learns_what_eager_does(tmp_path, mixed_dataset):
+    options = {"dataset__eval_split": 0.5, "save_freq": 1, "policy__offline_steps": 2, "eval_steps": 1}
+    options |= {"policy__num_inference_steps": 2}
+    eager = run(write_config(tmp_path / "a.json", mixed_dataset, tmp_path / "a", **options))
+    config = write_config(tmp_path / "b.json", mixed_dataset, tmp_path / "b", policy__compile_model=True, **options)
+    compiled = run(config)
+    name, before = "pretrained_model/model.safetensors", graphs()
+    reference, whole = load_file(eager / name), load_file(compiled / name)
+    assert reference.keys() == whole.keys()
+    step_back(tmp_path / "b", "000001")
+    resumed = load_file(run(config, resume="true") / name)
+    assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
+    assert graphs() == before
+    for ours, theirs in zip(metrics(tmp_path / "b"), metrics(tmp_path / "a"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+def test_the_plan_counts_the_same_and_compiles_nothing():
+    before = graphs()
+    counted = [training_step_flops(build(tiny_config(compile_model=on)), Shape(1, 12)) for on in (True, False)]
+    assert counted[0] == counted[1]
+    assert graphs() == before
+
+
+def test_without_a_compiler_the_run_ends_before_it_begins_with_one_line(tmp_path, mixed_dataset, capsys):
+    config = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", policy__compile_model=True)
+    arguments = ["offline", str(config)]
+    torch._dynamo.reset()  # what this process has compiled
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        assert cli.run_verb(cli.run_offline, arguments[1:], debug=False) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("pi05-rl: error: policy.compile_model is true, but torch.compile does not work on cpu")
+    assert "no-such-compiler" in last and "policy.compile_model to false" in last
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_mode_is_named(tmp_path, mixed_dataset):
+    config = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", policy__compile_mode="fast")
+    with pytest.raises(ConfigError, match=r"policy\.compile_mode must be one of default, .* got 'fast'"):
+        load_config(config)
