@@ -59,7 +59,7 @@ def train_and_measure(root: Path, steps: int) -> dict[str, float]:
         found["model and the rest"] = time.perf_counter() - begin - found["open"] - found["label"]
         begin = time.perf_counter()
         last = steps * algorithm.batches_per_step
-        batches = iter(loading.make_train_loader(cfg, data, first_batch=0, last_batch=last))
+        batches = iter(loading.make_train_loader(cfg, data, batches=last))
         algorithm.update(batches)
         found["first step"] = time.perf_counter() - begin
         found["start-up"] = time.perf_counter() - BEGIN

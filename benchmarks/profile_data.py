@@ -79,7 +79,7 @@ class Watch:
 
 def timed_loader(cfg: PI05RLTrainConfig, data: OfflineData, batches: int) -> DataLoader:
     """The run's loader, timed."""
-    order = make_train_loader(cfg, data, first_batch=0, last_batch=batches).batch_sampler
+    order = make_train_loader(cfg, data, batches=batches).batch_sampler
     return DataLoader(TimedFrames(data.train), batch_sampler=order, collate_fn=timed_collate, **worker_kwargs(cfg))
 
 

@@ -41,11 +41,7 @@ def main() -> None:
         cfg = load_config(path, [*overrides, f"--output_dir_offline={folder}/run"])
         cfg.validate()
         data, algorithm, _ = prepare(cfg, None)
-        batches = iter(
-            make_train_loader(
-                cfg, data, first_batch=0, last_batch=(args.skip + args.steps) * algorithm.batches_per_step
-            )
-        )
+        batches = iter(make_train_loader(cfg, data, batches=(args.skip + args.steps) * algorithm.batches_per_step))
         for _ in range(args.skip):
             algorithm.update(batches)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]

@@ -185,7 +185,7 @@ def test_each_epoch_draws_every_frame_exactly_once_in_an_order_of_its_own():
 
 def test_the_loader_draws_every_frame_once_per_epoch_the_last_of_each_episode_too(mixed_dataset, open_data):
     data = open_data(mixed_dataset, batch_size=TOTAL)
-    (batch,) = make_train_loader(open_data.cfg, data, first_batch=0, last_batch=1)
+    (batch,) = make_train_loader(open_data.cfg, data, batches=1)
     assert batch["position"].tolist() == list(range(TOTAL))
     drawn = {tuple(state) for state in batch["observation.state"].tolist()}
     assert drawn == {tuple(state) for state in data.sources[0].columns["observation.state"].tolist()}
@@ -196,7 +196,7 @@ def test_the_loader_draws_every_frame_once_per_epoch_the_last_of_each_episode_to
 
 def test_two_ranks_draw_together_what_one_draws_with_twice_the_batch():
     def batches(size, **kwargs):
-        return list(BatchPositions(SampleOrder(TOTAL, seed=7), size, last=20, **kwargs))
+        return list(BatchPositions(SampleOrder(TOTAL, seed=7), size, batches=20, **kwargs))
 
     whole = batches(6)
     ranks = [batches(3, rank=rank, world_size=2) for rank in (0, 1)]
@@ -207,7 +207,7 @@ def test_two_ranks_draw_together_what_one_draws_with_twice_the_batch():
 
 def test_a_resumed_sequence_is_the_tail_of_the_whole_one():
     def batches(first):
-        return BatchPositions(SampleOrder(TOTAL, seed=7), 4, first=first, last=25)
+        return BatchPositions(SampleOrder(TOTAL, seed=7), 4, start=4 * first, batches=25 - first)
 
     assert list(batches(11)) == list(batches(0))[11:]
     assert len(batches(11)) == len(list(batches(11))) == 14
@@ -342,7 +342,7 @@ def test_additional_datasets_are_drawn_with_their_own_outcomes(mixed_dataset, ot
         assert sample["task"] == stock[row]["task"]
     assert data.labels.task_lengths.tolist() == [15, 4]  # the longest of a task, whichever dataset it is in
     assert data.labels.returns[0][0] == pytest.approx(-8 / 30)
-    (batch,) = make_train_loader(open_data.cfg, data, first_batch=0, last_batch=1)
+    (batch,) = make_train_loader(open_data.cfg, data, batches=1)
     assert sorted(set(batch["task"])) == ["pick the cube", "push"]
     low = min(source.columns["action"].min() for source in data.sources)
     assert data.stats["action"]["min"].min() == pytest.approx(low)

@@ -90,7 +90,7 @@ def test_a_mixed_order_is_a_function_of_the_position_alone():
 
 def test_batches_hold_the_datasets_in_their_share(opened, second):
     data = opened(second, dataset__weights=[1, 3], batch_size=64)
-    batches = list(make_train_loader(opened.cfg, data, first_batch=0, last_batch=16))
+    batches = list(make_train_loader(opened.cfg, data, batches=16))
     numbers = [sample_order(opened.cfg, data)[position] for position in range(1024)]
     assert sum(number >= TOTAL for number in numbers) == 768
     first = data.train[(0, numbers[0])]

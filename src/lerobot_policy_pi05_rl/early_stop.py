@@ -6,6 +6,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .sharding import part_like
+
 logger = logging.getLogger(__name__)
 
 RISE = 0.1  # nats above its best at which the held-out cross-entropy counts as risen, or above training's as a gap
@@ -93,4 +95,6 @@ class CriticWatch:
         """Restore :meth:`state_dict`."""
         self.best, self.training_at_best, waited, stopped = state["critic_watch"].tolist()
         self.waited, self.stopped = int(waited), bool(stopped)
-        self.weights = {name: state[f"best_critic.{name}"].to(t.device) for name, t in self.weights.items()}
+        self.weights = {
+            name: part_like(state[f"best_critic.{name}"].to(t.device), t) for name, t in self.weights.items()
+        }

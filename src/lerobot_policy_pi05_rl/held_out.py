@@ -56,6 +56,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Held-out metrics of critic and actor; every frame's images and prompt are embedded once.
 
+    Every process calls it with its own batches, as many as the others have, and gets the metrics of all.
+
     Args:
         held_out: collated samples whose positions are the frames' numbers in ``frames``.
         training: collated samples of about as many training frames, for the gap.
@@ -63,29 +65,16 @@ def evaluate(
     Returns:
         Metric → value; a metric that this data cannot give (one outcome only, no label) is left out.
     """
-    policy, config = algorithm.policy, algorithm.policy.config
-    mode = algorithm.losses.training
+    config, mode = algorithm.policy.config, algorithm.losses.training
     algorithm.losses.eval()
-    columns: dict[str, list[np.ndarray]] = {}
-    sampled = 0
-    for raw in held_out:
+    found, sampled_batches = [], 1
+    for number, raw in enumerate(held_out):
         batch = algorithm.preprocess(raw)
-        with policy.autocast():
-            prefix = policy.embed_observation(batch)
-            states = policy.model.read_prefix(prefix)
-            rows = {"numbers": batch[POSITION]}
-            if config.trains_critic:
-                rows |= critic_columns(algorithm, policy.model.critic_features(prefix, states), batch)
-            contexts = tag_contexts(algorithm, states, batch)
-            rows |= flow_columns(algorithm, contexts, batch)
-            if sampled < SAMPLED_FRAMES:
-                few = min(SAMPLED_FRAMES - sampled, SAMPLED_PER_BATCH)
-                part = {key: value[:few] for key, value in batch.items() if isinstance(value, Tensor)}
-                rows |= sample_columns(algorithm, {tag: context.first(few) for tag, context in contexts.items()}, part)
-                sampled += len(part[POSITION])
-        for name, column in rows.items():
-            columns.setdefault(name, []).append(column.float().cpu().numpy())
-    whole = {name: np.concatenate(parts).astype(np.float64) for name, parts in columns.items()}
+        if number == 0:
+            sampled_batches = -(-SAMPLED_FRAMES // min(SAMPLED_PER_BATCH, len(batch[POSITION])))
+        sampling = number * algorithm.processes.count < sampled_batches  # the same answer in every process
+        found.append(algorithm.losses.run(held_out_columns, algorithm, batch, sampling))
+    whole = everyones_columns(algorithm, found, sampled_batches)
     metrics = {name: _mean(column) for name, column in whole.items() if name.startswith(("loss_actor", "action_"))}
     if "tag_grip" in whole:
         metrics["tag_grip"] = float(np.sqrt(whole["tag_grip"].mean()))
@@ -97,15 +86,53 @@ def evaluate(
     return {name: value for name, value in metrics.items() if not np.isnan(value)}
 
 
+def held_out_columns(algorithm: RecapAlgorithm, batch: dict[str, Tensor], sampling: bool) -> dict[str, Tensor]:
+    """(B,) columns of one batch; those of :func:`sample_columns`, of its first frames, if ``sampling``."""
+    policy = algorithm.policy
+    with policy.autocast():
+        prefix = policy.embed_observation(batch)
+        states = policy.model.read_prefix(prefix)
+        rows = {"numbers": batch[POSITION]}
+        if policy.config.trains_critic:
+            rows |= critic_columns(algorithm, policy.model.critic_features(prefix, states), batch)
+        contexts = tag_contexts(algorithm, states, batch)
+        rows |= flow_columns(algorithm, contexts, batch)
+        if sampling:
+            few = SAMPLED_PER_BATCH
+            part = {key: value[:few] for key, value in batch.items() if isinstance(value, Tensor)}
+            rows |= sample_columns(algorithm, {tag: context.first(few) for tag, context in contexts.items()}, part)
+    return rows
+
+
+def everyones_columns(
+    algorithm: RecapAlgorithm, found: list[dict[str, Tensor]], sampled_batches: int | None = None
+) -> dict[str, np.ndarray]:
+    """The columns of every process's batches, in the frames' order; a batch that several processes read counts once.
+
+    Args:
+        sampled_batches: of how many batches the columns of :func:`sample_columns` are kept.
+    """
+    own = [{name: column.cpu().double().numpy() for name, column in rows.items()} for rows in found]
+    batches = {float(rows["numbers"][0]): rows for rows in algorithm.processes.gather_list(own)}
+    columns: dict[str, list[np.ndarray]] = {}
+    for number, first in enumerate(sorted(batches)):
+        for name, column in batches[first].items():
+            if number < (sampled_batches or 0) or not name.startswith(("action_", "tag_grip")):
+                columns.setdefault(name, []).append(column)
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
 def training_cross_entropy(algorithm: RecapAlgorithm, training: Iterable[dict]) -> float:
     """Mean cross-entropy (nats) on training frames, of the critics that learn from them."""
-    found = []
-    for raw in training:
-        batch = algorithm.preprocess(raw)
-        with algorithm.policy.autocast():
-            features = algorithm.policy.read_for_critic(batch)
-            found.append(critic_columns(algorithm, features, batch)["cross_entropy"].float().cpu().numpy())
-    return _mean(np.concatenate(found))
+    found = [algorithm.losses.run(probe_columns, algorithm, algorithm.preprocess(raw)) for raw in training]
+    return _mean(everyones_columns(algorithm, found)["cross_entropy"])
+
+
+def probe_columns(algorithm: RecapAlgorithm, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(B,) columns of one batch that the critic alone reads."""
+    with algorithm.policy.autocast():
+        features = algorithm.policy.read_for_critic(batch)
+        return {"numbers": batch[POSITION], **critic_columns(algorithm, features, batch)}
 
 
 def critic_columns(algorithm: RecapAlgorithm, features: Features, batch: dict[str, Tensor]) -> dict[str, Tensor]:

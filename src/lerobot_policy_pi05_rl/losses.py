@@ -1,6 +1,8 @@
 """Both losses of RECAP's update (arXiv 2511.14759, section IV) from one pass per image, and the advantage between."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from lerobot.utils.constants import ACTION
@@ -22,6 +24,7 @@ from .data.frames import (
 )
 from .draws import Draws
 from .modeling_pi05_rl import TAG_NONE, PI05RLPolicy, select_tag
+from .processes import Processes
 from .returns import AdvantageThresholds, advantage_tags, awr_weights
 
 Metrics = dict[str, Tensor]
@@ -30,8 +33,10 @@ Metrics = dict[str, Tensor]
 class RecapLosses(nn.Module):
     """Both losses of one batch. A module, so that a data-parallel wrapper sees the whole forward."""
 
-    def __init__(self, policy: PI05RLPolicy, thresholds: AdvantageThresholds):
+    def __init__(self, policy: PI05RLPolicy, thresholds: AdvantageThresholds, processes: Processes | None = None):
+        """``processes``: the run's; each of them has a part of the batch."""
         super().__init__()
+        self.processes = processes or Processes()
         self.policy, self.thresholds, self.critic_learns = policy, thresholds, policy.config.trains_critic
         td = policy.config.trains_critic and policy.config.critic_target == "td"
         self.target_critic = copy.deepcopy(policy.model.critic).requires_grad_(False) if td else None
@@ -42,7 +47,8 @@ class RecapLosses(nn.Module):
         """(loss, metrics, histograms) of one preprocessed batch; the loss is the sum of the two losses.
 
         Gradients of the two losses never mix: the critic reads the prefix detached, and the advantage carries
-        no gradient.
+        no gradient. Losses and histograms are this process's, a part of the batch; means and deviations of values
+        and advantages are those of all processes' samples.
         """
         policy, config = self.policy, self.policy.config
         losses, metrics, histograms, tags, weights = [], {}, {}, None, None
@@ -72,6 +78,10 @@ class RecapLosses(nn.Module):
                 metrics |= info
         return torch.stack(losses).sum() if losses else torch.zeros(()), metrics, histograms
 
+    def run(self, function: Callable, *args) -> Any:
+        """``function(*args)`` as a pass of this module, so that a wrapper has its parameters at hand."""
+        return function(*args)
+
     @torch.no_grad()
     def read_ahead(self, batch: dict[str, Tensor]) -> dict[int, Features]:
         """n → what the critic reads of the frame n steps later, for every n that the batch carries."""
@@ -93,11 +103,12 @@ class RecapLosses(nn.Module):
         loss = torch.where(learns, cross_entropy, 0.0).mean(dim=0).sum()
         all_values = critic.bins.value(logits.detach())
         values = critic.out_of_fold(all_values, fold)
-        error = (batch[RETURN] - values)[~batch[RETURN].isnan()]
+        everyones, returns = self.processes.gather(torch.stack([values, batch[RETURN]], dim=1)).unbind(dim=1)
+        error = (returns - everyones)[~returns.isnan()]
         metrics = {
             "loss_critic": loss.detach() / max(1, len(critic.members) - 1),
-            "critic_value_mean": values.mean(),
-            "critic_value_std": values.std(correction=0),
+            "critic_value_mean": everyones.mean(),
+            "critic_value_std": everyones.std(correction=0),
             "td_error_mean": error.mean(),
             "td_error_std": error.std(correction=0),
         }
@@ -130,14 +141,16 @@ class RecapLosses(nn.Module):
         self, advantages: Tensor, batch: dict[str, Tensor], draws: Draws
     ) -> tuple[Tensor | None, Tensor | None, Metrics]:
         """What the advantages (B,) mean to the actor: tags (B,) under conditioning, else weights (B,) of the loss."""
-        config, tasks, on_cpu = self.policy.config, batch[TASK_INDEX].cpu(), advantages.float().cpu()
-        if self.training:
-            self.thresholds.update(tasks, on_cpu)
+        config, tasks = self.policy.config, batch[TASK_INDEX].cpu()
+        everyones = self.processes.gather(torch.stack([advantages.float(), batch[TASK_INDEX].float()], dim=1))
+        if self.training:  # the same windows in every process, in the order of one process with the whole batch
+            self.thresholds.update(everyones[:, 1].long().cpu(), everyones[:, 0].cpu())
         thresholds = self.thresholds[tasks].to(advantages.device)
         positive = advantage_tags(advantages, thresholds, interventions=batch[INTERVENTION])
         if PINNED_TAG in batch:
             positive = torch.where(batch[INTERVENTION], 1, batch[PINNED_TAG])
-        known = advantages[~advantages.isnan()]
+        known = everyones[:, 0]
+        known = known[~known.isnan()]
         metrics = {
             "advantage_mean": known.mean(),
             "advantage_std": known.std(correction=0),
@@ -165,7 +178,8 @@ class RecapLosses(nn.Module):
     ) -> tuple[Tensor, Metrics]:
         """Flow matching on the action chunk under the tag; each sample is the mean over its unpadded steps."""
         model, context = self.policy.model, prefix
-        if tags is not None and bool((tags >= 0).any()):
+        # Sharded processes run the same passes in step, whatever their own samples need.
+        if tags is not None and (self.processes.fsdp is not None or bool((tags >= 0).any())):
             context = model.read_tag(prefix, model.embed_tag(*select_tag(batch, tags)))
         error = model.flow_matching_error(context, self.policy.prepare_action(batch), draws.noise, draws.time)
         error = per_sample(error, batch)

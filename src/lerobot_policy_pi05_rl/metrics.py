@@ -83,6 +83,19 @@ class MetricsWriter:
             wandb.finish()
 
 
+class NoWriter:
+    """Takes the place of :class:`MetricsWriter` in the processes that do not write."""
+
+    def log(self, step: int, values: dict[str, float], *, mode: str = "train") -> None:
+        """Nothing."""
+
+    def log_histograms(self, step: int, histograms: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def drop_lines_after(path: Path, step: int) -> None:
     """Forget lines that a run wrote after the checkpoint it resumes from (and a half-written last line)."""
     if not path.exists():

@@ -2,12 +2,14 @@
 
 pi05-rl offline CONFIG [--key=value …]
 python -m lerobot_policy_pi05_rl.offline_learner CONFIG [--key=value …]
+accelerate launch --num_processes=N -m lerobot_policy_pi05_rl.offline_learner CONFIG [--key=value …]
 """
 
 import logging
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +38,7 @@ from .data.frames import (
     ahead_columns,
 )
 from .data.loading import (
+    ALONE,
     OfflineData,
     make_held_out_loader,
     make_probe_loader,
@@ -44,8 +47,9 @@ from .data.loading import (
     to_device,
 )
 from .held_out import evaluate
-from .metrics import MetricsWindow, MetricsWriter
+from .metrics import MetricsWindow, MetricsWriter, NoWriter
 from .modeling_pi05_rl import PI05RLPolicy
+from .processes import Processes, start_processes, told_once
 from .processor_pi05_rl import (
     check_prompt_lengths,
     damaged_processors,
@@ -72,25 +76,48 @@ def train_offline(cfg: PI05RLTrainConfig) -> Path:
         UserError: bad input; nothing of an earlier run is lost.
     """
     cfg.validate()
-    checkpoint = find_checkpoint(cfg)
-    data, algorithm, processors = prepare(cfg, checkpoint)
+    processes = start_processes(cfg.policy.learner_device or cfg.policy.device)
+    with told_once(processes):
+        return train_in(processes, cfg)
+
+
+def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
+    """:func:`train_offline` as one of ``processes``; the main one alone writes and speaks."""
+    if not processes.is_main:
+        logging.getLogger().setLevel(logging.ERROR)
+    checkpoint = processes.once(partial(find_checkpoint, cfg))
+    data, algorithm, processors = prepare(cfg, checkpoint, processes)
     window, first_step = MetricsWindow(), 0
     if checkpoint is not None:
         window.load_state_dict(load_training_state(checkpoint, algorithm))
         first_step = algorithm.optimization_step
+    processes.once(partial(make_run_dir, cfg))
+    announce(cfg, data, algorithm, checkpoint)
+    resumed_step = first_step if checkpoint else None
+    writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=resumed_step) if processes.is_main else NoWriter()
+    try:
+        saved = run_loop(cfg, data, algorithm, processors, window, writer)
+    finally:
+        writer.close()
+    processes.wait()  # a process that ends early would end the others
+    return saved or checkpoint or cfg.run_dir
+
+
+def make_run_dir(cfg: PI05RLTrainConfig) -> None:
+    """Create the output directory.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
     try:
         cfg.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"the output directory {cfg.run_dir} cannot be created: {error.strerror}") from error
-    announce(cfg, data, algorithm, checkpoint)
-    writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=first_step if checkpoint else None)
-    try:
-        return run_loop(cfg, data, algorithm, processors, window, writer) or checkpoint or cfg.run_dir
-    finally:
-        writer.close()
 
 
-def prepare(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> tuple[OfflineData, RecapAlgorithm, tuple]:
+def prepare(
+    cfg: PI05RLTrainConfig, checkpoint: Path | None, processes: Processes = ALONE
+) -> tuple[OfflineData, RecapAlgorithm, tuple]:
     """Data, algorithm and processors of a run, before its first step.
 
     Args:
@@ -98,7 +125,7 @@ def prepare(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> tuple[OfflineDat
     """
     set_seed(cfg.seed)
     cfg.policy.device = cfg.policy.learner_device or cfg.policy.device
-    data = open_offline_data(cfg)
+    data = processes.main_first(partial(open_offline_data, cfg))
     logger.info("%s Data: %s", TAG, data.description)
     policy = make_policy(cfg, checkpoint)
     processors = make_processors(cfg, data, policy, checkpoint)
@@ -108,6 +135,7 @@ def prepare(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> tuple[OfflineDat
         RecapConfig(policy_config=cfg.policy, seed=cfg.seed, total_steps=cfg.policy.offline_steps),
         tasks=data.labels.tasks,
         preprocess=make_preprocess(processors[0], next(policy.parameters()).device),
+        processes=processes,
     )
     return data, algorithm, processors
 
@@ -121,18 +149,19 @@ def run_loop(
     writer: MetricsWriter,
 ) -> Path | None:
     """The loop itself; returns the last checkpoint it wrote."""
-    total, saved = cfg.policy.offline_steps, None
-    first = algorithm.optimization_step
-    per_step = algorithm.batches_per_step
-    loader = make_train_loader(cfg, data, first_batch=first * per_step, last_batch=total * per_step)
-    held_out, probe = make_held_out_loader(cfg, data), make_probe_loader(cfg, data)
+    total, saved, processes = cfg.policy.offline_steps, None, algorithm.processes
+    first, device = algorithm.optimization_step, next(algorithm.policy.parameters()).device
+    batches_left = (total - first) * algorithm.batches_per_step
+    loader = make_train_loader(cfg, data, batches=batches_left, start=algorithm.sample_position, processes=processes)
+    held_out, probe = make_held_out_loader(cfg, data, processes), make_probe_loader(cfg, data, processes)
     batches = TimedIterator(loader)
     seen = critic_data(cfg, data)
     stop = StopSignal()
-    with stop, progress_bar(total, first) as bar:
-        window_start, window_steps = time.perf_counter(), 0
-        while algorithm.optimization_step < total and not stop.requested:
+    with stop, progress_bar(total, first, shown=processes.is_main) as bar:
+        window_start, window_steps, stopping = time.perf_counter(), 0, False
+        while algorithm.optimization_step < total and not stopping:
             stats = algorithm.update(batches)
+            stopping = processes.any(stop.requested, device)  # all stop behind the same step
             step = algorithm.optimization_step
             window.add(stats.to_log_dict())
             window_steps += 1
@@ -143,7 +172,7 @@ def run_loop(
                 seconds = time.perf_counter() - window_start
                 speed = throughput(cfg, algorithm, seconds, window_steps, batches.flush())
                 writer.log(step, {**means, **speed})
-                writer.log_histograms(step, algorithm.histograms)
+                writer.log_histograms(step, algorithm.everyones_histograms())
                 logger.info("%s Optimization step: %d/%d %s", TAG, step, total, summary({**means, **speed}))
                 window_start, window_steps = time.perf_counter(), 0
             if held_out is not None and cfg.eval_steps > 0 and (step % cfg.eval_steps == 0 or step == total):
@@ -155,7 +184,7 @@ def run_loop(
                 writer.log(step, means, mode="eval")
                 logger.info("%s Held out at step %d: %s", TAG, step, summary(means))
                 window_start += time.perf_counter() - began  # the throughput is training's
-            if cfg.save_checkpoint and (should_save_checkpoint(step, cfg.checkpoint_freq, total) or stop.requested):
+            if cfg.save_checkpoint and (should_save_checkpoint(step, cfg.checkpoint_freq, total) or stopping):
                 logger.info("%s Saving checkpoint at step %d", TAG, step)
                 saved = save_checkpoint(
                     cfg.run_dir,
@@ -167,7 +196,7 @@ def run_loop(
                     keep_last=cfg.keep_last_checkpoints,
                     critic_data=seen,
                 )
-    if stop.requested and algorithm.optimization_step < total:
+    if stopping and algorithm.optimization_step < total:
         logger.info("%s Stopped at step %d; resume=true goes on from there", TAG, algorithm.optimization_step)
     return saved
 
@@ -270,12 +299,15 @@ def make_preprocess(preprocessor: Callable[[dict], dict], device: torch.device) 
 def announce(cfg: PI05RLTrainConfig, data: OfflineData, algorithm: RecapAlgorithm, checkpoint: Path | None) -> None:
     """Say what is about to happen, once."""
     accumulation = cfg.policy.gradient_accumulation_steps
+    count = algorithm.processes.count
     logger.info(
-        "%s Effective batch size: %d x 1 process x %d accumulation = %d",
+        "%s Effective batch size: %d x %d process%s x %d accumulation = %d",
         TAG,
         cfg.batch_size,
+        count,
+        "" if count == 1 else "es",
         accumulation,
-        cfg.batch_size * accumulation,
+        cfg.batch_size * count * accumulation,
     )
     total = sum(parameter.numel() for parameter in algorithm.policy.parameters())
     trained = {name: sum(p.numel() for p in params) for name, params in algorithm.parameters.items()}
@@ -293,8 +325,9 @@ def announce(cfg: PI05RLTrainConfig, data: OfflineData, algorithm: RecapAlgorith
 def throughput(
     cfg: PI05RLTrainConfig, algorithm: RecapAlgorithm, seconds: float, steps: int, data_seconds: float
 ) -> dict[str, float]:
-    """samples_per_s, and seconds per step spent waiting for data and updating; peak memory on a GPU."""
-    samples = steps * algorithm.batches_per_step * cfg.batch_size
+    """samples_per_s of all processes, and seconds per step that this one spent waiting for data and updating; peak
+    memory on a GPU."""
+    samples = steps * algorithm.batches_per_step * cfg.batch_size * algorithm.processes.count
     speed = {
         "samples_per_s": samples / seconds,
         "data_time": data_seconds / steps,

@@ -15,12 +15,14 @@ from torch.profiler import record_function
 
 from .configuration_pi05_rl import PI05RLConfig
 from .data.frames import POSITION
-from .draws import draw
+from .draws import Draws, draw
 from .early_stop import CriticWatch
 from .errors import UserError
 from .losses import RecapLosses
 from .modeling_pi05_rl import PI05RLPolicy
+from .processes import Processes, Replicated
 from .returns import AdvantageThresholds, positive_fractions
+from .sharding import Sharded, part_like, whole
 from .trainable import select_trainable
 from .weights import CRITIC_PREFIX
 
@@ -53,25 +55,45 @@ class RecapAlgorithm(RLAlgorithm):
         *,
         tasks: list[str],
         preprocess: Callable[[dict], dict] = lambda batch: batch,
+        processes: Processes | None = None,
     ):
         """Args:
             tasks: their texts, in the order of the task indices.
             preprocess: turns what the iterator yields into what the losses read.
+            processes: those of the run; each passes its own part of every batch, the update is the same in all.
 
         Raises:
             UserError: a positive fraction is configured for a task that is not one of these.
         """
         self.policy, self.config, self.preprocess = policy, config, preprocess
+        self.processes = processes or Processes()
         cfg = policy.config
         fractions = positive_fractions(
             tasks, cfg.advantage_positive_fraction, cfg.advantage_positive_fraction_per_task
         )
         self.thresholds = AdvantageThresholds(fractions, window=cfg.advantage_window)
-        self.losses = RecapLosses(policy, self.thresholds)
+        self.losses = RecapLosses(policy, self.thresholds, self.processes)
         self.losses.train()
+        self.spread = self._spread()
         self.watch = CriticWatch(policy.model.critic, cfg.critic_early_stop) if cfg.trains_critic else None
         self.histograms: dict[str, Tensor] = {}
+        self.sample_position = 0  # how many samples all processes have drawn: where the run goes on
         self.make_optimizers_and_scheduler()
+
+    def _spread(self) -> Replicated | Sharded | None:
+        """The losses over the processes; None: there is one."""
+        groups = select_trainable(self.policy)
+        if self.processes.count == 1:
+            return None
+        return Replicated(self.losses, groups) if self.processes.fsdp is None else Sharded(self.losses, self.processes)
+
+    def _forward(self, batch: dict, draws: Draws, *, train_actor: bool, synchronise: bool) -> tuple:
+        """The losses' forward, through the wrapper where there are several processes."""
+        if self.spread is None:
+            return self.losses(batch, draws, train_actor=train_actor)
+        return self.spread(
+            batch, draws, train_actor=train_actor, train_critic=self.losses.critic_learns, synchronise=synchronise
+        )
 
     def make_optimizers_and_scheduler(self) -> dict[str, torch.optim.Optimizer]:
         """One AdamW with two groups, π0.5's betas, weight decay and cosine schedule."""
@@ -120,18 +142,22 @@ class RecapAlgorithm(RLAlgorithm):
     def _gradient_step(self, batch_iterator: Iterator[dict], *, train_actor: bool) -> TrainingStats:
         accumulation = self.policy.config.gradient_accumulation_steps
         totals: dict[str, float] = {}
-        for _ in range(accumulation):
+        for number in range(accumulation):
             with record_function("data"):
                 samples = next(batch_iterator)
             with record_function("preprocess"):
                 batch = self.preprocess(samples)
                 draws = draw(self.config.seed, batch[POSITION], self.policy.config)
+                self.sample_position += len(batch[POSITION]) * self.processes.count
             with record_function("forward"):
-                loss, metrics, self.histograms = self.losses(batch, draws, train_actor=train_actor)
+                loss, metrics, self.histograms = self._forward(
+                    batch, draws, train_actor=train_actor, synchronise=number + 1 == accumulation
+                )
             if loss.requires_grad:  # a stopped critic has nothing to learn in a step without the actor
                 with record_function("backward"):
                     (loss / accumulation).backward()
-            values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one wait for the device
+            stacked = self.processes.mean(torch.stack([value.float() for value in metrics.values()]))
+            values = stacked.tolist()  # one wait for the device
             for name, value in zip(metrics, values, strict=True):
                 totals[name] = totals.get(name, 0.0) + value / accumulation
         with record_function("clip"):
@@ -155,7 +181,7 @@ class RecapAlgorithm(RLAlgorithm):
         for name, parameters in self.parameters.items():
             if self.losses.critic_learns if name == "critic" else train_actor:
                 norm = torch.nn.utils.clip_grad_norm_(parameters, self.policy.config.resolved_grad_clip_norm)
-                norms[name] = float(norm)
+                norms[name] = float(whole(norm))
         return norms
 
     def observe_held_out(self, metrics: dict[str, float]) -> None:
@@ -163,6 +189,10 @@ class RecapAlgorithm(RLAlgorithm):
         if self.watch is not None:
             self.watch.observe(metrics, self.optimization_step)
             self.losses.critic_learns = not self.watch.stopped
+
+    def everyones_histograms(self) -> dict[str, Tensor]:
+        """The last batch's histograms over all processes, each of which must ask."""
+        return {name: self.processes.gather(values) for name, values in self.histograms.items()}
 
     def get_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The one optimizer."""
@@ -180,19 +210,23 @@ class RecapAlgorithm(RLAlgorithm):
                 own[name].copy_(tensor)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the algorithm owns beside the policy: the advantage windows, the target critic, the critic's watch."""
+        """What the algorithm owns beside the policy: its place in the order of samples, the advantage windows, the
+        target critic, the critic's watch."""
         target = self.losses.target_critic
         targets = {} if target is None else {f"target_critic.{k}": v for k, v in target.state_dict().items()}
         watch = {} if self.watch is None else self.watch.state_dict()
-        return {**self.thresholds.state_dict(), **targets, **watch}
+        position = {"sample_position": torch.tensor(self.sample_position)}
+        return whole({**position, **self.thresholds.state_dict(), **targets, **watch})
 
     def load_state_dict(self, state_dict: dict[str, Tensor], device: str | torch.device = "cpu") -> None:
         """Restore :meth:`state_dict`."""
+        self.sample_position = int(state_dict["sample_position"])
         self.thresholds.load_state_dict(state_dict)
         if self.watch is not None:
             self.watch.load_state_dict(state_dict)
             self.losses.critic_learns = not self.watch.stopped
         if self.losses.target_critic is not None:
             prefix = "target_critic."
+            own = self.losses.target_critic.state_dict()
             targets = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-            self.losses.target_critic.load_state_dict(targets)
+            self.losses.target_critic.load_state_dict({k: part_like(v, own[k]) for k, v in targets.items()})

@@ -60,7 +60,10 @@ class StopSignal:
 
 
 @contextmanager
-def progress_bar(total: int, done: int, *, desc: str = "Offline", unit: str = "step") -> Iterator[tqdm]:
-    """A bar with ETA on a terminal, log lines above it; no bar in a log file."""
-    with logging_redirect_tqdm(), tqdm(total=total, initial=done, desc=desc, unit=unit, disable=None) as bar:
+def progress_bar(
+    total: int, done: int, *, desc: str = "Offline", unit: str = "step", shown: bool = True
+) -> Iterator[tqdm]:
+    """A bar with ETA on a terminal, log lines above it; no bar in a log file, or if it is not ``shown``."""
+    disable = None if shown else True
+    with logging_redirect_tqdm(), tqdm(total=total, initial=done, desc=desc, unit=unit, disable=disable) as bar:
         yield bar

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from ..config import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from ..labeling import read_pinned_labels
+from ..processes import Processes
 from ..returns import Lookahead, Outcome, lookahead
 from .episodes import (
     Episode,
@@ -33,6 +34,8 @@ from .sampling import BatchPositions, MixedOrder, SampleOrder
 from .sources import DatasetError, Source, load_source, open_dataset
 
 logger = logging.getLogger(__name__)
+
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -218,17 +221,20 @@ def make_train_loader(
     cfg: PI05RLTrainConfig,
     data: OfflineData,
     *,
-    first_batch: int,
-    last_batch: int,
-    rank: int = 0,
-    world_size: int = 1,
+    batches: int,
+    start: int = 0,
+    processes: Processes = ALONE,
 ) -> DataLoader:
-    """Batches ``first_batch`` to ``last_batch`` of the run's sample order, collated, images as uint8."""
+    """This process's part of so many batches, collated, images as uint8.
+
+    Args:
+        start: position in the run's sample order at which they begin.
+    """
     order = sample_order(cfg, data)
-    batches = BatchPositions(
-        order, cfg.batch_size, rank=rank, world_size=world_size, first=first_batch, last=last_batch
+    positions = BatchPositions(
+        order, cfg.batch_size, rank=processes.rank, world_size=processes.count, start=start, batches=batches
     )
-    return DataLoader(data.train, batch_sampler=batches, **worker_kwargs(cfg))
+    return DataLoader(data.train, batch_sampler=positions, **worker_kwargs(cfg))
 
 
 def sample_order(cfg: PI05RLTrainConfig, data: OfflineData) -> SampleOrder | MixedOrder:
@@ -246,17 +252,18 @@ def sample_order(cfg: PI05RLTrainConfig, data: OfflineData) -> SampleOrder | Mix
     return MixedOrder(counts, cfg.dataset.weights, cfg.seed)
 
 
-def make_held_out_loader(cfg: PI05RLTrainConfig, data: OfflineData) -> DataLoader | None:
+def make_held_out_loader(cfg: PI05RLTrainConfig, data: OfflineData, processes: Processes = ALONE) -> DataLoader | None:
     """The held-out frames in order, each once, thinned to about ``max_eval_samples`` if that is set.
 
     Every episode keeps its middle frame, and every so many frames before and behind it.
     """
     if data.held_out is None:
         return None
-    return _loader_in_order(cfg, data.held_out, held_out_numbers(data.held_out.frames, cfg.max_eval_samples))
+    numbers = held_out_numbers(data.held_out.frames, cfg.max_eval_samples)
+    return _loader_in_order(cfg, data.held_out, numbers, processes)
 
 
-def make_probe_loader(cfg: PI05RLTrainConfig, data: OfflineData) -> DataLoader | None:
+def make_probe_loader(cfg: PI05RLTrainConfig, data: OfflineData, processes: Processes = ALONE) -> DataLoader | None:
     """As many training frames as :func:`make_held_out_loader` reads, evenly spread and read as those are (no
     augmentation, no frame ahead), so that the two can be compared."""
     if data.held_out is None:
@@ -264,7 +271,7 @@ def make_probe_loader(cfg: PI05RLTrainConfig, data: OfflineData) -> DataLoader |
     probe = copy.copy(data.train)
     probe.image_transforms, probe.lookaheads = None, {}
     count = min(len(probe), len(held_out_numbers(data.held_out.frames, cfg.max_eval_samples)))
-    return _loader_in_order(cfg, probe, np.linspace(0, len(probe) - 1, count).astype(int).tolist())
+    return _loader_in_order(cfg, probe, np.linspace(0, len(probe) - 1, count).astype(int).tolist(), processes)
 
 
 def held_out_numbers(frames: FrameIndex, most: int) -> list[int]:
@@ -277,12 +284,16 @@ def held_out_numbers(frames: FrameIndex, most: int) -> list[int]:
     return numbers
 
 
-def _loader_in_order(cfg: PI05RLTrainConfig, dataset: FrameDataset, numbers: list[int]) -> DataLoader:
+def _loader_in_order(
+    cfg: PI05RLTrainConfig, dataset: FrameDataset, numbers: list[int], processes: Processes
+) -> DataLoader:
+    """This process's batches, as many as every other has: the last is read again by those that would be short."""
     batches = [
         [(number, number) for number in numbers[start : start + cfg.batch_size]]
         for start in range(0, len(numbers), cfg.batch_size)
     ]
-    return DataLoader(dataset, batch_sampler=batches)
+    turns = range(processes.rank, -(-len(batches) // processes.count) * processes.count, processes.count)
+    return DataLoader(dataset, batch_sampler=[batches[min(turn, len(batches) - 1)] for turn in turns])
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

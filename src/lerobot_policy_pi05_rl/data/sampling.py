@@ -67,7 +67,8 @@ class MixedOrder:
 class BatchPositions:
     """The batches of one process, for a DataLoader's ``batch_sampler``: lists of (position, frame number).
 
-    Global batch k holds the positions ``k · world_size · batch_size`` onwards; rank r takes its r-th part.
+    Batch k of all processes holds the positions ``start + k · world_size · batch_size`` onwards; rank r takes its r-th
+    part. A run that goes on with other processes starts where the last one stopped.
     """
 
     def __init__(
@@ -75,19 +76,18 @@ class BatchPositions:
         order: SampleOrder | MixedOrder,
         batch_size: int,
         *,
+        batches: int,
+        start: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        first: int = 0,
-        last: int,
     ):
-        """``first`` and ``last`` bound the global batches; a resumed run starts at the first not yet drawn."""
-        self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
-        self.first, self.last = first, last
+        self.order, self.batch_size, self.batches = order, batch_size, batches
+        self.start, self.rank, self.world_size = start, rank, world_size
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return self.batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in range(self.first, self.last):
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(position, self.order[position]) for position in range(start, start + self.batch_size)]
+        for batch in range(self.batches):
+            first = self.start + (batch * self.world_size + self.rank) * self.batch_size
+            yield [(position, self.order[position]) for position in range(first, first + self.batch_size)]
