@@ -186,16 +186,17 @@ def run_loop(
                 window_start += time.perf_counter() - began  # the throughput is training's
             if cfg.save_checkpoint and (should_save_checkpoint(step, cfg.checkpoint_freq, total) or stopping):
                 logger.info("%s Saving checkpoint at step %d", TAG, step)
-                saved = save_checkpoint(
-                    cfg.run_dir,
-                    cfg=cfg,
-                    algorithm=algorithm,
-                    processors=processors,
-                    metrics_state=window.state_dict(),
-                    total_steps=total,
-                    keep_last=cfg.keep_last_checkpoints,
-                    critic_data=seen,
-                )
+                if processes.is_main:
+                    saved = save_checkpoint(
+                        cfg.run_dir,
+                        cfg=cfg,
+                        algorithm=algorithm,
+                        processors=processors,
+                        metrics_state=window.state_dict(),
+                        total_steps=total,
+                        keep_last=cfg.keep_last_checkpoints,
+                        critic_data=seen,
+                    )
     if stopping and algorithm.optimization_step < total:
         logger.info("%s Stopped at step %d; resume=true goes on from there", TAG, algorithm.optimization_step)
     return saved
