@@ -6,6 +6,7 @@ layers. Stock π0.5 compiles whole functions instead, which unrolls all layers a
 """
 
 import functools
+import logging
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 BACKEND = "inductor"
 # Kinds of a layer that one process may meet: prefix or tag, last or not, with or without gradient, trainable or
@@ -28,6 +31,7 @@ def check_compiler(device: str) -> None:
     Raises:
         UserError: no C++ compiler (CPU), no Triton (GPU), or one of the wrong kind.
     """
+    logger.info("policy.compile_model is true: layers compile where they first run, in the first step above all")
     try:
         torch.compile(_something, backend=BACKEND)(torch.ones(2, device=device))
     except TorchDynamoException as error:
