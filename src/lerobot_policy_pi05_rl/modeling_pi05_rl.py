@@ -344,11 +344,16 @@ class PI05RLPolicy(PI05Policy):
         """What stock ``lerobot-train`` optimises: the actor (it computes no critic loss)."""
         return [p for name, p in self.named_parameters() if not name.startswith(CRITIC_PREFIX)]
 
-    def autocast(self) -> torch.autocast:
-        """bf16 compute where the configuration asks for it and the device has it; weights stay fp32."""
+    @property
+    def computes_in_bf16(self) -> bool:
+        """Whether the configuration asks for it and the device has it; weights are fp32 all the same."""
         device = next(self.parameters()).device.type
-        wanted = self.config.dtype == "bfloat16" and device == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=wanted)
+        return self.config.dtype == "bfloat16" and device == "cuda" and torch.cuda.is_bf16_supported()
+
+    def autocast(self) -> torch.autocast:
+        """Where the network computes in bf16 if :attr:`computes_in_bf16`."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.computes_in_bf16)
 
     def embed_observation(self, batch: dict[str, Tensor]) -> Block:
         """The prefix: each image through the vision tower once, and the prompt."""

@@ -5,6 +5,7 @@ without it a run is one process and nothing here does anything.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # How long a process waits for the others. They wait while one saves or decodes a frame cache; a process that dies is
 # noticed by its closed connection and by the launcher, not by this.
@@ -106,6 +109,10 @@ def start_processes(device: str | None) -> Processes:
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no" and accelerator.is_main_process:
+        logger.warning(
+            "mixed_precision of the accelerate configuration has no effect: policy.dtype says what computes"
+        )
     # accelerate knows FSDP on accelerators alone; torch's own runs on CPUs as well, with the same configuration.
     wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     plugin = FullyShardedDataParallelPlugin() if wanted else None

@@ -15,6 +15,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from .errors import UserError
+from .losses import RecapLosses
+from .modeling_pi05_rl import PI05RLPolicy
 from .processes import Processes
 from .towers import TowerLayer
 
@@ -24,29 +26,32 @@ LAYERS = (TowerLayer.__name__, "SiglipEncoderLayer", "Embedding")  # gathered on
 class Sharded:
     """A module whose parameters are spread over the processes; its passes gather what they need."""
 
-    def __init__(self, losses: nn.Module, processes: Processes):
+    def __init__(self, losses: RecapLosses, processes: Processes):
         """Shards ``losses`` in place: parameter objects are replaced.
 
         Raises:
-            UserError: the configuration asks for something else.
+            UserError: FSDP and something else that is asked for do not go together.
         """
-        check_plugin(processes.fsdp)
+        plugin, policy = processes.fsdp, losses.policy
+        check_plugin(plugin)
+        check_policy(policy)
         self.losses = losses
-        device = next(losses.parameters()).device.type
         settings = {
-            "mesh": init_device_mesh(device, (processes.count,)),
-            "reshard_after_forward": processes.fsdp.reshard_after_forward,
-            "mp_policy": processes.fsdp.mixed_precision_policy or MixedPrecisionPolicy(cast_forward_inputs=False),
-            "offload_policy": processes.fsdp.cpu_offload,
+            "mesh": init_device_mesh(next(losses.parameters()).device.type, (processes.count,)),
+            "offload_policy": plugin.cpu_offload,
         }
-        names = processes.fsdp.transformer_cls_names_to_wrap or LAYERS
+        fp32 = MixedPrecisionPolicy(cast_forward_inputs=False)
+        # Layers travel in the type they compute in: autocast's bf16 copies of every layer would stay until backward.
+        bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        names = plugin.transformer_cls_names_to_wrap or LAYERS
         for module in list(losses.modules()):
             if type(module).__name__ in names and any(True for _ in module.parameters()):
-                fully_shard(module, **settings)
+                is_layer = policy.computes_in_bf16 and not isinstance(module, nn.Embedding)
+                reshard = plugin.reshard_after_forward
+                fully_shard(module, mp_policy=bf16 if is_layer else fp32, reshard_after_forward=reshard, **settings)
                 if isinstance(module, TowerLayer):
                     register_fsdp_forward_method(module, "read")
-        del settings["reshard_after_forward"]  # torch keeps what is left over gathered until backward
-        fully_shard(losses, **settings)
+        fully_shard(losses, mp_policy=fp32, **settings)
         register_fsdp_forward_method(losses, "run")
 
     def __call__(self, *args, train_actor: bool, train_critic: bool, synchronise: bool, **kwargs) -> Any:
@@ -68,6 +73,20 @@ def check_plugin(plugin: FullyShardedDataParallelPlugin) -> None:
             "fsdp_activation_checkpointing is true in the accelerate configuration; set it to false and "
             "policy.gradient_checkpointing to true"
         )
+
+
+def check_policy(policy: PI05RLPolicy) -> None:
+    """Refuse what has not been made to work with sharded parameters.
+
+    Raises:
+        UserError: a LoRA adapter, or compiled layers.
+    """
+    if policy.adapter is not None:
+        raise UserError(
+            "peft and FSDP do not go together: an adapter is small; launch with configs/accelerate/ddp.yaml"
+        )
+    if policy.config.compile_model:
+        raise UserError("policy.compile_model and FSDP do not go together: set it to false, or launch with ddp.yaml")
 
 
 def whole(state: Any) -> Any:
