@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -41,15 +41,17 @@ class Sharded:
             "offload_policy": plugin.cpu_offload,
         }
         fp32 = MixedPrecisionPolicy(cast_forward_inputs=False)
-        # Layers travel in the type they compute in: autocast's bf16 copies of every layer would stay until backward.
+        # The towers' layers travel in the type they compute in: autocast's bf16 copies would stay until backward. The
+        # vision tower's norms take no bf16 weights on every device.
         bf16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         names = plugin.transformer_cls_names_to_wrap or LAYERS
         for module in list(losses.modules()):
             if type(module).__name__ in names and any(True for _ in module.parameters()):
-                is_layer = policy.computes_in_bf16 and not isinstance(module, nn.Embedding)
+                own = isinstance(module, TowerLayer)
+                travels = bf16 if own and policy.computes_in_bf16 else fp32
                 reshard = plugin.reshard_after_forward
-                fully_shard(module, mp_policy=bf16 if is_layer else fp32, reshard_after_forward=reshard, **settings)
-                if isinstance(module, TowerLayer):
+                fully_shard(module, mp_policy=travels, reshard_after_forward=reshard, **settings)
+                if own:
                     register_fsdp_forward_method(module, "read")
         fully_shard(losses, mp_policy=fp32, **settings)
         register_fsdp_forward_method(losses, "run")
