@@ -4,10 +4,13 @@ import copy
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from lerobot.common.wandb_utils import WandBLogger
+
+from .manifest import flush
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +53,7 @@ class MetricsWriter:
 
     def __init__(self, cfg: Any, run_dir: Path, *, resumed_step: int | None):
         self.path = run_dir / METRICS_FILE
-        if resumed_step is not None:
-            drop_lines_after(self.path, resumed_step)
+        drop_lines_after(self.path, resumed_step or 0)  # a run killed before its first checkpoint has left lines, too
         self._file = self.path.open("a")
         self._wandb = _make_wandb(cfg, run_dir, resume=resumed_step is not None)
 
@@ -74,6 +76,10 @@ class MetricsWriter:
         data = {f"train/{name}": wandb.Histogram(array) for name, array in arrays.items() if array.size}
         wandb.log({**data, f"train/{STEP_KEY}": step})
 
+    def sync(self) -> None:
+        """To the disk with all lines: a checkpoint must not outlive, in a power cut, the lines before it."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flush and end the W&B run."""
         self._file.close()
@@ -88,7 +94,7 @@ def drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
@@ -96,7 +102,9 @@ def drop_lines_after(path: Path, step: int) -> None:
             logger.warning("%s: a half-written line was dropped", path)
     partial = path.with_suffix(".partial")
     partial.write_text("".join(f"{line}\n" for line in kept))
+    flush(partial)
     partial.replace(path)
+    flush(path.parent, recursive=False)
 
 
 def _make_wandb(cfg: Any, run_dir: Path, *, resume: bool) -> WandBLogger | None:
