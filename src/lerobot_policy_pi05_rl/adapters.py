@@ -105,8 +105,9 @@ def save_adapter(policy: "PI05RLPolicy", directory: Path, state: dict[str, Tenso
 
 
 def stored_state(policy: "PI05RLPolicy") -> dict[str, Tensor]:
-    """What a checkpoint stores of the policy: everything, or with an adapter what is not the base's. Parameters come as
-    themselves, so that a frozen one is known by its identity."""
+    """What a checkpoint stores of the policy: everything, or with an adapter what is not the base's.
+
+    Parameters come as themselves, so that a frozen one is known by its identity."""
     state = policy.state_dict(keep_vars=True)
     if policy.adapter is None:
         return state

@@ -1,7 +1,7 @@
 """Checkpoints in LeRobot's layout, written aside, verified and renamed, and everything an exact resume needs.
 
-``checkpoints/005000/{pretrained_model,training_state,manifest.json}`` and the link ``checkpoints/last``; a crash at any
-instant leaves the previous checkpoint whole.
+``checkpoints/005000/{pretrained_model,training_state,manifest.json}`` and the link ``checkpoints/last``; a crash at
+any instant leaves the previous checkpoint whole.
 """
 
 import json
@@ -55,8 +55,8 @@ def write_checkpoint(
     critic_data: dict[str, Any] | None = None,
     num_processes: int = 1,
 ) -> Path:
-    """Write ``snapshot``, read it back, give it its name and point ``last`` at it. Only what is constant during a run is
-    read from the other arguments.
+    """Write ``snapshot``, read it back, give it its name and point ``last`` at it. Of the other arguments only what is
+    constant during a run is read.
 
     Args:
         data_state: which data the run learns from (resume.py).

@@ -100,8 +100,8 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     output_dir_offline: Path | None = None  # the offline run writes here; None: output_dir
     offline_save_freq: int | None = None  # wins over save_freq offline
     keep_last_checkpoints: int | None = None  # None: all
-    # Training goes on while a checkpoint is written. Off by default: it holds a second copy of all that trains, weights
-    # and optimizer state, in host memory, and a run that has not got that room would be killed hours after its start.
+    # Training goes on while a checkpoint is written. Off by default: it holds a copy of all that trains, weights and
+    # optimizer state, in host memory, and a run that has not got that room would be killed hours after its start.
     save_in_background: bool = False
     resume_from: str | int | None = None  # step, or folder of a checkpoint of this run; None: the newest
     eval_steps: int = 1000  # steps between held-out evaluations (there is one at the end, too); 0: never

@@ -1,6 +1,6 @@
 """What a whole checkpoint consists of: size and CRC-32 of every file, by which a damaged one is known.
 
-CRC-32 is the standard library's, needs no lock of the interpreter's, and is faster than most disks read; it is there to
+CRC-32 is the standard library's, leaves the interpreter to others, and is as fast as most disks read; it is there to
 find torn writes and flipped bits, not forgeries. Checkpoints of versions that wrote no manifest count as whole.
 """
 

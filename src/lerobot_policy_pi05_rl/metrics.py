@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lerobot.common.wandb_utils import WandBLogger
+from lerobot.configs.train import TRAIN_CONFIG_NAME
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
+from .errors import UserError
 from .manifest import flush
 
 logger = logging.getLogger(__name__)
@@ -55,7 +58,7 @@ class MetricsWriter:
         self.path = run_dir / METRICS_FILE
         drop_lines_after(self.path, resumed_step or 0)  # a run killed before its first checkpoint has left lines, too
         self._file = self.path.open("a")
-        self._wandb = _make_wandb(cfg, run_dir, resume=resumed_step is not None)
+        self._wandb = _make_wandb(cfg, run_dir)
 
     def log(self, step: int, values: dict[str, float], *, mode: str = "train") -> None:
         """Write scalars of ``step``."""
@@ -107,13 +110,42 @@ def drop_lines_after(path: Path, step: int) -> None:
     flush(path.parent, recursive=False)
 
 
-def _make_wandb(cfg: Any, run_dir: Path, *, resume: bool) -> WandBLogger | None:
+def _make_wandb(cfg: Any, run_dir: Path) -> WandBLogger | None:
     if not cfg.wandb.enable:
         return None
+    import wandb
+
     view = copy.copy(cfg)  # LeRobot's logger reads output_dir, resume and wandb.project
     view.wandb = copy.copy(cfg.wandb)
     view.wandb.project = cfg.wandb.offline_project or cfg.wandb.project
     view.output_dir = run_dir
-    view.resume = resume and (run_dir / "wandb" / "latest-run").exists()
+    if cfg.resume:
+        view.wandb.run_id = cfg.wandb.run_id or wandb_run_id(run_dir)
+    view.resume = cfg.resume and view.wandb.run_id is not None
     logger.info("W&B project %s, mode %s", view.wandb.project, view.wandb.mode or "online")
-    return WandBLogger(view)
+    if view.resume:  # W&B's own step only ever grows
+        logger.info(
+            "W&B run %s goes on; what it got after the checkpoint comes again, at the same %r",
+            view.wandb.run_id,
+            STEP_KEY,
+        )
+    try:
+        made = WandBLogger(view)
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"W&B: {' '.join(str(error).split())}. Set wandb.enable=false, or wandb.run_id to the run to go on with"
+        ) from error
+    cfg.wandb.run_id = view.wandb.run_id  # the checkpoint's train_config.json holds it, as LeRobot's does
+    return made
+
+
+def wandb_run_id(run_dir: Path) -> str | None:
+    """The id of the W&B run that this run has logged to: W&B's own note of it, else the newest checkpoint's.
+
+    None if it has not logged to any."""
+    for file in (run_dir / "wandb" / "latest-run").glob("run-*.wandb"):
+        return file.stem.removeprefix("run-")
+    stored = run_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME
+    if not stored.is_file():
+        return None
+    return json.loads(stored.read_text()).get("wandb", {}).get("run_id")

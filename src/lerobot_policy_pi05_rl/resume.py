@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import draccus
+from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
 
 from .checkpointing import DATA_STATE, checkpoints_of, has_parts, last_checkpoint
@@ -17,7 +18,6 @@ from .weights import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-TRAIN_CONFIG = "train_config.json"
 MANY = 3  # of a list of files, so many are named
 
 # Keys, or nodes with all below them, that say nothing of what is learnt.
@@ -25,10 +25,10 @@ HARMLESS = {
     *("job_name", "log_freq", "save_freq", "offline_save_freq", "save_checkpoint", "save_checkpoint_to_hub"),
     *("save_in_background", "keep_last_checkpoints", "num_workers", "prefetch_factor", "persistent_workers"),
     *("dataloader_multiprocessing_context", "wandb", "env", "eval", "job", "steps", "env_eval_freq", "optimizer"),
-    *("scheduler", "use_policy_training_preset", "cudnn_deterministic", "tolerance_s", "rename_map"),
+    *("scheduler", "use_policy_training_preset", "cudnn_deterministic", "tolerance_s"),
     *(f"dataset.{key}" for key in ("repo_id", "root", "revision", "additional_offline_dataset_paths")),
     *(f"dataset.{key}" for key in ("frame_cache", "video_backend", "use_imagenet_stats")),
-    *(f"policy.{key}" for key in ("device", "learner_device", "actor_device", "storage_device", "task")),
+    *(f"policy.{key}" for key in ("device", "learner_device", "actor_device", "storage_device")),
     *(f"policy.{key}" for key in ("gradient_checkpointing", "compile_model", "compile_mode", "pi05_checkpoint")),
     *(f"policy.{key}" for key in ("inference_advantage", "guidance_scale", "num_inference_steps", "rtc_config")),
     *(f"policy.{key}" for key in ("n_action_steps", "push_to_hub", "repo_id", "private", "tags", "license")),
@@ -68,8 +68,8 @@ class Changes(NamedTuple):
 
 
 def checkpoint_to_resume(run_dir: Path, resume_from: str | int | None = None) -> Path | None:
-    """The run's newest checkpoint, or the one that ``resume_from`` names, as whole as it was written; None if the run has
-    saved nothing yet.
+    """The run's newest checkpoint, or the one that ``resume_from`` names, as whole as it was written; None if the run
+    has saved nothing yet. Every byte is read, which a resume does anyway.
 
     Raises:
         CheckpointError: it is damaged; says which file, and which older one is whole.
@@ -145,7 +145,7 @@ def check_config(checkpoint: Path, cfg: PI05RLTrainConfig) -> None:
         ConfigError: something that makes it another run.
         CheckpointError: the stored configuration is unreadable.
     """
-    file = checkpoint / PRETRAINED_MODEL_DIR / TRAIN_CONFIG
+    file = checkpoint / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME
     try:
         stored = json.loads(file.read_text())
         changes = compare_configs(stored, json.loads(json.dumps(draccus.encode(cfg))))
@@ -153,8 +153,8 @@ def check_config(checkpoint: Path, cfg: PI05RLTrainConfig) -> None:
         raise CheckpointError(f"{file} is missing or damaged ({type(error).__name__}: {error})") from error
     if changes.impossible:
         raise ConfigError(
-            f"{checkpoint} cannot go on with {'; '.join(map(str, changes.impossible))}: another network, or other parts "
-            "of it that train. Start a run of its own; policy.pi05_checkpoint gives it these weights"
+            f"{checkpoint} cannot go on with {'; '.join(map(str, changes.impossible))}: another network, or other "
+            "parts of it that train. Start a run of its own; policy.pi05_checkpoint gives it these weights"
         )
     if changes.learning:
         text = "; ".join(map(str, changes.learning))
@@ -231,8 +231,8 @@ def check_data(checkpoint: Path, data: OfflineData) -> None:
         raise CheckpointError(f"{file} is damaged ({type(error).__name__}: {error})") from error
     if differing:
         raise DatasetError(
-            f"{checkpoint} learnt from other data: {'; '.join(differing)}. Resume with the data it began with, or start "
-            "a run of its own; policy.pi05_checkpoint gives it these weights"
+            f"{checkpoint} learnt from other data: {'; '.join(differing)}. Resume with the data it began with, or "
+            "start a run of its own; policy.pi05_checkpoint gives it these weights"
         )
 
 

@@ -129,8 +129,9 @@ class CheckpointSaver:
 
 
 def upload(checkpoint: Path, repo_id: str, *, private: bool | None) -> None:
-    """Send a whole checkpoint to ``checkpoints/<step>`` of the Hub repository. A failure is one warning: the checkpoint
-    is safe on the disk, and the next one is another attempt."""
+    """Send a whole checkpoint to ``checkpoints/<step>`` of the Hub repository.
+
+    A failure is one warning: the checkpoint is safe on the disk, and the next one is another attempt."""
     try:
         push_checkpoint_to_hub(checkpoint, repo_id, private=private)
     except Exception as error:  # the Hub's client and the network below it raise a dozen unrelated types

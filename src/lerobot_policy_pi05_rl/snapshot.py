@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lerobot.utils.random_utils import serialize_rng_state
 from torch import Tensor
 

@@ -118,6 +118,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
             lookaheads=lookaheads,
             pinned=pinned,
             caches=caches,
+            seed=cfg.seed,
         )
 
     return OfflineData(
@@ -282,7 +283,7 @@ def _loader_in_order(cfg: PI05RLTrainConfig, dataset: FrameDataset, numbers: lis
         [(number, number) for number in numbers[start : start + cfg.batch_size]]
         for start in range(0, len(numbers), cfg.batch_size)
     ]
-    return DataLoader(dataset, batch_sampler=batches)
+    return DataLoader(dataset, batch_sampler=batches, generator=torch.Generator())
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
@@ -305,9 +306,11 @@ def _ignore_interrupts(worker: int) -> None:
 
 def worker_kwargs(cfg: PI05RLTrainConfig) -> dict:
     """What a DataLoader needs to read ahead with ``cfg.num_workers`` processes."""
+    generator = torch.Generator()  # of the loader's own: it draws from the run's random state otherwise
     if cfg.num_workers == 0:
-        return {}
+        return {"generator": generator}
     return {
+        "generator": generator,
         "num_workers": cfg.num_workers,
         "prefetch_factor": cfg.prefetch_factor,
         "multiprocessing_context": cfg.dataloader_multiprocessing_context,
