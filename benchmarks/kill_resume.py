@@ -148,8 +148,8 @@ def draw_instants(rng: random.Random, timeline: list[tuple[float, Event]], count
     return [(kind, at) if kind == "starting" else (next(kinds), next(ordered)) for kind, at in drawn]
 
 
-def kill_at(folder: Path, pids: dict[int, int | None], wait_for: Event, delay: float, victims: int) -> bool:
-    """SIGKILL the first ``victims`` processes ``delay`` seconds after ``wait_for``; False if they ended before."""
+def kill_at(folder: Path, pids: dict[int, int | None], wait_for: Event, delay: float, victims: list[int]) -> bool:
+    """SIGKILL the ``victims`` among ``pids``, ``delay`` seconds after ``wait_for``; False if all ended before."""
     while not happened(folder / "run", wait_for):
         if reap(pids):
             return False
@@ -159,7 +159,7 @@ def kill_at(folder: Path, pids: dict[int, int | None], wait_for: Event, delay: f
         if reap(pids):
             return False
         time.sleep(POLL)
-    for pid in [pid for pid, code in pids.items() if code is None][:victims]:
+    for pid in [pid for pid in victims if pids[pid] is None]:
         os.kill(pid, signal.SIGKILL)
     return True
 
@@ -204,7 +204,7 @@ def play_round(folder: Path, timeline: list, processes: int, count: int, rng: ra
         if instant is not None:
             kind, at = instant
             since, event = (0.0, ("start", 0)) if kind == "starting" else max(e for e in timeline if e[0] <= at)
-            killed = kill_at(folder, pids, event, at - since, rng.randint(1, processes))
+            killed = kill_at(folder, pids, event, at - since, rng.sample(list(pids), rng.randint(1, processes)))
         result.hits["survivors that had to be killed"] += wait_for_survivors(pids) if killed else 0
         while not reap(pids):
             time.sleep(POLL)
