@@ -217,6 +217,7 @@ def test_the_undamaged_run_does_resume(mixed_dataset, resumable, tmp_path):
 
 
 TRAINING_STATE = (
+    "data_state.json",
     "metrics_state.json",
     "optimizer_param_groups.json",
     "optimizer_state.safetensors",

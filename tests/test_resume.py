@@ -87,6 +87,7 @@ def test_the_checkpoint_has_lerobots_layout(tmp_path, mixed_dataset):
     assert sorted(p.name for p in checkpoint.parent.iterdir()) == ["000002", "000004", "last"]
     names = {str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file()}
     assert names == {
+        "manifest.json",
         "pretrained_model/config.json",
         "pretrained_model/model.safetensors",
         "pretrained_model/train_config.json",
@@ -103,6 +104,7 @@ def test_the_checkpoint_has_lerobots_layout(tmp_path, mixed_dataset):
         "training_state/training_step.json",
         "training_state/recap_state.safetensors",
         "training_state/metrics_state.json",
+        "training_state/data_state.json",
     }
 
 

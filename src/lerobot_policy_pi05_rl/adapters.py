@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lerobot.configs.default import PeftConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .configuration_pi05_rl import PI05RLConfig
 from .errors import UserError
@@ -23,6 +23,7 @@ from .weights import (
     ADAPTER_CONFIG,
     CRITIC_PREFIX,
     CRITIC_WEIGHTS,
+    PEFT_PREFIX,
     CheckpointError,
     CheckpointFiles,
     find_file,
@@ -84,16 +85,38 @@ def merge_adapter(policy: "PI05RLPolicy", files: CheckpointFiles) -> None:
     policy.config.use_peft = False
 
 
-def save_adapter(policy: "PI05RLPolicy", directory: Path) -> None:
-    """Write adapter, critic and configuration; no tensor of the base, nothing twice."""
+def save_adapter(policy: "PI05RLPolicy", directory: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write adapter, critic and configuration; no tensor of the base, nothing twice.
+
+    Args:
+        state: :func:`stored_state` of an earlier moment; None: of this one.
+    """
+    state = stored_state(policy) if state is None else state
     policy.config.save_pretrained(directory)
     # "auto" would compare vocabularies through the base's configuration, which for a stock π0.5 has no such field.
-    policy.adapter.model.save_pretrained(str(directory), save_embedding_layers=False)
-    if policy.adapter.owns_critic and policy.model.critic is not None:
-        critic = policy.model.critic.state_dict()
-        save_file(
-            {CRITIC_PREFIX + key: value.contiguous() for key, value in critic.items()}, directory / CRITIC_WEIGHTS
-        )
+    policy.adapter.model.save_pretrained(
+        str(directory),
+        save_embedding_layers=False,
+        state_dict={f"{PEFT_PREFIX}{name}": tensor for name, tensor in state.items()},
+    )
+    critic = {name: tensor.contiguous() for name, tensor in state.items() if name.startswith(CRITIC_PREFIX)}
+    if critic:
+        save_file(critic, directory / CRITIC_WEIGHTS)
+
+
+def stored_state(policy: "PI05RLPolicy") -> dict[str, Tensor]:
+    """What a checkpoint stores of the policy: everything, or with an adapter what is not the base's.
+
+    Parameters come as themselves, so that a frozen one is known by its identity."""
+    state = policy.state_dict(keep_vars=True)
+    if policy.adapter is None:
+        return state
+    base = {id(parameter) for parameter in policy.parameters()} - {id(p) for p in policy.adapter.parameters}
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if (policy.adapter.owns_critic if name.startswith(CRITIC_PREFIX) else id(tensor) not in base)
+    }
 
 
 def locate_for(config: PI05RLConfig, name_or_path: str | Path, **hub_kwargs) -> CheckpointFiles:

@@ -1,7 +1,7 @@
-"""Checkpoints in LeRobot's layout, written aside and renamed, and everything an exact resume needs.
+"""Checkpoints in LeRobot's layout, written aside, verified and renamed, and everything an exact resume needs.
 
-``checkpoints/005000/{pretrained_model,training_state}`` and the link ``checkpoints/last``; a crash at any instant
-leaves the previous checkpoint whole.
+``checkpoints/005000/{pretrained_model,training_state,manifest.json}`` and the link ``checkpoints/last``; a crash at
+any instant leaves the previous checkpoint whole.
 """
 
 import json
@@ -11,82 +11,105 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from lerobot.common.train_utils import get_step_checkpoint_dir, load_training_step, save_training_step
-from lerobot.optim.optimizers import load_optimizer_state, save_optimizer_state
-from lerobot.optim.schedulers import load_scheduler_state, save_scheduler_state
+from lerobot.optim.optimizers import load_optimizer_state_dict, save_optimizer_state
+from lerobot.optim.schedulers import load_scheduler_state
 from lerobot.utils.constants import (
     CHECKPOINTS_DIR,
     LAST_CHECKPOINT_LINK,
     PRETRAINED_MODEL_DIR,
+    RNG_STATE,
+    SCHEDULER_STATE,
     TRAINING_STATE_DIR,
 )
-from lerobot.utils.random_utils import load_rng_state, save_rng_state
+from lerobot.utils.io_utils import write_json
+from lerobot.utils.random_utils import load_rng_state
+from lerobot.utils.utils import flatten_dict
 from safetensors.torch import load_file, save_file
 
 from .critic_data import CRITIC_DATA
+from .manifest import damages, flush, write_manifest
 from .recap import RecapAlgorithm
+from .sharding import optimizer_parts
+from .snapshot import Snapshot
 from .weights import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 RECAP_STATE = "recap_state.safetensors"  # the advantage windows
 METRICS_STATE = "metrics_state.json"  # sums of the log window that the checkpoint falls into
+DATA_STATE = "data_state.json"  # which data the order of samples refers to
+PARTIAL, GONE = ".partial", ".gone"  # hidden folders: not yet a checkpoint, no longer one
+CONFIGURED = ("initial_lr", "betas", "eps", "weight_decay")  # of an optimizer's group: the configuration's, not state
 
 
-def save_checkpoint(
+def write_checkpoint(
+    snapshot: Snapshot,
     run_dir: Path,
     *,
     cfg: Any,
-    algorithm: RecapAlgorithm,
+    policy: Any,
     processors: tuple[Any, Any],
-    metrics_state: dict[str, Any],
     total_steps: int,
-    keep_last: int | None,
+    data_state: dict[str, Any],
     critic_data: dict[str, Any] | None = None,
+    num_processes: int = 1,
 ) -> Path:
-    """Write the checkpoint of the algorithm's current step, point ``last`` at it, drop the oldest ones.
+    """Write ``snapshot``, read it back, give it its name and point ``last`` at it. Of the other arguments only what is
+    constant during a run is read.
 
     Args:
+        data_state: which data the run learns from (resume.py).
         critic_data: which episodes the critic has seen (critic_data.py); None: no critic was trained.
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        CheckpointError: it does not read back as it was written.
+        OSError, SafetensorError: it cannot be written. What was written is left under its hidden name.
     """
-    final = get_step_checkpoint_dir(run_dir, total_steps, algorithm.optimization_step)
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    final = get_step_checkpoint_dir(run_dir, total_steps, snapshot.step)
+    partial = hidden(final, PARTIAL)
+    if partial.exists():
+        shutil.rmtree(partial)
     pretrained, state = partial / PRETRAINED_MODEL_DIR, partial / TRAINING_STATE_DIR
     state.mkdir(parents=True)
-    algorithm.policy.save_pretrained(pretrained)
+    policy.save_pretrained(pretrained, state_dict=snapshot.model)
     cfg.save_pretrained(pretrained)
     for processor in processors:
         processor.save_pretrained(pretrained)
     if critic_data is not None:
         (pretrained / CRITIC_DATA).write_text(json.dumps(critic_data))
-    save_training_step(algorithm.optimization_step, state, num_processes=1, batch_size=cfg.batch_size)
-    save_rng_state(state)
-    save_optimizer_state(algorithm.optimizer, state)
-    save_scheduler_state(algorithm.scheduler, state)
-    save_file(algorithm.state_dict(), state / RECAP_STATE)
-    (state / METRICS_STATE).write_text(json.dumps(metrics_state))
-    _flush(partial)
+    save_training_step(snapshot.step, state, num_processes=num_processes, batch_size=cfg.batch_size)
+    save_optimizer_state(None, state, optim_state_dict=snapshot.optimizer)
+    write_json(snapshot.scheduler, state / SCHEDULER_STATE)
+    save_file(flatten_dict(snapshot.rng), state / RNG_STATE)
+    save_file(snapshot.recap, state / RECAP_STATE)
+    (state / METRICS_STATE).write_text(json.dumps(snapshot.metrics))
+    (state / DATA_STATE).write_text(json.dumps(data_state))
+    write_manifest(partial)
+    flush(partial)
+    found = damages(partial)
+    if found:
+        raise CheckpointError(f"the disk does not give back what was written to {final}: {found[0]}")
     if final.exists():  # a resumed run reached a step that was saved before
-        shutil.rmtree(final)
+        remove_checkpoint(final)
     partial.rename(final)
-    _flush(final.parent, recursive=False)
+    flush(final.parent, recursive=False)
     link_last(final)
-    _prune(final.parent, keep_last)
     return final
 
 
 def link_last(checkpoint: Path) -> None:
     """Point ``checkpoints/last`` at ``checkpoint``, replacing the link in one step."""
     link = checkpoint.parent / LAST_CHECKPOINT_LINK
-    fresh = link.with_name(f".{LAST_CHECKPOINT_LINK}.partial")
+    fresh = hidden(link, PARTIAL)
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(checkpoint.name)
     fresh.replace(link)
-    _flush(link.parent, recursive=False)
+    flush(link.parent, recursive=False)
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:
@@ -98,7 +121,7 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     link = run_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK
     if not link.is_symlink() and not link.exists():
         return None
-    if not (link / PRETRAINED_MODEL_DIR).is_dir() or not (link / TRAINING_STATE_DIR).is_dir():
+    if not has_parts(link):
         raise CheckpointError(
             f"{link} points at {os.readlink(link) if link.is_symlink() else link}, which is not a whole checkpoint; "
             "point it at another folder of checkpoints/"
@@ -106,16 +129,30 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return link.resolve()
 
 
+def has_parts(checkpoint: Path) -> bool:
+    """Whether both folders of a checkpoint are there."""
+    return (checkpoint / PRETRAINED_MODEL_DIR).is_dir() and (checkpoint / TRAINING_STATE_DIR).is_dir()
+
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """Every finished checkpoint, oldest step first."""
+    directory = run_dir / CHECKPOINTS_DIR
+    found = [path for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name))
+
+
 def load_training_state(checkpoint: Path, algorithm: RecapAlgorithm) -> dict[str, Any]:
-    """Restore step, optimizer, schedule, advantage windows and random state; returns the metrics state.
+    """Restore step, optimizer, schedule, advantage windows and random state; returns the metrics state. Learning rates
+    and the optimizer's other settings are the configuration's.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
     state = checkpoint / TRAINING_STATE_DIR
+    settings = optimizer_settings(algorithm.optimizer)
     try:
         algorithm.optimization_step = load_training_step(state)
-        load_optimizer_state(algorithm.optimizer, state)
+        load_optimizer(algorithm.optimizer, state)
         load_scheduler_state(algorithm.scheduler, state)
         algorithm.load_state_dict(load_file(state / RECAP_STATE))
         metrics_state = json.loads((state / METRICS_STATE).read_text())
@@ -123,23 +160,63 @@ def load_training_state(checkpoint: Path, algorithm: RecapAlgorithm) -> dict[str
     except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
         raise CheckpointError(
             f"the training state in {state} is incomplete or does not fit this configuration ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}). Point checkpoints/last at another checkpoint"
+            f"{str(error).splitlines()[0] if str(error) else ''}). Set resume_from to another checkpoint"
         ) from error
+    apply_settings(algorithm.optimizer, algorithm.scheduler, settings)
     return metrics_state
 
 
-def _prune(directory: Path, keep_last: int | None) -> None:
-    checkpoints = sorted((path for path in directory.iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
+    """LeRobot's ``load_optimizer_state``, of which a sharded optimizer takes its part."""
+    optimizer.load_state_dict(optimizer_parts(load_optimizer_state_dict(directory), optimizer))
+
+
+def optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Per group what the configuration says, which a loaded state would replace."""
+    return [{name: group[name] for name in CONFIGURED} for group in optimizer.param_groups]
+
+
+def apply_settings(
+    optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LambdaLR, settings: list[dict[str, Any]]
+) -> None:
+    """Put :func:`optimizer_settings` back, and the learning rates where the schedule of this configuration has them at
+    the scheduler's step; the same settings change no bit."""
+    scheduler.base_lrs = [group["initial_lr"] for group in settings]
+    rates = [
+        base * factor(scheduler.last_epoch)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, setting, rate in zip(optimizer.param_groups, settings, rates, strict=True):
+        group.update(setting, lr=rate)
+    scheduler._last_lr = rates
+
+
+def prune(newest: Path, keep_last: int | None) -> None:
+    """Remove the oldest checkpoints beyond ``keep_last``. Steps after ``newest`` are of a course that was left
+    (``resume_from``): they neither count nor go."""
+    checkpoints = [path for path in checkpoints_of(newest.parent.parent) if int(path.name) <= int(newest.name)]
     for old in checkpoints[:-keep_last] if keep_last else ():
-        shutil.rmtree(old)
+        remove_checkpoint(old)
 
 
-def _flush(path: Path, *, recursive: bool = True) -> None:
-    """fsync a directory and, if asked, all below it, so that the rename never precedes the bytes."""
-    paths = [path, *(path.rglob("*") if recursive else ())]
-    for entry in paths:
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint; at no instant is there half of one under its name."""
+    gone = hidden(checkpoint, GONE)
+    if gone.exists():
+        shutil.rmtree(gone)
+    checkpoint.rename(gone)
+    shutil.rmtree(gone)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Delete what a killed run was writing or deleting."""
+    directory = run_dir / CHECKPOINTS_DIR
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.name.startswith(".") and path.name.endswith((PARTIAL, GONE)):
+            logger.info("Removing %s, left by a run that was killed", path)
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
+
+
+def hidden(path: Path, suffix: str) -> Path:
+    """The name beside ``path`` that nobody takes for a checkpoint."""
+    return path.with_name(f".{path.name}{suffix}")

@@ -63,7 +63,8 @@ def set_up_logging() -> None:
     """LeRobot's console format; its noisiest warning shortened."""
     init_logging()
     logging.getLogger("lerobot.utils.import_utils").addFilter(ShortTorchcodecWarning())
-    for noisy in ("libav", "datasets", "PIL", "matplotlib", "urllib3", "filelock", "fsspec", "asyncio"):
+    noisy_ones = ("libav", "datasets", "PIL", "matplotlib", "urllib3", "filelock", "fsspec", "asyncio")
+    for noisy in (*noisy_ones, "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

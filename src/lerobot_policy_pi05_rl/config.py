@@ -100,6 +100,10 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     output_dir_offline: Path | None = None  # the offline run writes here; None: output_dir
     offline_save_freq: int | None = None  # wins over save_freq offline
     keep_last_checkpoints: int | None = None  # None: all
+    # Training goes on while a checkpoint is written. Off by default: it holds a copy of all that trains, weights and
+    # optimizer state, in host memory, and a run that has not got that room would be killed hours after its start.
+    save_in_background: bool = False
+    resume_from: str | int | None = None  # step, or folder of a checkpoint of this run; None: the newest
     eval_steps: int = 1000  # steps between held-out evaluations (there is one at the end, too); 0: never
     max_eval_samples: int = 512  # held-out frames per evaluation, spread over all held-out episodes; 0: all
     seed: int = 1000  # LeRobot's default; here it also orders samples and draws noise, so it cannot be None
@@ -127,6 +131,10 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
                 raise ConfigError(
                     f"output_dir_offline and output_dir are both {offline}; the two runs never share one"
                 )
+        if self.resume_from is not None and not self.resume:
+            raise ConfigError("resume_from says where resume goes on, but resume is false; set resume=true")
+        if self.save_checkpoint_to_hub and not self.policy.repo_id:
+            raise ConfigError("save_checkpoint_to_hub needs policy.repo_id: the Hub repository they go to")
         if self.sample_weighting is not None:
             raise ConfigError("sample_weighting is not supported by the offline learner")
         self._check_peft()
@@ -296,6 +304,8 @@ def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
 def _scalar(text: str) -> Any:
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
         return float(text)  # YAML 1.1 reads 1e-4 as a string
+    if re.fullmatch(r"0\d+", text):
+        return text  # and 002000, a checkpoint's name, as an octal number
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -4,10 +4,16 @@ import copy
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from lerobot.common.wandb_utils import WandBLogger
+from lerobot.configs.train import TRAIN_CONFIG_NAME
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+
+from .errors import UserError
+from .manifest import flush
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +56,9 @@ class MetricsWriter:
 
     def __init__(self, cfg: Any, run_dir: Path, *, resumed_step: int | None):
         self.path = run_dir / METRICS_FILE
-        if resumed_step is not None:
-            drop_lines_after(self.path, resumed_step)
+        drop_lines_after(self.path, resumed_step or 0)  # a run killed before its first checkpoint has left lines, too
         self._file = self.path.open("a")
-        self._wandb = _make_wandb(cfg, run_dir, resume=resumed_step is not None)
+        self._wandb = _make_wandb(cfg, run_dir)
 
     def log(self, step: int, values: dict[str, float], *, mode: str = "train") -> None:
         """Write scalars of ``step``."""
@@ -74,6 +79,10 @@ class MetricsWriter:
         data = {f"train/{name}": wandb.Histogram(array) for name, array in arrays.items() if array.size}
         wandb.log({**data, f"train/{STEP_KEY}": step})
 
+    def sync(self) -> None:
+        """To the disk with all lines: a checkpoint must not outlive, in a power cut, the lines before it."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flush and end the W&B run."""
         self._file.close()
@@ -92,6 +101,9 @@ class NoWriter:
     def log_histograms(self, step: int, histograms: dict[str, Any]) -> None:
         """Nothing."""
 
+    def sync(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""
 
@@ -101,7 +113,7 @@ def drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
@@ -109,16 +121,47 @@ def drop_lines_after(path: Path, step: int) -> None:
             logger.warning("%s: a half-written line was dropped", path)
     partial = path.with_suffix(".partial")
     partial.write_text("".join(f"{line}\n" for line in kept))
+    flush(partial)
     partial.replace(path)
+    flush(path.parent, recursive=False)
 
 
-def _make_wandb(cfg: Any, run_dir: Path, *, resume: bool) -> WandBLogger | None:
+def _make_wandb(cfg: Any, run_dir: Path) -> WandBLogger | None:
     if not cfg.wandb.enable:
         return None
+    import wandb
+
     view = copy.copy(cfg)  # LeRobot's logger reads output_dir, resume and wandb.project
     view.wandb = copy.copy(cfg.wandb)
     view.wandb.project = cfg.wandb.offline_project or cfg.wandb.project
     view.output_dir = run_dir
-    view.resume = resume and (run_dir / "wandb" / "latest-run").exists()
+    if cfg.resume:
+        view.wandb.run_id = cfg.wandb.run_id or wandb_run_id(run_dir)
+    view.resume = cfg.resume and view.wandb.run_id is not None
     logger.info("W&B project %s, mode %s", view.wandb.project, view.wandb.mode or "online")
-    return WandBLogger(view)
+    if view.resume:  # W&B's own step only ever grows
+        logger.info(
+            "W&B run %s goes on; what it got after the checkpoint comes again, at the same %r",
+            view.wandb.run_id,
+            STEP_KEY,
+        )
+    try:
+        made = WandBLogger(view)
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"W&B: {' '.join(str(error).split())}. Set wandb.enable=false, or wandb.run_id to the run to go on with"
+        ) from error
+    cfg.wandb.run_id = view.wandb.run_id  # the checkpoint's train_config.json holds it, as LeRobot's does
+    return made
+
+
+def wandb_run_id(run_dir: Path) -> str | None:
+    """The id of the W&B run that this run has logged to: W&B's own note of it, else the newest checkpoint's.
+
+    None if it has not logged to any."""
+    for file in (run_dir / "wandb" / "latest-run").glob("run-*.wandb"):
+        return file.stem.removeprefix("run-")
+    stored = run_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME
+    if not stored.is_file():
+        return None
+    return json.loads(stored.read_text()).get("wandb", {}).get("run_id")

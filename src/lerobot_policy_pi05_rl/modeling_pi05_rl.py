@@ -330,7 +330,7 @@ class PI05RLPolicy(PI05Policy):
         if self.adapter is None:
             super()._save_pretrained(save_directory, state_dict=state_dict)
         else:
-            save_adapter(self, save_directory)
+            save_adapter(self, save_directory, state_dict)
 
     def _get_default_peft_targets(self) -> dict[str, str | list[str]]:
         """LeRobot's targets for π0.5; whatever the targets, the critic stays as it is."""

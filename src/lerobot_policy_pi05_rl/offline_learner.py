@@ -20,7 +20,7 @@ from lerobot.utils.random_utils import set_seed
 from torch import Tensor
 
 from .adapters import add_adapter, check_same_settings
-from .checkpointing import last_checkpoint, load_training_state, save_checkpoint
+from .checkpointing import link_last, load_training_state
 from .config import ConfigError, PI05RLTrainConfig
 from .configuration_pi05_rl import PI05RLConfig
 from .critic_data import critic_data
@@ -58,7 +58,9 @@ from .processor_pi05_rl import (
     tokenizer_from_checkpoint,
 )
 from .recap import RecapAlgorithm, RecapConfig
+from .resume import check_config, check_data, checkpoint_to_resume, data_state
 from .runtime import StopSignal, TimedIterator, progress_bar
+from .saving import CheckpointSaver
 from .weights import locate, stores_critic
 
 logger = logging.getLogger(__name__)
@@ -89,9 +91,12 @@ def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
     data, algorithm, processors = prepare(cfg, checkpoint, processes)
     window, first_step = MetricsWindow(), 0
     if checkpoint is not None:
+        check_data(checkpoint, data)
         window.load_state_dict(load_training_state(checkpoint, algorithm))
         first_step = algorithm.optimization_step
     processes.once(partial(make_run_dir, cfg))
+    if checkpoint is not None and processes.is_main:  # before metrics.jsonl is cut there: a kill must not lose lines
+        link_last(checkpoint)
     announce(cfg, data, algorithm, checkpoint)
     resumed_step = first_step if checkpoint else None
     writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=resumed_step) if processes.is_main else NoWriter()
@@ -155,13 +160,22 @@ def run_loop(
     loader = make_train_loader(cfg, data, batches=batches_left, start=algorithm.sample_position, processes=processes)
     held_out, probe = make_held_out_loader(cfg, data, processes), make_probe_loader(cfg, data, processes)
     batches = TimedIterator(loader)
-    seen = critic_data(cfg, data)
-    stop = StopSignal()
-    with stop, progress_bar(total, first, shown=processes.is_main) as bar:
-        window_start, window_steps, stopping = time.perf_counter(), 0, False
+    saver = CheckpointSaver(
+        cfg,
+        processors,
+        critic_data=critic_data(cfg, data),
+        data_state=data_state(data),
+        num_processes=processes.count,
+        writes=processes.is_main,
+    )
+    stop, stopping = StopSignal(), False
+    with stop, saver, progress_bar(total, first, shown=processes.is_main) as bar:
+        window_start, window_steps = time.perf_counter(), 0
         while algorithm.optimization_step < total and not stopping:
+            saver.check()
             stats = algorithm.update(batches)
-            stopping = processes.any(stop.requested, device)  # all stop behind the same step
+            # Read once: all processes stop, and save, behind the same step; a later signal acts behind the next one.
+            stopping = processes.any(stop.requested, device)
             step = algorithm.optimization_step
             window.add(stats.to_log_dict())
             window_steps += 1
@@ -186,17 +200,8 @@ def run_loop(
                 window_start += time.perf_counter() - began  # the throughput is training's
             if cfg.save_checkpoint and (should_save_checkpoint(step, cfg.checkpoint_freq, total) or stopping):
                 logger.info("%s Saving checkpoint at step %d", TAG, step)
-                if processes.is_main:
-                    saved = save_checkpoint(
-                        cfg.run_dir,
-                        cfg=cfg,
-                        algorithm=algorithm,
-                        processors=processors,
-                        metrics_state=window.state_dict(),
-                        total_steps=total,
-                        keep_last=cfg.keep_last_checkpoints,
-                        critic_data=seen,
-                    )
+                writer.sync()
+                saved = saver.save(algorithm, window.state_dict())
     if stopping and algorithm.optimization_step < total:
         logger.info("%s Stopped at step %d; resume=true goes on from there", TAG, algorithm.optimization_step)
     return saved
@@ -206,7 +211,9 @@ def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
     """The checkpoint to resume from, or None for a fresh run.
 
     Raises:
-        ConfigError: the output directory holds another run and ``resume`` is false.
+        ConfigError: the output directory holds another run and ``resume`` is false, or the configuration is of another
+            run than the checkpoint.
+        CheckpointError: the checkpoint is damaged.
     """
     if cfg.run_dir.exists() and not cfg.run_dir.is_dir():
         raise ConfigError(f"the output directory {cfg.run_dir} is a file")
@@ -217,9 +224,11 @@ def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
                 "another output_dir_offline"
             )
         return None
-    checkpoint = last_checkpoint(cfg.run_dir)
+    checkpoint = checkpoint_to_resume(cfg.run_dir, cfg.resume_from)
     if checkpoint is None:
         logger.info("%s resume=true, but %s has no checkpoint: starting a fresh run", TAG, cfg.run_dir)
+    else:
+        check_config(checkpoint, cfg)
     return checkpoint
 
 

@@ -91,9 +91,20 @@ def check_policy(policy: PI05RLPolicy) -> None:
         raise UserError("policy.compile_model and FSDP do not go together: set it to false, or launch with ddp.yaml")
 
 
-def whole(state: Any) -> Any:
-    """A nested state with every sharded tensor gathered, on the CPU; every process must call it."""
-    return tree_map(lambda value: value.full_tensor().cpu() if isinstance(value, DTensor) else value, state)
+def whole(state: Any, *, kept: bool = True) -> Any:
+    """A nested state with every sharded tensor gathered, on the CPU; every process must call it.
+
+    Args:
+        kept: false: take part alone; tensors are gathered one at a time, and None stands in for each.
+    """
+
+    def gather(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        full = value.full_tensor()
+        return full.cpu() if kept else None
+
+    return tree_map(gather, state)
 
 
 def part_like(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -108,7 +119,7 @@ def optimizer_parts(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer
     """A whole optimizer's ``state_dict`` → this process's part of it, for ``optimizer.load_state_dict``."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
-        index: {name: part_like(value, parameters[int(index)]) for name, value in values.items()}
+        int(index): {name: part_like(value, parameters[int(index)]) for name, value in values.items()}
         for index, values in state_dict["state"].items()
     }
     return {**state_dict, "state": state}

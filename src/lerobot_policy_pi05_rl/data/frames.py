@@ -103,24 +103,32 @@ class FrameDataset(Dataset):
         lookaheads: dict[int, list[Lookahead]] | None = None,
         pinned: list[PinnedLabels] | None = None,
         caches: list[FrameCache] | None = None,
+        seed: int = 0,
     ):
         """Args:
         folds: (source, episode index) → fold.
         lookaheads: n → per source, with (frames,) columns; the frames that far ahead are read too.
         pinned: per source, the labels of a labeling.
         caches: per source, its decoded frames, under its own names of the cameras.
+        seed: with the position it decides what ``image_transforms`` draw.
         """
         self.sources, self.labels, self.frames = sources, labels, frames
         self.cameras, self.chunk_size, self.image_transforms = cameras, chunk_size, image_transforms
         self.folds, self.lookaheads, self.pinned = folds or {}, lookaheads or {}, pinned
-        self.caches = caches
+        self.caches, self.seed = caches, seed
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, address: tuple[int, int]) -> dict[str, Tensor | str]:
         """One sample; shapes without the batch: images (3, H, W) uint8, state (S,), action (chunk, A) fp32."""
-        position, number = address
+        if self.image_transforms is None:
+            return self._sample(*address)
+        with torch.random.fork_rng(devices=()):  # a function of seed and position, in whatever process: exact resume
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, address[0]]).generate_state(1)[0]))
+            return self._sample(*address)
+
+    def _sample(self, position: int, number: int) -> dict[str, Tensor | str]:
         episode, row = self.frames[number]
         source = self.sources[episode.source]
         actions, is_pad = self._action_chunk(source, row)

@@ -121,6 +121,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
             lookaheads=lookaheads,
             pinned=pinned,
             caches=caches,
+            seed=cfg.seed,
         )
 
     return OfflineData(
@@ -293,7 +294,8 @@ def _loader_in_order(
         for start in range(0, len(numbers), cfg.batch_size)
     ]
     turns = range(processes.rank, -(-len(batches) // processes.count) * processes.count, processes.count)
-    return DataLoader(dataset, batch_sampler=[batches[min(turn, len(batches) - 1)] for turn in turns])
+    own = [batches[min(turn, len(batches) - 1)] for turn in turns]
+    return DataLoader(dataset, batch_sampler=own, generator=torch.Generator())
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
@@ -316,9 +318,11 @@ def _ignore_interrupts(worker: int) -> None:
 
 def worker_kwargs(cfg: PI05RLTrainConfig) -> dict:
     """What a DataLoader needs to read ahead with ``cfg.num_workers`` processes."""
+    generator = torch.Generator()  # of the loader's own: it draws from the run's random state otherwise
     if cfg.num_workers == 0:
-        return {}
+        return {"generator": generator}
     return {
+        "generator": generator,
         "num_workers": cfg.num_workers,
         "prefetch_factor": cfg.prefetch_factor,
         "multiprocessing_context": cfg.dataloader_multiprocessing_context,
