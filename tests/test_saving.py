@@ -21,7 +21,7 @@ from lerobot_policy_pi05_rl.saving import CheckpointSaver, SaveError
 from lerobot_policy_pi05_rl.snapshot import collect
 
 OF_THIS_RUN = {"train_config.json", "manifest.json"}
-MODEL, OPTIMIZER = "pretrained_model/model.safetensors", "training_state/optimizer_state.safetensors"
+OPTIMIZER = "training_state/optimizer_state.safetensors"
 
 
 @pytest.fixture(autouse=True)

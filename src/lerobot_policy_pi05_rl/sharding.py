@@ -102,7 +102,7 @@ def whole(state: Any, *, kept: bool = True) -> Any:
         if not isinstance(value, DTensor):
             return value
         full = value.full_tensor()
-        return full.cpu() if kept else None
+        return full.to("cpu", copy=True) if kept else None  # what was gathered may be a part of a padded storage
 
     return tree_map(gather, state)
 
