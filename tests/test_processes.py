@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -228,7 +229,43 @@ def test_a_signal_to_one_process_stops_all_behind_the_same_step_and_one_of_them_
 def test_bad_input_is_said_by_one_process_and_ends_all(jobs, name, complaint):
     first, second = jobs[name]
     assert complaint in first["error"]
-    assert complaint in second["error"] if name == "compiled" else second["error"] == "SystemExit: 2"
+    assert second["error"] == "SystemExit: 2"
+
+
+def accelerate_launch(file: str, config: Path, *options: str) -> subprocess.Popen:
+    """Start the offline learner by one of the files in ``configs/accelerate``."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(REPOSITORY / "configs" / "accelerate" / file), *options]
+    command += ["-m", "lerobot_policy_pi05_rl.offline_learner", str(config)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("machines", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_accelerates_files_start_what_they_say(dataset, jobs, tmp_path, kind, machines):
+    """Two machines are two launchers here, of one process each."""
+    config = write_config(tmp_path / "c.json", dataset, tmp_path / "run", **SCHEDULE)
+    if machines == 1:
+        launched = [accelerate_launch(f"{kind}.yaml", config)]
+    else:
+        options = ["--num_processes=2", f"--main_process_port={free_port()}"]
+        launched = [
+            accelerate_launch(f"{kind}_machines.yaml", config, f"--machine_rank={rank}", *options) for rank in (0, 1)
+        ]
+    logs = [process.communicate(timeout=200)[0] for process in launched]
+    assert [process.returncode for process in launched] == [0] * machines, logs
+    assert "Effective batch size: 4 x 2 processes x 2 accumulation = 16" in logs[0]
+    assert ("FSDP" in logs[0]) == (kind == "fsdp")
+    found = load_file(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
+    assert_near(found, jobs.parameters(kind), tolerance=0)
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.mark.slow

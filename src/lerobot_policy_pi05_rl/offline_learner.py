@@ -61,6 +61,7 @@ from .recap import RecapAlgorithm, RecapConfig
 from .resume import check_config, check_data, checkpoint_to_resume, data_state
 from .runtime import StopSignal, TimedIterator, progress_bar
 from .saving import CheckpointSaver
+from .sharding import check_fsdp
 from .weights import locate, stores_critic
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
     """:func:`train_offline` as one of ``processes``; the main one alone writes and speaks."""
     if not processes.is_main:
         logging.getLogger().setLevel(logging.ERROR)
+    processes.once(partial(check_fsdp, processes.fsdp, cfg))
     checkpoint = processes.once(partial(find_checkpoint, cfg))
     data, algorithm, processors = prepare(cfg, checkpoint, processes)
     window, first_step = MetricsWindow(), 0
@@ -319,6 +321,8 @@ def announce(cfg: PI05RLTrainConfig, data: OfflineData, algorithm: RecapAlgorith
         accumulation,
         cfg.batch_size * count * accumulation,
     )
+    if algorithm.processes.fsdp is not None:
+        logger.info("%s FSDP: each process holds a part of parameters, gradients and optimizer state", TAG)
     total = sum(parameter.numel() for parameter in algorithm.policy.parameters())
     trained = {name: sum(p.numel() for p in params) for name, params in algorithm.parameters.items()}
     logger.info(

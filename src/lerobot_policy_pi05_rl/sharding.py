@@ -14,9 +14,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
+from .config import PI05RLTrainConfig
 from .errors import UserError
 from .losses import RecapLosses
-from .modeling_pi05_rl import PI05RLPolicy
 from .processes import Processes
 from .towers import TowerLayer
 
@@ -27,14 +27,8 @@ class Sharded:
     """A module whose parameters are spread over the processes; its passes gather what they need."""
 
     def __init__(self, losses: RecapLosses, processes: Processes):
-        """Shards ``losses`` in place: parameter objects are replaced.
-
-        Raises:
-            UserError: FSDP and something else that is asked for do not go together.
-        """
+        """Shards ``losses`` in place: parameter objects are replaced."""
         plugin, policy = processes.fsdp, losses.policy
-        check_plugin(plugin)
-        check_policy(policy)
         self.losses = losses
         settings = {
             "mesh": init_device_mesh(next(losses.parameters()).device.type, (processes.count,)),
@@ -62,12 +56,14 @@ class Sharded:
         return self.losses(*args, train_actor=train_actor, **kwargs)
 
 
-def check_plugin(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Refuse what is not done here.
+def check_fsdp(plugin: FullyShardedDataParallelPlugin | None, cfg: PI05RLTrainConfig) -> None:
+    """Refuse what does not go together with FSDP, if that is asked for.
 
     Raises:
-        UserError: FSDP's first version, or checkpointing of activations by FSDP.
+        UserError: FSDP's first version or its own checkpointing of activations; a LoRA adapter; compiled layers.
     """
+    if plugin is None:
+        return
     if plugin.fsdp_version != 2:
         raise UserError("fsdp_version is 1 in the accelerate configuration; set fsdp_version: 2")
     if plugin.activation_checkpointing:
@@ -75,19 +71,11 @@ def check_plugin(plugin: FullyShardedDataParallelPlugin) -> None:
             "fsdp_activation_checkpointing is true in the accelerate configuration; set it to false and "
             "policy.gradient_checkpointing to true"
         )
-
-
-def check_policy(policy: PI05RLPolicy) -> None:
-    """Refuse what has not been made to work with sharded parameters.
-
-    Raises:
-        UserError: a LoRA adapter, or compiled layers.
-    """
-    if policy.adapter is not None:
+    if cfg.peft is not None:
         raise UserError(
             "peft and FSDP do not go together: an adapter is small; launch with configs/accelerate/ddp.yaml"
         )
-    if policy.config.compile_model:
+    if cfg.policy.compile_model:
         raise UserError("policy.compile_model and FSDP do not go together: set it to false, or launch with ddp.yaml")
 
 
