@@ -1,6 +1,6 @@
 """Beyond one machine, on paper: network, memory, time, data, checkpoints and batch size at 2 to 512 GPUs.
 
-    python benchmarks/scaling.py [CONFIG] [--frames 100000] [--decode-ms MS --frame-bytes BYTES] [--json] [--write-docs]
+    python benchmarks/scaling.py [CONFIG] [--frames N] [--decode-ms MS] [--frame-bytes BYTES] [--json] [--write-docs]
 
 Counts are those of ``pi05-rl plan``; what they are combined with is in the table of assumptions. Nothing is measured
 here: ``scaling_check.py`` counts what processes really send, ``scaling_codec.py`` what a frame costs.
@@ -17,7 +17,7 @@ import scaling_model as model_of
 import torch
 from docs_section import replace_section
 from lerobot.configs.default import PeftConfig
-from scaling_model import BF16, FP32, GPUS_A_MACHINE, HOP_SECONDS, LINK_EFFICIENCY, ROOT, Fabric, Rest, Traffic, Unit
+from scaling_model import BF16, FP32, GPUS_A_MACHINE, HOP_SECONDS, LINK_EFFICIENCY, ROOT, Fabric, Traffic, Unit
 
 from lerobot_policy_pi05_rl.adapters import add_adapter
 from lerobot_policy_pi05_rl.config import load_config
@@ -60,7 +60,10 @@ ASSUMPTIONS = {
     "share of a link that a collective reaches": (f"{LINK_EFFICIENCY:.0%}", "large messages reach 70 to 90 %"),
     "one hop of a small message": (f"{HOP_SECONDS * 1e6:.0f} µs", "5 to 20 µs, launch of the kernel included"),
     "GPUs of a machine": (f"{GPUS_A_MACHINE}", "the usual server"),
-    "written to disk": (", ".join(f"{n} {v / GB:g} GB/s" for n, v in DISKS.items()), "sequential, rounded data sheets"),
+    "written to disk": (
+        ", ".join(f"{n} {v / GB:g} GB/s" for n, v in DISKS.items()),
+        "sequential, rounded data sheets",
+    ),
     "GPU to host memory": (f"{HOST_COPY / GB:g} GB/s", "pageable copies reach 3 to 8"),
     "a decoded frame": (
         f"{DECODE_MS} CPU ms, {FRAME_BYTES:,} bytes on disk",
@@ -79,7 +82,6 @@ class Counted:
     critic_only: Traffic
     joint_flops: dict[str, int]  # of a batch, "forward" and "backward"
     ddp_memory: int
-    rest: Rest
     weights: int
     checkpoint: int
     fsdp_memory: dict[int, dict[int, float]]  # processes → bytes of a layer's number on its way → peak
@@ -105,17 +107,22 @@ def count(setup: Setup, name: str) -> Counted:
     model = with_lora(setup) if name == LORA else build(setup.config.policy)
     units, shape = model_of.units_of(model), setup.shape
     flops = training_step_flops(model, shape)
-    memory, rest = training_step_memory(model, shape), model_of.rest_of(model, shape)
-    return Counted(
-        units,
-        model_of.traffic_of(model, shape, train_actor=True),
-        model_of.traffic_of(model, shape, train_actor=False),
-        {phase: total(flops, phase) for phase in ("forward", "backward")},
-        memory.peak,
-        rest,
+    memory, weights, checkpoint = (
+        training_step_memory(model, shape),
         nbytes(model.losses.parameters()),
         checkpoint_bytes(model),
-        {n: {b: model_of.fsdp_memory(model, units, rest, n, b) for b in (FP32, BF16)} for n in COUNTS},
+    )
+    joint, critic_only = (model_of.traffic_of(model, shape, train_actor=actor) for actor in (True, False))
+    rest = model_of.rest_of(model, units, shape)
+    return Counted(
+        units,
+        joint,
+        critic_only,
+        {phase: total(flops, phase) for phase in ("forward", "backward")},
+        memory.peak,
+        weights,
+        checkpoint,
+        {n: {b: model_of.fsdp_memory(units, rest, n, b) for b in (FP32, BF16)} for n in COUNTS},
     )
 
 
@@ -133,11 +140,11 @@ class Run:
         """Seconds of a joint step."""
         return (batches or self.batches) * sum(self.counted.joint_flops.values()) / _speed(fabric)
 
-    def ddp(self, fabric: Fabric, n: int, *, hierarchical: bool = False) -> float:
+    def ddp(self, fabric: Fabric, n: int, *, one_ring: bool = False) -> float:
         """Seconds of a joint step's all-reduces."""
         traffic = self.counted.joint
         sent, passes = model_of.ddp_bytes(traffic, n), model_of.ddp_passes(traffic)
-        return model_of.seconds(sent, passes, fabric, n, hierarchical=hierarchical)
+        return model_of.seconds(sent, passes, fabric, n, one_ring=one_ring)
 
     def fsdp(self, fabric: Fabric, n: int, layer_bytes: int, batches: int | None = None) -> float:
         """Seconds of a joint step's gathers and reduce-scatters."""
@@ -264,7 +271,10 @@ def data(run: Run, decode_ms: float, frame_bytes: float) -> str:
         rates = (f"{short(n * speed * coded / 1e6)}, {short(n * speed * cached / 1e6)}" for n in COUNTS[1:])
         rows.append([fabric.gpu, *cells, *rates])
     heads = ["a GPU", "samples/s", "cores that decode", "decoded (MB/s)", "from the frame cache (MB/s)"]
-    return table([*heads, *(f"{n} GPUs read (MB/s): video, cache" for n in COUNTS[1:])], rows)
+    reading = (f"{n} GPUs read (MB/s): video, cache" for n in COUNTS[1:])
+    cameras = f"{run.cameras} cameras of {RECORDED[0]} × {RECORDED[1]}"
+    said = f"{cameras}, {decode_ms} CPU ms and {frame_bytes:,.0f} bytes a frame."
+    return f"{said}\n\n{table([*heads, *reading], rows)}"
 
 
 def checkpoints(run: Run) -> str:
@@ -282,7 +292,9 @@ def checkpoints(run: Run) -> str:
             cells += [" / ".join(f"{steps:,}" for steps in way) for way in (waiting, behind)]
         rows.append([disk, *cells])
     heads = [f"{fabric.gpu}: {way}" for fabric in fabrics for way in ("waiting", "from host memory")]
-    return table(["disk", "writes (s)", *heads], rows)
+    shares = " / ".join(f"{share:.0%}" for share in SAVING_SHARES)
+    said = f"A checkpoint is {size / GIB:.1f} GiB. Steps between saves that cost at most {shares} of the time:"
+    return f"{said}\n\n{table(['disk', 'writes (s)', *heads], rows)}"
 
 
 def host_memory(run: Run) -> str:
@@ -307,7 +319,7 @@ def batches(run: Run, frames: int) -> str:
         cells = [f"{plain:,}", f"{effective:,}", short(frames / effective), short(steps)]
         rows.append([f"{n}", *cells, short(run.warmup * plain / frames)])
     heads = ["GPUs", "batch", "with accumulation", "steps of an epoch", "steps of the configured samples at the batch"]
-    return table([*heads, f"epochs of {run.warmup:,} steps"], rows)
+    return f"{frames:,} frames.\n\n{table([*heads, f'epochs of {run.warmup:,} steps at the batch'], rows)}"
 
 
 def most_gpus(run: Run, frames: int, epochs: float) -> int:
@@ -334,8 +346,9 @@ def conclusions(runs: dict[str, Run], frames: int) -> str:
     critic = model_of.ddp_bytes(counted.critic_only, many)
     fsdp = {b: run.batches * model_of.fsdp_bytes(counted.joint, counted.units, many, layer_bytes=b) for b in (4, 2)}
     lines = [
-        f"- A joint step of {run.batches} batches sends {short(ddp / GB)} GB a GPU under DDP, {short(fsdp[FP32] / GB)} "
-        f"under FSDP in fp32 ({fsdp[FP32] / ddp:.1f} times as much) and {short(fsdp[BF16] / GB)} with layers in bf16; "
+        f"- At {many} GPUs a joint step of {run.batches} batches sends {short(ddp / GB)} GB a GPU under DDP, "
+        f"{short(fsdp[FP32] / GB)} under FSDP in fp32 ({fsdp[FP32] / ddp:.1f} times as much) and "
+        f"{short(fsdp[BF16] / GB)} with layers in bf16; "
         f"a critic-only step under DDP {short(critic / GB)}.",
     ]
     for fabric in FABRICS:
@@ -353,17 +366,17 @@ def conclusions(runs: dict[str, Run], frames: int) -> str:
         lines.append(
             f"- FSDP, {name}: " + ", ".join(f"a card of {card} from {n} GPUs on" for card, n in fits.items()) + "."
         )
-    flat, tree = run.ddp(FABRICS[0], many), run.ddp(FABRICS[0], many, hierarchical=True)
+    two_levels, flat = run.ddp(FABRICS[0], many), run.ddp(FABRICS[0], many, one_ring=True)
     lines.append(
-        f"- Hops: at {many} GPUs ({FABRICS[0].name}) DDP's all-reduces take {short(flat)} s around one ring, "
-        f"{short(tree)} s hierarchically."
+        f"- Hops: at {many} GPUs ({FABRICS[0].name}) DDP's all-reduces take {short(two_levels)} s, inside machines "
+        f"first and between them then; around one ring of all GPUs it would be {short(flat)} s."
     )
     samples = run.steps * run.batch * run.batches
     lines.append(
         f"- The configured run draws {samples:,} samples, {samples / frames:.1f} epochs of {frames:,} frames. More "
         f"than {most_gpus(run, frames, samples / frames)} GPUs at a batch of {run.batch} would take fewer than "
-        f"{run.warmup:,} optimization steps, the warm-up of π0.5's learning rate: beyond that they buy larger batches, "
-        "no shorter run. More data moves the limit, more GPUs do not."
+        f"{run.warmup:,} optimization steps, the warm-up of π0.5's learning rate: beyond that they buy larger "
+        "batches, no shorter run. More data moves the limit, more GPUs do not."
     )
     return "\n".join(lines)
 
@@ -390,7 +403,7 @@ def main() -> None:
         "times": times(full),
         "thresholds": thresholds(full),
         "data": data(full, args.decode_ms, args.frame_bytes),
-        "checkpoints": f"A checkpoint is {full.counted.checkpoint / GIB:.1f} GiB.\n\n{checkpoints(full)}",
+        "checkpoints": checkpoints(full),
         "host": host_memory(full),
         "batches": batches(full, args.frames),
         "limits": limits(full, args.frames),

@@ -1,28 +1,34 @@
 """Counts what processes really send in a step of a tiny model, beside what benchmarks/scaling_model.py says.
 
-python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/scaling_check.py
+    python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/scaling_check.py [--json] [--write-docs]
 
 Every case is a policy's options. A critic-only step and a joint one, of two accumulated batches each, on the CPU.
 """
 
+import argparse
 import json
 import os
 from collections import Counter
 from dataclasses import replace
 from itertools import repeat
+from pathlib import Path
 
+import scaling_model as model_of
 import torch
+from docs_section import replace_section
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.plan.meta_step import Shape, make_batch, with_cameras
+from lerobot_policy_pi05_rl.plan.meta_step import Shape, build, make_batch, with_cameras
 from lerobot_policy_pi05_rl.processes import start_processes
 from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
+SCRIPT = "benchmarks/scaling_check.py"
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 SIZES = {
     **{"llm_width": 64, "llm_mlp_dim": 128, "llm_depth": 3, "head_dim": 8, "expert_width": 32, "expert_mlp_dim": 64},
     **{"vision_width": 32, "vision_mlp_dim": 64, "vision_depth": 2, "vision_heads": 4, "vision_patch_size": 16},
@@ -85,17 +91,73 @@ def measure(config: PI05RLConfig, processes) -> dict[str, dict]:
     return steps
 
 
+def expected(config: PI05RLConfig, kind: str, processes: int) -> dict[str, dict]:
+    """The same by formula; of the calls, those that do not depend on buckets and on what backward does when."""
+    model, steps = build(config), {}
+    units = model_of.units_of(model)
+    for step in ("critic only", "joint") if config.trains_critic else ("joint",):
+        traffic = model_of.traffic_of(model, Shape(2, 9), train_actor=step == "joint")
+        if kind == "DDP":
+            steps[step] = {REDUCE: [None, model_of.reduced_numbers(traffic)]}
+            continue
+        gathers = [
+            BATCHES * sum(traffic.gathers.values()),
+            BATCHES * model_of.gathered_numbers(traffic, units, processes),
+        ]
+        steps[step] = {GATHER: gathers, SCATTER: [None, BATCHES * model_of.scattered_numbers(traffic, processes)]}
+    return steps
+
+
+def rows(counted: dict, formula: dict) -> list[dict]:
+    """One for each kind of collective of each step."""
+    return [
+        {
+            "case": f"{kind}, {case}, {step}",
+            "operation": name,
+            "calls": calls,
+            "calls by formula": formula[kind][case][step][name][0],
+            "numbers": numbers,
+            "numbers by formula": formula[kind][case][step][name][1],
+        }
+        for kind, cases in counted.items()
+        for case, steps in cases.items()
+        for step, sent in steps.items()
+        for name, (calls, numbers) in sent.items()
+    ]
+
+
+def table(found: list[dict]) -> str:
+    """Markdown."""
+    lines = [f"| {' | '.join(found[0])} |", "| --- | --- |" + " ---: |" * (len(found[0]) - 2)]
+    for row in found:
+        cells = ("-" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell for cell in row.values())
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run the cases in every process; the first prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write-docs", action="store_true", help="put the table into docs/scaling.md")
+    args = parser.parse_args()
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     torch.set_num_threads(1)
     processes = start_processes("cpu")
     kinds = {"DDP": replace(processes, fsdp=None), "FSDP": processes}
-    result = {
+    counted = {
         kind: {name: measure(tiny(**options), how) for name, options in CASES.items()} for kind, how in kinds.items()
     }
     if processes.is_main:
-        print(json.dumps(result))
+        formula = {
+            kind: {name: expected(tiny(**options), kind, processes.count) for name, options in CASES.items()}
+            for kind in kinds
+        }
+        found = rows(counted, formula)
+        print(json.dumps(found) if args.json else table(found))
+        if args.write_docs:
+            command = f"python -m torch.distributed.run --standalone --nproc-per-node {processes.count} {SCRIPT}"
+            replace_section(PAGE, "check", f"`{command}`\n\n{table(found)}")
     processes.wait()
     torch.distributed.destroy_process_group()
 

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from math import ceil, prod
 
+import torch
 from torch import Tensor, nn
 
 from lerobot_policy_pi05_rl.plan.compute import usable
@@ -49,9 +50,8 @@ def padded(shape: tuple[int, ...], processes: int) -> int:
 def units_of(model: MetaModel) -> dict[str, Unit]:
     """Name → unit, by the rule of sharding.py."""
     named = dict(model.losses.named_modules())
-    chosen = [
-        name for name, module in named.items() if type(module).__name__ in LAYERS and any(True for _ in module.parameters())
-    ]
+    has_own = [name for name, module in named.items() if type(module).__name__ in LAYERS]
+    chosen = [name for name in has_own if any(True for _ in named[name].parameters())]
     shapes: dict[str, list] = {name: [] for name in [ROOT, *chosen]}
     for name, parameter in model.losses.named_parameters():
         owner = next((unit for unit in chosen if name.startswith(f"{unit}.")), ROOT)
@@ -69,14 +69,14 @@ def units_of(model: MetaModel) -> dict[str, Unit]:
 def calls_of(model: MetaModel, shape: Shape, *, train_actor: bool) -> list[tuple[str, bool, bool]]:
     """The units in the order in which a forward runs them: name, whether the output needs a gradient, whether an
     input does."""
-    calls, undo = [], []
+    calls, undo, units = [], [], units_of(model)
 
     def note(name: str, inputs: tuple, output) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
         calls.append((name, _needs_gradient(outputs), _needs_gradient(inputs)))
 
     for name, module in model.losses.named_modules():
-        if name not in units_of(model):
+        if name not in units:
             continue
         if isinstance(module, TowerLayer):
 
@@ -201,16 +201,17 @@ def bandwidth(fabric: Fabric, processes: int) -> float:
     return slowest * LINK_EFFICIENCY
 
 
-def hops(processes: int, *, hierarchical: bool) -> int:
-    """Of one pass of a collective (an all-gather, a reduce-scatter, half an all-reduce)."""
-    if not hierarchical or processes <= GPUS_A_MACHINE:
+def hops(processes: int, *, one_ring: bool) -> int:
+    """Of one pass of a collective (an all-gather, a reduce-scatter, half an all-reduce), first inside the machines,
+    then between them, or around one ring of all GPUs."""
+    if one_ring or processes <= GPUS_A_MACHINE:
         return processes - 1
     return GPUS_A_MACHINE - 1 + processes // GPUS_A_MACHINE - 1
 
 
-def seconds(sent: float, passes: int, fabric: Fabric, processes: int, *, hierarchical: bool = False) -> float:
+def seconds(sent: float, passes: int, fabric: Fabric, processes: int, *, one_ring: bool = False) -> float:
     """Of collectives that follow one another: bytes over bandwidth, and ``passes`` times the hops."""
-    return sent / bandwidth(fabric, processes) + passes * hops(processes, hierarchical=hierarchical) * HOP_SECONDS
+    return sent / bandwidth(fabric, processes) + passes * hops(processes, one_ring=one_ring) * HOP_SECONDS
 
 
 DDP_BUCKET = 25 * 2**20  # torch's bucket_cap_mb
@@ -226,23 +227,25 @@ def fsdp_passes(traffic: Traffic, units: dict[str, Unit]) -> int:
     return sum(traffic.gathers.values()) + sum(bool(unit.trainable) for unit in units.values())
 
 
-@dataclass(frozen=True)
-class Rest:
-    """Bytes of activations and temporaries at the peak, which no sharding makes smaller."""
+def rest_of(model: MetaModel, units: dict[str, Unit], shape: Shape) -> dict[int, int]:
+    """Bytes of a number of a layer's parameters on their way → activations and temporaries at the peak, which no
+    sharding makes smaller; the layers of ``model`` are bf16 afterwards.
 
-    with_copies: int  # and the bf16 copies of all weights that autocast keeps until the forward ends
-    without_copies: int  # layers arrive in bf16
+    In fp32 the copies that autocast keeps of every weight until the forward ends are among them; in both, the
+    gradients that the layers have from the tag and keep until those of the prefix are added.
+    """
+    rest = {}
+    for layer_bytes in (FP32, BF16):
+        if layer_bytes == BF16:
+            for name, module in model.losses.named_modules():
+                if name in units and units[name].is_layer:
+                    module.to(torch.bfloat16)
+        memory = training_step_memory(model, shape)
+        rest[layer_bytes] = memory.step - memory.gradients
+    return rest
 
 
-def rest_of(model: MetaModel, shape: Shape) -> Rest:
-    """Counted on the meta device, gradients left out."""
-    kept = training_step_memory(model, shape)
-    model.policy.recomputes = True  # autocast without a cache in forward too
-    used = training_step_memory(model, shape)
-    return Rest(kept.step - kept.gradients, used.step - used.gradients)
-
-
-def fsdp_memory(model: MetaModel, units: dict[str, Unit], rest: Rest, processes: int, layer_bytes: int) -> float:
+def fsdp_memory(units: dict[str, Unit], rest: dict[int, int], processes: int, layer_bytes: int) -> float:
     """Bytes of a GPU at the peak, an upper estimate: it adds up what does not all meet.
 
     This process's part of weights, gradients and AdamW's averages; the rest as a whole; two layers, the one that runs
@@ -254,7 +257,7 @@ def fsdp_memory(model: MetaModel, units: dict[str, Unit], rest: Rest, processes:
     layer = max(unit.numbers(processes) for name, unit in units.items() if name != ROOT)
     whole = FP32 * units[ROOT].numbers(processes) + 2 * layer_bytes * layer
     gradient = max(sum(padded(shape, processes) for shape in unit.trainable) for unit in units.values())
-    return parts + whole + 2 * FP32 * gradient + (rest.with_copies if layer_bytes == FP32 else rest.without_copies)
+    return parts + whole + 2 * FP32 * gradient + rest[layer_bytes]
 
 
 def smallest_card(peak: float) -> str:
