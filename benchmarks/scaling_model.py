@@ -231,8 +231,8 @@ def rest_of(model: MetaModel, units: dict[str, Unit], shape: Shape) -> dict[int,
     """Bytes of a number of a layer's parameters on their way → activations and temporaries at the peak, which no
     sharding makes smaller; the layers of ``model`` are bf16 afterwards.
 
-    In fp32 the copies that autocast keeps of every weight until the forward ends are among them; in both, the
-    gradients that the layers have from the tag and keep until those of the prefix are added.
+    In forward the copies that autocast keeps of fp32 weights until it ends are among them, in backward the gradients
+    that the layers have from the tag and keep until those of the prefix are added.
     """
     rest = {}
     for layer_bytes in (FP32, BF16):
