@@ -358,7 +358,8 @@ def conclusions(runs: dict[str, Run], frames: int) -> str:
             spent = {"DDP": run.ddp(fabric, n), "FSDP": run.fsdp(fabric, n, BF16)}
             slow = [name for name, value in spent.items() if value > compute]
             words.append(f"{n} GPUs by {'the network under ' + ' and '.join(slow) if slow else 'compute'}")
-        lines.append(f"- {fabric.name}: bound at {', at '.join(words)} (FSDP with layers in bf16).")
+        held = model_of.smallest_card(counted.ddp_memory)
+        lines.append(f"- {fabric.name}: bound at {', at '.join(words)}. FSDP with layers in bf16; DDP wants {held}.")
     for layer_bytes, name in ((FP32, "fp32"), (BF16, "bf16 layers")):
         fits = {}
         for n in COUNTS:
