@@ -1,0 +1,93 @@
+"""``benchmarks/scaling.py``: formulas against cases counted by hand, collectives against two real processes."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import tiny_config
+
+from lerobot_policy_pi05_rl.plan.meta_step import Shape, build
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def model_of(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    import scaling_model
+
+    return scaling_model
+
+
+def test_a_ring_passes_every_gradient_on_twice_and_every_gather_once(model_of):
+    traffic = model_of.Traffic(Counter({model_of.ROOT: 1, "layer": 4}), ((3, 10), (4,)))
+    units = {
+        model_of.ROOT: model_of.Unit(((4,),), ((4,),), False),
+        "layer": model_of.Unit(((3, 10),), ((3, 10),), True),
+    }
+    assert model_of.ddp_bytes(traffic, 2) == 2 * 1 / 2 * 4 * 34
+    # three rows on two processes are four: 4 gathers of 40 and one of 4, 44 numbers of gradients
+    assert model_of.fsdp_bytes(traffic, units, 2) == 1 / 2 * 4 * (4 * 40 + 4 + 44)
+    assert model_of.fsdp_bytes(traffic, units, 2, layer_bytes=2) == 1 / 2 * (2 * 4 * 40 + 4 * 4 + 4 * 44)
+
+
+def test_backward_gathers_again_what_it_let_go_and_one_call_ahead(model_of):
+    frozen, read_twice = ("frozen", False, False), ("layer", True, True)
+    assert model_of.count_gathers([frozen, read_twice, read_twice]) == {"frozen": 2, "layer": 4, model_of.ROOT: 1}
+    # behind a call whose inputs need no gradient the layer is kept to the end
+    kept = ("layer", True, False)
+    assert model_of.count_gathers([kept, kept]) == {"layer": 3, model_of.ROOT: 1}
+
+
+def test_language_and_critic_layers_are_gathered_four_times_and_others_twice(model_of):
+    config = tiny_config()
+    traffic = model_of.traffic_of(build(config), Shape(2, 9), train_actor=True)
+    times = {name.rsplit("model.", 1)[-1]: count for name, count in traffic.gathers.items() if "layers" in name}
+    assert {name: count for name, count in times.items() if name.startswith("encoder")} == {
+        f"encoder.layers.{number}": 2 for number in range(config.vision_depth)
+    }
+    gathered = [
+        count for name, count in traffic.gathers.items() if "language_model.layers" in name or "critic" in name
+    ]
+    assert gathered == [4] * (config.llm_depth + config.critic_llm_depth)
+
+
+def test_sharded_memory_is_a_part_and_what_is_whole(model_of):
+    units = {
+        model_of.ROOT: model_of.Unit(((4,),), ((4,),), False),
+        "layer": model_of.Unit(((8, 10),), ((8, 10),), True),
+    }
+    # (weights, gradient, two averages) / 2, the rest, two layers, a gradient twice, what is not sharded
+    expected = 4 * 4 * 84 / 2 + 4 * 4 + 2 * 4 * 80 + 2 * 4 * 80 + 1000
+    assert model_of.fsdp_memory(units, {4: 1000, 2: 500}, 2, 4) == expected
+
+
+def test_time_is_bytes_over_the_slowest_edge_and_hops(model_of):
+    fabric = model_of.Fabric("f", "A100 80GB", 100e9, 10e9)
+    inside, between = model_of.LINK_EFFICIENCY * 100e9, model_of.LINK_EFFICIENCY * 10e9
+    hop = model_of.HOP_SECONDS
+    assert model_of.seconds(8e9, 2, fabric, 8) == pytest.approx(8e9 / inside + 2 * 7 * hop)
+    assert model_of.seconds(8e9, 2, fabric, 64) == pytest.approx(8e9 / between + 2 * (7 + 7) * hop)
+    assert model_of.seconds(8e9, 2, fabric, 64, one_ring=True) == pytest.approx(8e9 / between + 2 * 63 * hop)
+    assert model_of.every_so_many_steps(10, 2, 0.05) == 100
+
+
+@pytest.mark.slow
+def test_two_processes_send_what_the_formulas_say():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "benchmarks/scaling_check.py", "--json"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert {row["operation"] for row in rows} == {"all-gather", "reduce-scatter", "all-reduce"}
+    for row in rows:
+        assert row["numbers"] == row["numbers by formula"], row
+        assert row["calls by formula"] in (None, row["calls"]), row
