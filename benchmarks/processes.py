@@ -3,8 +3,8 @@
     python benchmarks/processes.py CONFIG [--repeats 5] [--steps 100] [--fsdp] [--write-docs] [--key=value …]
 
 Every run is ``pi05-rl offline`` of its own, with the configuration's batch per process; no evaluation, no checkpoint.
-Samples per second are the run's own metric (``samples_per_s``, of all processes), the median over all but its first log
-line. The ratio is taken within one round. Needs as many free cores as processes.
+Samples per second are the run's own metric (``samples_per_s``, of all processes), the median over all but its first
+log line. The ratio is taken within one round. Needs as many free cores as processes.
 """
 
 import argparse

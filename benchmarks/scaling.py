@@ -301,12 +301,12 @@ def host_memory(run: Run) -> str:
     """What loading and saving hold in a machine's memory, and what a save under FSDP sends."""
     weights, checkpoint = run.counted.weights, run.counted.checkpoint
     rows = []
-    for what, size in (
-        ("start: the weights", weights),
-        ("resume: weights and AdamW's averages", checkpoint),
-        ("save under FSDP, gathered in every process", checkpoint),
+    for what, size, processes in (
+        ("start: the weights, in every process", weights, GPUS_A_MACHINE),
+        ("resume: weights and AdamW's averages, in every process", checkpoint, GPUS_A_MACHINE),
+        ("save under FSDP, kept by the process that writes", checkpoint, 1),
     ):
-        rows.append([what, f"{size / GIB:.1f}", f"{GPUS_A_MACHINE * size / GIB:,.0f}"])
+        rows.append([what, f"{size / GIB:.1f}", f"{processes * size / GIB:,.0f}"])
     return table(["host memory (GiB)", "a process", f"a machine of {GPUS_A_MACHINE}"], rows)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lerobot_policy_pi05_rl.plan.compute import usable
 from lerobot_policy_pi05_rl.plan.gpus import CAPACITIES_GIB
@@ -27,7 +27,7 @@ class Unit:
 
     shapes: tuple[tuple[int, ...], ...]
     trainable: tuple[tuple[int, ...], ...]
-    is_layer: bool  # of a tower: what bf16 would halve
+    is_layer: bool  # of language tower, expert or critic: what travels in bf16 where the policy computes in it
 
     def numbers(self, processes: int) -> int:
         """Of an all-gather: torch pads the first dimension to a multiple of the processes."""
@@ -60,7 +60,7 @@ def units_of(model: MetaModel) -> dict[str, Unit]:
         name: Unit(
             tuple(shape for shape, _ in held),
             tuple(shape for shape, trains in held if trains),
-            name != ROOT and not isinstance(named[name], nn.Embedding),
+            name != ROOT and isinstance(named[name], TowerLayer),
         )
         for name, held in shapes.items()
     }

@@ -20,7 +20,8 @@ from .losses import RecapLosses
 from .processes import Processes
 from .towers import TowerLayer
 
-LAYERS = (TowerLayer.__name__, "SiglipEncoderLayer", "Embedding")  # gathered one at a time; the rest as a whole
+# Gathered one at a time, the last is the language tower's token embedding; the rest is gathered as a whole.
+LAYERS = (TowerLayer.__name__, "SiglipEncoderLayer", "GemmaTextScaledWordEmbedding")
 
 
 class Sharded:
