@@ -108,9 +108,10 @@ def count_gathers(calls: list[tuple[str, bool, bool]]) -> Counter[str]:
 
     Forward gathers at every call and lets go behind it. Backward goes through the calls from the last to the first:
     one that needs a gradient gathers itself and, ahead of time, the call before it, even if that needs none; it lets
-    go once its inputs have their gradients, or at the end if they need none. The rest stays from start to end.
+    go once its inputs have their gradients, or at the end if they need none; until then an earlier call of the same
+    unit gathers nothing, ahead of time neither. The rest stays from start to end.
     """
-    gathers, held = Counter({ROOT: 1}), set()
+    gathers, held, kept = Counter({ROOT: 1}), set(), set()
 
     def gather(name: str) -> None:
         if name not in held:
@@ -123,13 +124,15 @@ def count_gathers(calls: list[tuple[str, bool, bool]]) -> Counter[str]:
         gather(before[-1])
     for place in range(len(calls) - 1, -1, -1):
         name, needs_gradient, inputs_do = calls[place]
-        if not needs_gradient:
+        if not needs_gradient or name in kept:
             continue
         gather(name)
         if place:
             gather(before[place - 1])
         if inputs_do:
             held.discard(name)
+        else:
+            kept.add(name)
     return gathers
 
 

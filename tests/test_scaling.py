@@ -40,6 +40,7 @@ def test_backward_gathers_again_what_it_let_go_and_one_call_ahead(model_of):
     # behind a call whose inputs need no gradient the layer is kept to the end
     kept = ("layer", True, False)
     assert model_of.count_gathers([kept, kept]) == {"layer": 3, model_of.ROOT: 1}
+    assert model_of.count_gathers([frozen, kept, read_twice, kept])["frozen"] == 1, "nothing in front is fetched"
 
 
 def test_language_and_critic_layers_are_gathered_four_times_and_others_twice(model_of):
