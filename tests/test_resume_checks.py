@@ -68,7 +68,9 @@ def test_a_damaged_checkpoint_is_named_with_its_file_and_the_newest_whole_one_is
     message = str(caught.value)
     assert f"{checkpoints / '000006'} is damaged: {OPTIMIZER} has other contents" in message
     assert message.count("--resume_from=2") == 1
-    assert run(resumable(), "resume_from=2").name == "000006"  # and what it says to do works
+    resumed = run(resumable(), "resume_from=2")  # and what it says to do works, once
+    assert resumed.name == "000006"
+    assert json.loads((resumed / "pretrained_model" / "train_config.json").read_text())["resume_from"] is None
     assert checkpoint_to_resume(tmp_path / "run").name == "000006"
 
 

@@ -88,6 +88,7 @@ def train_offline(cfg: PI05RLTrainConfig) -> Path:
     announce(cfg, data, algorithm, checkpoint)
     if checkpoint is not None:  # before metrics.jsonl is cut there: a kill in between must not lose lines
         link_last(checkpoint)
+        cfg.resume_from = None  # done; a checkpoint's train_config.json must not send a later resume back again
     writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=first_step if checkpoint else None)
     try:
         return run_loop(cfg, data, algorithm, processors, window, writer) or checkpoint or cfg.run_dir
