@@ -55,12 +55,10 @@ def differences(reference: Path, run: Path) -> list[str]:
         found.append(
             f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines, line {first + 1} is the first to differ"
         )
-    trees = [
-        sorted(str(p.relative_to(folder)) for p in (folder / "checkpoints").rglob("*")) for folder in (reference, run)
-    ]
-    found += [f"{name} is in one of them only" for name in sorted(set(trees[0]) ^ set(trees[1]))]
-    for name in sorted(set(trees[0]) & set(trees[1])):
-        one, other = reference / "checkpoints" / name, run / "checkpoints" / name
+    trees = [{str(p.relative_to(folder)) for p in (folder / "checkpoints").rglob("*")} for folder in (reference, run)]
+    found += [f"{name} is in one of them only" for name in sorted(trees[0] ^ trees[1])]
+    for name in sorted(trees[0] & trees[1]):
+        one, other = reference / name, run / name
         if one.is_symlink() and os.readlink(one) != os.readlink(other):
             found.append(f"{name} points elsewhere")
         elif one.is_file() and one.name not in OF_THIS_START and one.read_bytes() != other.read_bytes():

@@ -291,7 +291,9 @@ def test_no_tensor_is_in_memory_twice():
     assert sum(held.values()) == sum(tensor.nbytes for tensor in named.values()) + adapter
 
 
-@pytest.mark.parametrize("changes", [{}, {"policy__critic_target": "td", "policy__n_step": 3}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"policy__critic_target": "td", "policy__n_step": 3}, {"save_in_background": True}]
+)
 def test_stop_and_resume_equal_never_stopping(tmp_path, mixed_dataset, base, changes):
     options = {"policy__offline_steps": 8, "save_freq": 4, "policy__policy_update_freq": 2, **changes}
     whole = run(lora_config(tmp_path, mixed_dataset, base, "a", **options))

@@ -15,6 +15,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from safetensors.torch import load_file
 
 from lerobot_policy_pi05_rl.config import load_config
+from lerobot_policy_pi05_rl.manifest import damages
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 
 TIMES = {"samples_per_s", "data_time", "update_time"}
@@ -137,8 +138,10 @@ def test_keep_last_checkpoints_bounds_the_disk(tmp_path, mixed_dataset):
     assert names == ["000003", "000004", "last"]
 
 
-def test_sigterm_finishes_the_step_saves_and_the_run_goes_on(tmp_path, mixed_dataset):
-    config = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", policy__offline_steps=2000, log_freq=1)
+@pytest.mark.parametrize("background", [False, True])
+def test_sigterm_finishes_the_step_saves_and_the_run_goes_on(tmp_path, mixed_dataset, background):
+    options = {"policy__offline_steps": 2000, "log_freq": 1, "save_freq": 2, "save_in_background": background}
+    config = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", **options)
     lines = tmp_path / "run" / "metrics.jsonl"
 
     def stop_after_some_steps():
@@ -149,6 +152,7 @@ def test_sigterm_finishes_the_step_saves_and_the_run_goes_on(tmp_path, mixed_dat
     threading.Thread(target=stop_after_some_steps, daemon=True).start()
     checkpoint = run(config)
     step = int(checkpoint.name)
+    assert damages(checkpoint) == [] and (checkpoint / "manifest.json").exists()
     assert 3 <= step < 2000
     assert metrics(tmp_path / "run")[-1]["step"] == step
     # The schedule belongs to the configuration: going on with the same one continues it.

@@ -1,6 +1,7 @@
 """``pi05-rl <verb>``. Bad input ends in one line on stderr and exit code 2; ``--debug`` shows the traceback."""
 
 import argparse
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable
@@ -64,7 +65,8 @@ def set_up_logging() -> None:
     init_logging()
     logging.getLogger("lerobot.utils.import_utils").addFilter(ShortTorchcodecWarning())
     noisy_ones = ("libav", "datasets", "PIL", "matplotlib", "urllib3", "filelock", "fsspec", "asyncio")
-    for noisy in (*noisy_ones, "huggingface_hub"):
+    hub = importlib.util.find_spec("huggingface_hub.serialization._torch").origin  # its logger bears the file's name
+    for noisy in (*noisy_ones, hub):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

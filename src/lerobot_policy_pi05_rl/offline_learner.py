@@ -97,6 +97,7 @@ def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
         window.load_state_dict(load_training_state(checkpoint, algorithm))
         first_step = algorithm.optimization_step
     processes.once(partial(make_run_dir, cfg))
+    cfg.resume_from = None  # done; a checkpoint's train_config.json must not send a later resume back again
     if checkpoint is not None and processes.is_main:  # before metrics.jsonl is cut there: a kill must not lose lines
         link_last(checkpoint)
     announce(cfg, data, algorithm, checkpoint)
