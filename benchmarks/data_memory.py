@@ -34,7 +34,7 @@ def train_and_measure(root: Path, steps: int) -> dict[str, float]:
 
     from lerobot_policy_pi05_rl.config import load_config
     from lerobot_policy_pi05_rl.data import loading
-    from lerobot_policy_pi05_rl.offline_learner import prepare
+    from lerobot_policy_pi05_rl.preparation import prepare
 
     found = {"import": time.perf_counter() - BEGIN}
     torch.set_num_threads(1)

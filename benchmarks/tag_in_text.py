@@ -24,7 +24,8 @@ from lerobot_policy_pi05_rl.demo.evaluate import main as evaluate
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.metrics import MetricsWindow, MetricsWriter
 from lerobot_policy_pi05_rl.modeling_pi05_rl import TAG_NONE, TAG_POSITIVE
-from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, prepare, run_loop
+from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, run_loop
+from lerobot_policy_pi05_rl.preparation import prepare
 from lerobot_policy_pi05_rl.processor_pi05_rl import TAG_TEXTS, PreparePromptStep
 
 ACTION_WORD = "Action: "  # the end of π0.5's prompt

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.distributed import GradBucket
 from torch.distributed.tensor import DTensor
 
-from lerobot_policy_pi05_rl import cli, offline_learner
+from lerobot_policy_pi05_rl import cli, offline_learner, preparation
 from lerobot_policy_pi05_rl.config import load_config
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
@@ -107,7 +107,7 @@ def main() -> None:
     torch.set_num_threads(1)
     jobs, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     rank = int(os.environ["RANK"])
-    with patch.object(offline_learner, "RecapAlgorithm", Observed):
+    with patch.object(preparation, "RecapAlgorithm", Observed):
         for job in jobs:
             with as_on_a_gpu() if job.get("bf16") else contextlib.nullcontext():
                 result = run(job, out)

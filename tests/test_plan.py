@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from lerobot_policy_pi05_rl import cli
 from lerobot_policy_pi05_rl.context import Block
-from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPytorch
+from lerobot_policy_pi05_rl.network import PI05RLPytorch
 from lerobot_policy_pi05_rl.plan.analytic import minimum_flops
 from lerobot_policy_pi05_rl.plan.compute import checkpoint_bytes, parameters_by_part
 from lerobot_policy_pi05_rl.plan.flops import ATTENTION, total, training_step_flops

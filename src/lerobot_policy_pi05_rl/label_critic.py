@@ -17,7 +17,7 @@ from .critic_data import critic_fingerprint
 from .data.episodes import LabelledEpisodes
 from .label_options import LabelOptions
 from .modeling_pi05_rl import PI05RLPolicy
-from .offline_learner import load_processors, make_preprocess
+from .preparation import load_processors, make_preprocess
 from .processor_pi05_rl import check_prompt_lengths
 from .weights import CheckpointError, locate
 
