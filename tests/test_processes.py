@@ -75,7 +75,9 @@ class Jobs:
 def alone(dataset, tmp_path_factory):
     """One process with the batch of two: name → its last checkpoint."""
     folder, found = tmp_path_factory.mktemp("alone"), {}
-    for name, changes in (("plain", {}), ("td", TD)):
+    for name, changes in (("plain", {}), ("td", TD), ("lora", {"peft": {"r": 4}})):
+        if name == "lora":
+            changes["policy__pi05_checkpoint"] = str(found["plain"] / "pretrained_model")
         options = SCHEDULE | {"batch_size": 8} | changes
         found[name] = run(write_config(folder / f"{name}.json", dataset, folder / name, **options))
     return found
@@ -107,6 +109,9 @@ def jobs(dataset, alone, tmp_path_factory) -> Jobs:
     for kind in ("ddp", "fsdp"):
         half_way(alone["td"], f"from_one_{kind}")
         add(f"from_one_{kind}", "--resume=true", config=TD, fsdp=kind == "fsdp")
+    lora = {"peft": {"r": 4}, "policy__pi05_checkpoint": str(alone["plain"] / "pretrained_model")}
+    add("lora", config=lora)
+    add("lora_fsdp", config=lora, fsdp=True)
     add("stop", stop={"rank": 1, "step": 7})
     add("exists", run_dir=folder / "runs" / "ddp")
     add("no_dataset", "--dataset.root=/nowhere")
@@ -211,6 +216,14 @@ def test_two_processes_go_on_from_a_checkpoint_of_one(jobs, alone, kind):
     assert len(metrics(jobs.run_dir(f"from_one_{kind}"))) == len(metrics(alone["td"].parent.parent))
 
 
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "critic.safetensors"])
+def test_an_adapter_and_its_critic_learn_in_two_processes_what_they_do_in_one(jobs, alone, file):
+    found, expected = (
+        load_file(path / "pretrained_model" / file) for path in (jobs.checkpoint("lora"), alone["lora"])
+    )
+    assert_near(found, expected)
+
+
 def test_layers_that_travel_in_bf16_learn_what_fp32_does_to_its_precision(jobs):
     assert_near(jobs.parameters("bf16"), jobs.parameters("fsdp"), tolerance=2e-2)
     assert jobs["bf16"][0]["checksum"] != jobs["fsdp"][0]["checksum"]
@@ -224,7 +237,12 @@ def test_a_signal_to_one_process_stops_all_behind_the_same_step_and_one_of_them_
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("exists", "already exists"), ("no_dataset", "/nowhere"), ("compiled", "compile_model and FSDP")],
+    [
+        ("exists", "already exists"),
+        ("no_dataset", "/nowhere"),
+        ("compiled", "compile_model and FSDP"),
+        ("lora_fsdp", "peft and FSDP"),
+    ],
 )
 def test_bad_input_is_said_by_one_process_and_ends_all(jobs, name, complaint):
     first, second = jobs[name]
