@@ -33,7 +33,7 @@ def train_and_measure(root: Path, steps: int) -> dict[str, float]:
     import torch
 
     from lerobot_policy_pi05_rl.config import load_config
-    from lerobot_policy_pi05_rl.data import loading
+    from lerobot_policy_pi05_rl.data import loaders, loading
     from lerobot_policy_pi05_rl.preparation import prepare
 
     found = {"import": time.perf_counter() - BEGIN}
@@ -59,7 +59,7 @@ def train_and_measure(root: Path, steps: int) -> dict[str, float]:
         found["model and the rest"] = time.perf_counter() - begin - found["open"] - found["label"]
         begin = time.perf_counter()
         last = steps * algorithm.batches_per_step
-        batches = iter(loading.make_train_loader(cfg, data, batches=last))
+        batches = iter(loaders.make_train_loader(cfg, data, batches=last))
         algorithm.update(batches)
         found["first step"] = time.perf_counter() - begin
         found["start-up"] = time.perf_counter() - BEGIN

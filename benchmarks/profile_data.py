@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, default_collate
 from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
 from lerobot_policy_pi05_rl.config import PI05RLTrainConfig, load_config
 from lerobot_policy_pi05_rl.data.frames import FrameDataset
-from lerobot_policy_pi05_rl.data.loading import OfflineData, make_train_loader, to_device, worker_kwargs
+from lerobot_policy_pi05_rl.data.loaders import make_train_loader, to_device
+from lerobot_policy_pi05_rl.data.loading import OfflineData, worker_kwargs
 from lerobot_policy_pi05_rl.preparation import prepare
 
 PARTS = ("pictures", "other columns", "collate")

@@ -13,7 +13,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_policy_pi05_rl.config import load_config
 from lerobot_policy_pi05_rl.data import frames as frames_module
-from lerobot_policy_pi05_rl.data.loading import OfflineData, make_held_out_loader, make_train_loader, open_offline_data
+from lerobot_policy_pi05_rl.data.loaders import make_held_out_loader, make_train_loader
+from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.sampling import BatchPositions, SampleOrder
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.data.video import read_frame

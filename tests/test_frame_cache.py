@@ -16,7 +16,8 @@ from lerobot_policy_pi05_rl import cli
 from lerobot_policy_pi05_rl.config import load_config
 from lerobot_policy_pi05_rl.data import frame_cache
 from lerobot_policy_pi05_rl.data.frame_cache import resize, stored_size
-from lerobot_policy_pi05_rl.data.loading import make_train_loader, open_offline_data
+from lerobot_policy_pi05_rl.data.loaders import make_train_loader
+from lerobot_policy_pi05_rl.data.loading import open_offline_data
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.data.video import read_frame, read_frames
 

@@ -10,7 +10,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_policy_pi05_rl.config import ConfigError, load_config
 from lerobot_policy_pi05_rl.data.alignment import Alignment, affine_to, own_names
-from lerobot_policy_pi05_rl.data.loading import OfflineData, make_train_loader, open_offline_data, sample_order
+from lerobot_policy_pi05_rl.data.loaders import make_train_loader, sample_order
+from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.sampling import MixedOrder
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.labeling import advantages, frame_columns

@@ -17,12 +17,8 @@ from lerobot.common.train_utils import should_save_checkpoint
 from .checkpointing import link_last, load_training_state
 from .config import ConfigError, PI05RLTrainConfig
 from .critic_data import critic_data
-from .data.loading import (
-    OfflineData,
-    make_held_out_loader,
-    make_probe_loader,
-    make_train_loader,
-)
+from .data.loaders import make_held_out_loader, make_probe_loader, make_train_loader
+from .data.loading import OfflineData
 from .held_out import evaluate
 from .metrics import MetricsWindow, MetricsWriter, NoWriter
 from .preparation import TAG, prepare

@@ -27,7 +27,8 @@ from .data.frames import (
     ahead,
     ahead_columns,
 )
-from .data.loading import ALONE, OfflineData, open_offline_data, to_device
+from .data.loaders import ALONE, to_device
+from .data.loading import OfflineData, open_offline_data
 from .modeling_pi05_rl import PI05RLPolicy
 from .processes import Processes
 from .processor_pi05_rl import (

@@ -1,6 +1,5 @@
-"""From a training configuration to loaders: open, label, split, check against the policy, batch."""
+"""From a training configuration to its data: open, label, split, check against the policy."""
 
-import copy
 import logging
 import signal
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ import torch
 from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.transforms import ImageTransforms
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..config import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
@@ -30,7 +28,6 @@ from .episodes import (
 from .fit import EMPTY_CAMERA, align_sources
 from .frame_cache import FrameCache, open_frame_cache
 from .frames import FrameDataset, FrameIndex, PinnedLabels
-from .sampling import BatchPositions, MixedOrder, SampleOrder
 from .sources import DatasetError, Source, load_source, open_dataset
 
 logger = logging.getLogger(__name__)
@@ -216,98 +213,6 @@ def make_lookaheads(
                     column[rows] = values
             lookaheads[n].append(columns)
     return lookaheads
-
-
-def make_train_loader(
-    cfg: PI05RLTrainConfig,
-    data: OfflineData,
-    *,
-    batches: int,
-    start: int = 0,
-    processes: Processes = ALONE,
-) -> DataLoader:
-    """This process's part of so many batches, collated, images as uint8.
-
-    Args:
-        start: position in the run's sample order at which they begin.
-    """
-    order = sample_order(cfg, data)
-    positions = BatchPositions(
-        order, cfg.batch_size, rank=processes.rank, world_size=processes.count, start=start, batches=batches
-    )
-    return DataLoader(data.train, batch_sampler=positions, **worker_kwargs(cfg))
-
-
-def sample_order(cfg: PI05RLTrainConfig, data: OfflineData) -> SampleOrder | MixedOrder:
-    """All frames alike, or each dataset by its weight.
-
-    Raises:
-        DatasetError: nothing is left to draw of a dataset that has a weight.
-    """
-    if cfg.dataset.weights is None:
-        return SampleOrder(len(data.train), cfg.seed)
-    counts = data.train.frames.frames_per_source(len(data.sources))
-    for source, count in zip(data.sources, counts, strict=True):
-        if count == 0:
-            raise DatasetError(f"dataset.weights: nothing is left to draw of the dataset {source.name}; leave it out")
-    return MixedOrder(counts, cfg.dataset.weights, cfg.seed)
-
-
-def make_held_out_loader(cfg: PI05RLTrainConfig, data: OfflineData, processes: Processes = ALONE) -> DataLoader | None:
-    """The held-out frames in order, each once, thinned to about ``max_eval_samples`` if that is set.
-
-    Every episode keeps its middle frame, and every so many frames before and behind it.
-    """
-    if data.held_out is None:
-        return None
-    numbers = held_out_numbers(data.held_out.frames, cfg.max_eval_samples)
-    return _loader_in_order(cfg, data.held_out, numbers, processes)
-
-
-def make_probe_loader(cfg: PI05RLTrainConfig, data: OfflineData, processes: Processes = ALONE) -> DataLoader | None:
-    """As many training frames as :func:`make_held_out_loader` reads, evenly spread and read as those are (no
-    augmentation, no frame ahead), so that the two can be compared."""
-    if data.held_out is None:
-        return None
-    probe = copy.copy(data.train)
-    probe.image_transforms, probe.lookaheads = None, {}
-    count = min(len(probe), len(held_out_numbers(data.held_out.frames, cfg.max_eval_samples)))
-    return _loader_in_order(cfg, probe, np.linspace(0, len(probe) - 1, count).astype(int).tolist(), processes)
-
-
-def held_out_numbers(frames: FrameIndex, most: int) -> list[int]:
-    """Numbers of frames: all if ``most`` is 0, else about that many, the middle of each episode among them."""
-    stride = max(1, -(-len(frames) // most)) if most > 0 else 1
-    numbers = []
-    for start, end in zip(frames.offsets[:-1].tolist(), frames.offsets[1:].tolist(), strict=True):
-        middle = (start + end - 1) // 2
-        numbers += range(middle - (middle - start) // stride * stride, end, stride)
-    return numbers
-
-
-def _loader_in_order(
-    cfg: PI05RLTrainConfig, dataset: FrameDataset, numbers: list[int], processes: Processes
-) -> DataLoader:
-    """This process's batches, as many as every other has: the last is read again by those that would be short."""
-    batches = [
-        [(number, number) for number in numbers[start : start + cfg.batch_size]]
-        for start in range(0, len(numbers), cfg.batch_size)
-    ]
-    turns = range(processes.rank, -(-len(batches) // processes.count) * processes.count, processes.count)
-    own = [batches[min(turn, len(batches) - 1)] for turn in turns]
-    return DataLoader(dataset, batch_sampler=own, generator=torch.Generator())
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    """Tensors to ``device``; uint8 images to fp32 in [0, 1], as stock ``lerobot-train`` does."""
-    moved = {}
-    for key, value in batch.items():
-        if isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
-            if value.dtype == torch.uint8:
-                value = value.to(torch.float32) / 255.0
-        moved[key] = value
-    return moved
 
 
 def _ignore_interrupts(worker: int) -> None:
