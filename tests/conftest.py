@@ -81,6 +81,16 @@ def no_handler_of_an_earlier_test():
 
 
 @pytest.fixture
+def logging_as_before():
+    """The command line sets up the root logger; put pytest's handlers back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
 def tiny_policy() -> PI05RLPolicy:
     """A tiny policy whose every parameter matters (stock zero-initialises some)."""
     torch.manual_seed(0)

@@ -37,8 +37,8 @@ class Observed(RecapAlgorithm):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         Observed.newest, self.sent, self.sent_by_step = self, 0, []
-        if isinstance(self.spread, Replicated):
-            for wrapper in {self.spread.both, self.spread.critic} - {None}:
+        if isinstance(self.wrapped, Replicated):
+            for wrapper in {self.wrapped.both, self.wrapped.critic} - {None}:
                 wrapper.register_comm_hook(self, count_and_average)
 
     def update(self, batches):

@@ -16,14 +16,7 @@ from lerobot_policy_pi05_rl.config import ConfigError
 TENSOR = "model.action_in_proj.weight"
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """The command line sets up the root logger; put pytest's handlers back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The report: its numbers are the labeling's, its moments the right ones, and the page needs nothing but itself."""
 
 import json
-import logging
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -116,16 +115,6 @@ def page(dataset, tmp_path_factory) -> str:
     output = tmp_path_factory.mktemp("page") / "report.html"
     assert report([str(dataset), "--labels", "first", "second", "--output", str(output)]) == 0
     return output.read_text()
-
-
-@pytest.fixture
-def logging_as_before():
-    """The command line sets up the root logger; put pytest's handlers back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 class Balance(HTMLParser):

@@ -1,7 +1,6 @@
 """Saving under fire: beside the training, on a disk that is full, and to a Hub that does not answer."""
 
 import json
-import logging
 import resource
 import subprocess
 import threading
@@ -24,14 +23,7 @@ OF_THIS_RUN = {"train_config.json", "manifest.json"}
 OPTIMIZER = "training_state/optimizer_state.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """The command line sets up the root logger; put pytest's handlers back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 def run(path, **overrides) -> Path:

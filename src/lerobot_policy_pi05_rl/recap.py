@@ -74,13 +74,13 @@ class RecapAlgorithm(RLAlgorithm):
         self.thresholds = AdvantageThresholds(fractions, window=cfg.advantage_window)
         self.losses = RecapLosses(policy, self.thresholds, self.processes)
         self.losses.train()
-        self.spread = self._spread()
+        self.wrapped = self._wrap()
         self.watch = CriticWatch(policy.model.critic, cfg.critic_early_stop) if cfg.trains_critic else None
         self.histograms: dict[str, Tensor] = {}
         self.sample_position = 0  # how many samples all processes have drawn: where the run goes on
         self.make_optimizers_and_scheduler()
 
-    def _spread(self) -> Replicated | Sharded | None:
+    def _wrap(self) -> Replicated | Sharded | None:
         """The losses over the processes; None: there is one."""
         groups = select_trainable(self.policy)
         if self.processes.count == 1:
@@ -89,9 +89,9 @@ class RecapAlgorithm(RLAlgorithm):
 
     def _forward(self, batch: dict, draws: Draws, *, train_actor: bool, synchronise: bool) -> tuple:
         """The losses' forward, through the wrapper where there are several processes."""
-        if self.spread is None:
+        if self.wrapped is None:
             return self.losses(batch, draws, train_actor=train_actor)
-        return self.spread(
+        return self.wrapped(
             batch, draws, train_actor=train_actor, train_critic=self.losses.critic_learns, synchronise=synchronise
         )
 

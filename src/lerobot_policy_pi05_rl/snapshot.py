@@ -6,6 +6,7 @@ from typing import Any
 
 from lerobot.utils.random_utils import serialize_rng_state
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .adapters import stored_state
 from .recap import RecapAlgorithm
@@ -74,10 +75,4 @@ def _host(tensor: Tensor) -> Tensor:
 
 def _copy(state: Any) -> Any:
     """A nested state with its tensors in host memory, nothing shared with the original."""
-    if isinstance(state, Tensor):
-        return _host(state)
-    if isinstance(state, dict):
-        return {key: _copy(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(_copy(value) for value in state)
-    return copy.deepcopy(state)
+    return tree_map(lambda value: _host(value) if isinstance(value, Tensor) else value, state)
