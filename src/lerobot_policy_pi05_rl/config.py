@@ -24,6 +24,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 from .config_errors import explain, forbidden_nulls
 from .configuration_pi05_rl import PI05RLConfig
 from .errors import UserError
+from .online_options import ActorConfig, ReplayConfig
 from .returns import RewardConfig
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,8 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     dataset: OfflineDatasetConfig | None = None  # type: ignore[assignment]
     wandb: OfflineWandBConfig = field(default_factory=OfflineWandBConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     output_dir_offline: Path | None = None  # the offline run writes here; None: output_dir
     offline_save_freq: int | None = None  # wins over save_freq offline
     keep_last_checkpoints: int | None = None  # None: all
@@ -207,11 +210,26 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         """Steps between checkpoints of the offline run."""
         return self.save_freq if self.offline_save_freq is None else self.offline_save_freq
 
+    @property
+    def total_steps(self) -> int:
+        """Optimization steps of the offline run."""
+        return self.policy.offline_steps
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> PI05RLTrainConfig:
+    @property
+    def wandb_project(self) -> str | None:
+        """W&B project of the offline run."""
+        return self.wandb.offline_project or self.wandb.project
+
+
+def load_config[C: PI05RLTrainConfig](
+    path: str | Path, overrides: list[str] | None = None, kind: type[C] = PI05RLTrainConfig
+) -> C:
     """Read a JSON or YAML file, apply ``--key=value`` overrides, decode.
 
     ``policy.type`` may be left out.
+
+    Args:
+        kind: the run it is for; all kinds have the same keys.
 
     Raises:
         ConfigError: the file is missing or unreadable, a key is unknown, or a value has the wrong type.
@@ -235,7 +253,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> PI05RLT
     if nulls:
         raise ConfigError(f"{path}: null is not a value of {', '.join(nulls)}")
     try:
-        return draccus.decode(PI05RLTrainConfig, raw)
+        return draccus.decode(kind, raw)
     except (DraccusException, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {explain(error, PI05RLTrainConfig, aliases=list(ALIASES))}") from error
 

@@ -40,6 +40,13 @@ class ActorLearnerConfig:
     learner_port: int = 50051
     policy_parameters_push_frequency: float = 4  # seconds
     queue_get_timeout: float = 2  # seconds
+    # Any other address than loopback needs a shared secret and TLS. The secret stays out of the configuration, which
+    # every checkpoint carries: it is the text of this file, or the environment variable PI05_RL_TOKEN.
+    token_file: str | None = None
+    tls_certificate: str | None = None  # PEM; the learner's, and what its actors trust
+    tls_key: str | None = None  # PEM; the learner's alone
+    # float32 or bfloat16: what weights travel as; None: as policy.dtype computes
+    push_dtype: str | None = None
 
 
 @dataclass
@@ -153,7 +160,10 @@ class PI05RLConfig(PI05Config):
     # Online (the learner and the actor read these)
     online_steps: int = 1_000_000
     online_buffer_capacity: int = 100_000
-    online_step_before_learning: int = 100
+    online_step_before_learning: int = 100  # transitions of whole episodes before the first update
+    # The learner waits rather than make more updates per online transition than this; None: as many as it can.
+    online_updates_per_transition: float | None = None
+    episode_logging_freq: int = 50  # episodes between videos with the critic's value drawn into them; 0: none
     actor_learner_config: ActorLearnerConfig = field(default_factory=ActorLearnerConfig)
     concurrency: ConcurrencyConfig = field(default_factory=ConcurrencyConfig)
     learner_device: str | None = None

@@ -133,7 +133,7 @@ def _make_wandb(cfg: Any, run_dir: Path) -> WandBLogger | None:
 
     view = copy.copy(cfg)  # LeRobot's logger reads output_dir, resume and wandb.project
     view.wandb = copy.copy(cfg.wandb)
-    view.wandb.project = cfg.wandb.offline_project or cfg.wandb.project
+    view.wandb.project = cfg.wandb_project
     view.output_dir = run_dir
     if cfg.resume:
         view.wandb.run_id = cfg.wandb.run_id or wandb_run_id(run_dir)

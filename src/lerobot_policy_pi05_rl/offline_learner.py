@@ -94,7 +94,7 @@ def run_loop(
     writer: MetricsWriter,
 ) -> Path | None:
     """The loop itself; returns the last checkpoint it wrote."""
-    total, saved, processes = cfg.policy.offline_steps, None, algorithm.processes
+    total, saved, processes = cfg.total_steps, None, algorithm.processes
     first, device = algorithm.optimization_step, next(algorithm.policy.parameters()).device
     batches_left = (total - first) * algorithm.batches_per_step
     loader = make_train_loader(cfg, data, batches=batches_left, start=algorithm.sample_position, processes=processes)

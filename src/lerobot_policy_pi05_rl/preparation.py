@@ -64,7 +64,7 @@ def prepare(
     check_prompt_lengths(processors[0], data.labels.tasks, cfg.policy.robot_state_feature.shape[0])
     algorithm = RecapAlgorithm(
         policy,
-        RecapConfig(policy_config=cfg.policy, seed=cfg.seed, total_steps=cfg.policy.offline_steps),
+        RecapConfig(policy_config=cfg.policy, seed=cfg.seed, total_steps=cfg.total_steps),
         tasks=data.labels.tasks,
         preprocess=make_preprocess(processors[0], next(policy.parameters()).device),
         processes=processes,

@@ -37,7 +37,7 @@ class CheckpointSaver:
         constants: the arguments of :func:`write_checkpoint` that hold for the whole run.
         """
         self.cfg, self.constants = cfg, {"cfg": cfg, "processors": processors, **constants}
-        self.total_steps = cfg.policy.offline_steps
+        self.total_steps = cfg.total_steps
         self._writer = ThreadPoolExecutor(1, "checkpoint") if cfg.save_in_background else None
         self._in_flight: Future | None = None
         if writes:

@@ -1,0 +1,65 @@
+"""The online run's view of the configuration: the same keys, another directory, length and project."""
+
+from pathlib import Path
+
+from ..config import ConfigError, PI05RLTrainConfig
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class OnlineTrainConfig(PI05RLTrainConfig):
+    """What the learner and its actors read."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the online run writes.
+
+        Raises:
+            ConfigError: the configuration names no directory.
+        """
+        if self.output_dir is None:
+            raise ConfigError("output_dir is missing: where shall the online run write?")
+        return Path(self.output_dir)
+
+    @property
+    def checkpoint_freq(self) -> int:
+        """Optimization steps between checkpoints."""
+        return self.save_freq
+
+    @property
+    def total_steps(self) -> int:
+        """Optimization steps of the run."""
+        return self.policy.online_steps
+
+    @property
+    def wandb_project(self) -> str | None:
+        """W&B project of the run."""
+        return self.wandb.project
+
+    def validate(self) -> None:
+        """Check what does not need data, learner or hardware.
+
+        Raises:
+            ConfigError: something is missing or impossible.
+        """
+        super().validate()
+        self.job_name = "pi05_rl_online" if self.job_name == "pi05_rl_offline" else self.job_name
+        _ = self.run_dir
+        if not 0 < self.online_ratio <= 1:
+            raise ConfigError(f"online_ratio must be above 0 and at most 1, got {self.online_ratio}")
+        if self.dataset.labeling is not None:
+            raise ConfigError(
+                "dataset.labeling labels the offline data alone; online, advantages come from the critic. Set it to null"
+            )
+        if self.policy.critic_early_stop is not None:
+            raise ConfigError("policy.critic_early_stop watches held-out data that never grows; online, set it to null")
+        connection = self.policy.actor_learner_config
+        if not 0 <= connection.learner_port <= 65535:
+            raise ConfigError(f"policy.actor_learner_config.learner_port is {connection.learner_port}")
+        if connection.push_dtype not in (None, "float32", "bfloat16"):
+            raise ConfigError(
+                f"policy.actor_learner_config.push_dtype must be float32 or bfloat16, got {connection.push_dtype!r}"
+            )
+        for name in ("policy_parameters_push_frequency", "queue_get_timeout"):
+            if not getattr(connection, name) > 0:
+                raise ConfigError(f"policy.actor_learner_config.{name} must be above 0 seconds")
