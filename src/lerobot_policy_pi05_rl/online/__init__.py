@@ -1,1 +1,1 @@
-"""Online RL: a learner that trains while actors collect. Nothing outside this package imports it, but the command line."""
+"""Online RL: a learner that trains while actors collect. The offline learner imports nothing of it."""

@@ -49,10 +49,10 @@ class OnlineTrainConfig(PI05RLTrainConfig):
             raise ConfigError(f"online_ratio must be above 0 and at most 1, got {self.online_ratio}")
         if self.dataset.labeling is not None:
             raise ConfigError(
-                "dataset.labeling labels the offline data alone; online, advantages come from the critic. Set it to null"
+                "dataset.labeling labels the offline data alone; online, they come from the critic. Set it to null"
             )
         if self.policy.critic_early_stop is not None:
-            raise ConfigError("policy.critic_early_stop watches held-out data that never grows; online, set it to null")
+            raise ConfigError("policy.critic_early_stop watches held-out data that never grows; set it to null")
         connection = self.policy.actor_learner_config
         if not 0 <= connection.learner_port <= 65535:
             raise ConfigError(f"policy.actor_learner_config.learner_port is {connection.learner_port}")
