@@ -10,6 +10,8 @@ from lerobot.utils.utils import init_logging
 
 VERBS = {
     "offline": "pretrain policy and critic on LeRobot datasets: pi05-rl offline CONFIG [--key=value …]",
+    "learner": "online: train while actors collect: pi05-rl learner CONFIG [--key=value …]",
+    "actor": "online: drive the environment, send episodes to the learner: pi05-rl actor CONFIG [--key=value …]",
     "label": "outcomes and advantages of a dataset as a side-car: pi05-rl label CONFIG_OR_RUN [--name NAME …]",
     "cache": "decode a configuration's frames to dataset.frame_cache: pi05-rl cache CONFIG [--key=value …]",
     "report": "one self-contained HTML page: pi05-rl report RUN_OR_DATASET [--labels NAME …] [--video-episodes I,J]",
@@ -17,6 +19,8 @@ VERBS = {
     "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
 }
 DETAILS = {
+    "actor": """  --allow_unlimited_actions  drive a real robot without limits of its actions
+""",
     "label": """  CONFIG_OR_RUN         a training configuration, or a run's folder (its newest checkpoint labels)
   --name NAME           of the labeling; default: the run's name and step
   --checkpoint DIR      the critic; default: the run's newest checkpoint, else policy.pi05_checkpoint
@@ -107,6 +111,31 @@ def run_offline(arguments: list[str]) -> int:
     path, overrides = split_config_path(arguments)
     checkpoint = train_offline(load_config(path, overrides))
     logging.getLogger(__name__).info("[OFFLINE LEARNER] Done: %s", checkpoint)
+    return 0
+
+
+def run_learner(arguments: list[str]) -> int:
+    """``pi05-rl learner CONFIG``."""
+    from .config import load_config
+    from .online.config import OnlineTrainConfig
+    from .online.learner import train_online
+
+    path, overrides = split_config_path(arguments, "learner")
+    checkpoint = train_online(load_config(path, overrides, OnlineTrainConfig))
+    logging.getLogger(__name__).info("[LEARNER] Done: %s", checkpoint)
+    return 0
+
+
+def run_actor(arguments: list[str]) -> int:
+    """``pi05-rl actor CONFIG``."""
+    from .config import load_config
+    from .online.actor import run_actor as run
+    from .online.config import OnlineTrainConfig
+
+    unlimited = "--allow_unlimited_actions"
+    path, overrides = split_config_path([argument for argument in arguments if argument != unlimited], "actor")
+    overrides += ["--actor.allow_unlimited_actions=true"] if unlimited in arguments else []
+    run(load_config(path, overrides, OnlineTrainConfig))
     return 0
 
 

@@ -211,6 +211,16 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         return self.save_freq if self.offline_save_freq is None else self.offline_save_freq
 
     @property
+    def tag(self) -> str:
+        """What begins a console line of the offline run."""
+        return "[OFFLINE LEARNER]"
+
+    @property
+    def keeps_processors(self) -> bool:
+        """Whether a fresh run goes on with the statistics of the checkpoint that it starts from; else its data's."""
+        return False
+
+    @property
     def total_steps(self) -> int:
         """Optimization steps of the offline run."""
         return self.policy.offline_steps

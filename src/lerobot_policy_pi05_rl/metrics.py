@@ -79,6 +79,13 @@ class MetricsWriter:
         data = {f"train/{name}": wandb.Histogram(array) for name, array in arrays.items() if array.size}
         wandb.log({**data, f"train/{STEP_KEY}": step})
 
+    def log_video(self, step: int, name: str, path: Path) -> None:
+        """A video file; W&B only."""
+        if self._wandb is not None:
+            import wandb
+
+            wandb.log({f"train/{name}": wandb.Video(str(path)), f"train/{STEP_KEY}": step})
+
     def sync(self) -> None:
         """To the disk with all lines: a checkpoint must not outlive, in a power cut, the lines before it."""
         os.fsync(self._file.fileno())

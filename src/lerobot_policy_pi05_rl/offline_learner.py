@@ -21,7 +21,7 @@ from .data.loaders import make_held_out_loader, make_probe_loader, make_train_lo
 from .data.loading import OfflineData
 from .held_out import evaluate
 from .metrics import MetricsWindow, MetricsWriter, NoWriter
-from .preparation import TAG, prepare
+from .preparation import prepare
 from .processes import Processes, start_processes, told_once
 from .recap import RecapAlgorithm
 from .resume import check_config, check_data, checkpoint_to_resume, data_state
@@ -127,7 +127,7 @@ def run_loop(
                 speed = throughput(cfg, algorithm, seconds, window_steps, batches.flush())
                 writer.log(step, {**means, **speed})
                 writer.log_histograms(step, algorithm.everyones_histograms())
-                logger.info("%s Optimization step: %d/%d %s", TAG, step, total, summary({**means, **speed}))
+                logger.info("%s Optimization step: %d/%d %s", cfg.tag, step, total, summary({**means, **speed}))
                 window_start, window_steps = time.perf_counter(), 0
             if held_out is not None and cfg.eval_steps > 0 and (step % cfg.eval_steps == 0 or step == total):
                 began = time.perf_counter()
@@ -136,14 +136,14 @@ def run_loop(
                 if step == total and algorithm.watch is not None:
                     algorithm.watch.restore_best()  # the last checkpoint holds the best critic
                 writer.log(step, means, mode="eval")
-                logger.info("%s Held out at step %d: %s", TAG, step, summary(means))
+                logger.info("%s Held out at step %d: %s", cfg.tag, step, summary(means))
                 window_start += time.perf_counter() - began  # the throughput is training's
             if cfg.save_checkpoint and (should_save_checkpoint(step, cfg.checkpoint_freq, total) or stopping):
-                logger.info("%s Saving checkpoint at step %d", TAG, step)
+                logger.info("%s Saving checkpoint at step %d", cfg.tag, step)
                 writer.sync()
                 saved = saver.save(algorithm, window.state_dict())
     if stopping and algorithm.optimization_step < total:
-        logger.info("%s Stopped at step %d; resume=true goes on from there", TAG, algorithm.optimization_step)
+        logger.info("%s Stopped at step %d; resume=true goes on from there", cfg.tag, algorithm.optimization_step)
     return saved
 
 
@@ -166,7 +166,7 @@ def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
         return None
     checkpoint = checkpoint_to_resume(cfg.run_dir, cfg.resume_from)
     if checkpoint is None:
-        logger.info("%s resume=true, but %s has no checkpoint: starting a fresh run", TAG, cfg.run_dir)
+        logger.info("%s resume=true, but %s has no checkpoint: starting a fresh run", cfg.tag, cfg.run_dir)
     else:
         check_config(checkpoint, cfg)
     return checkpoint
@@ -178,7 +178,7 @@ def announce(cfg: PI05RLTrainConfig, data: OfflineData, algorithm: RecapAlgorith
     count = algorithm.processes.count
     logger.info(
         "%s Effective batch size: %d x %d process%s x %d accumulation = %d",
-        TAG,
+        cfg.tag,
         cfg.batch_size,
         count,
         "" if count == 1 else "es",
@@ -186,18 +186,18 @@ def announce(cfg: PI05RLTrainConfig, data: OfflineData, algorithm: RecapAlgorith
         cfg.batch_size * count * accumulation,
     )
     if algorithm.processes.fsdp is not None:
-        logger.info("%s FSDP: each process holds a part of parameters, gradients and optimizer state", TAG)
+        logger.info("%s FSDP: each process holds a part of parameters, gradients and optimizer state", cfg.tag)
     total = sum(parameter.numel() for parameter in algorithm.policy.parameters())
     trained = {name: sum(p.numel() for p in params) for name, params in algorithm.parameters.items()}
     logger.info(
         "%s Parameters: %s in all; trainable: %s",
-        TAG,
+        cfg.tag,
         f"{total:,}",
         {k: f"{v:,}" for k, v in trained.items()},
     )
-    logger.info("%s Output directory: %s", TAG, cfg.run_dir)
+    logger.info("%s Output directory: %s", cfg.tag, cfg.run_dir)
     if checkpoint is not None:
-        logger.info("%s Resuming at step %d from %s", TAG, algorithm.optimization_step, checkpoint)
+        logger.info("%s Resuming at step %d from %s", cfg.tag, algorithm.optimization_step, checkpoint)
 
 
 def throughput(

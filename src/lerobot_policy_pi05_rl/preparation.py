@@ -43,7 +43,6 @@ from .weights import locate, stores_critic
 
 logger = logging.getLogger(__name__)
 
-TAG = "[OFFLINE LEARNER]"
 RL_COLUMNS = (RETURN, TASK_INDEX, INTERVENTION, FOLD, POSITION, PINNED_ADVANTAGE, PINNED_TAG)
 
 
@@ -58,7 +57,7 @@ def prepare(
     set_seed(cfg.seed)
     cfg.policy.device = cfg.policy.learner_device or cfg.policy.device
     data = processes.main_first(partial(open_offline_data, cfg))
-    logger.info("%s Data: %s", TAG, data.description)
+    logger.info("%s Data: %s", cfg.tag, data.description)
     policy = make_policy(cfg, checkpoint)
     processors = make_processors(cfg, data, policy, checkpoint)
     check_prompt_lengths(processors[0], data.labels.tasks, cfg.policy.robot_state_feature.shape[0])
@@ -80,7 +79,7 @@ def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy
     """
     source = cfg.policy.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
     if source is not None:
-        logger.info("%s Loading weights from %s", TAG, source)
+        logger.info("%s Loading weights from %s", cfg.tag, source)
         files = locate(source)
         if checkpoint is not None and (cfg.peft is None) != (files.adapter is None):
             held, asked = ("all weights", "an adapter (peft)") if cfg.peft else ("an adapter", "no peft")
@@ -95,15 +94,17 @@ def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy
         elif adapting:
             check_same_settings(policy, cfg.peft, source)
         return policy
-    logger.warning("%s policy.pi05_checkpoint is null: the policy starts from RANDOM weights", TAG)
+    logger.warning("%s policy.pi05_checkpoint is null: the policy starts from RANDOM weights", cfg.tag)
     policy = PI05RLPolicy(cfg.policy, load_critic=cfg.policy.trains_critic)
     return policy.to(cfg.policy.device)
 
 
 def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPolicy, checkpoint: Path | None) -> tuple:
-    """The checkpoint's processors on resume; else new ones with the data's statistics."""
+    """The checkpoint's processors on resume, or where the run keeps them; else new ones with the data's statistics."""
     if checkpoint is not None:
         return load_processors(cfg.policy, checkpoint / PRETRAINED_MODEL_DIR)
+    if cfg.keeps_processors:
+        return load_processors(cfg.policy, cfg.policy.pi05_checkpoint)
     tokenizer = None
     if cfg.policy.pi05_checkpoint and Path(cfg.policy.pi05_checkpoint).is_dir():
         tokenizer = tokenizer_from_checkpoint(cfg.policy.pi05_checkpoint)

@@ -105,14 +105,9 @@ def label_episodes(
     unknown_frames = [np.full(len(source.columns["index"]), np.nan, dtype=np.float32) for source in sources]
     rewards, returns = unknown_frames, [frames.copy() for frames in unknown_frames]
     for episode in episodes if needs_returns else ():
-        rows = slice(episode.start, episode.end)
-        task_length = int(task_lengths[episode.task])
-        rewards[episode.source][rows] = _episode_rewards(episode, sources[episode.source], reward, policy, task_length)
-        if reward.source == "dataset" or episode.outcome is not Outcome.TRUNCATED:
-            returns[episode.source][rows] = discounted_returns(
-                rewards[episode.source][rows],
-                discount=sources[episode.source].alignment.per_frame(reward_discount(reward, policy)),
-            )
+        rows, source = slice(episode.start, episode.end), sources[episode.source]
+        labels = label_frames(episode, source, reward, policy, int(task_lengths[episode.task]))
+        rewards[episode.source][rows], returns[episode.source][rows] = labels
     if needs_returns:
         _check_support(returns, policy)
     interventions = []
@@ -121,6 +116,17 @@ def label_episodes(
         flags = source.columns[name] if name else np.zeros(len(source.columns["index"]))
         interventions.append(flags.astype(bool))
     return LabelledEpisodes(episodes, tasks, task_lengths, rewards, returns, interventions)
+
+
+def label_frames(
+    episode: Episode, source: Source, reward: RewardConfig, policy: PI05RLConfig, task_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(T,) rewards and (T,) returns of one episode, NaN where nobody knows what would have followed."""
+    rewards = _episode_rewards(episode, source, reward, policy, task_length)
+    if reward.source != "dataset" and episode.outcome is Outcome.TRUNCATED:
+        return rewards, np.full(len(rewards), np.nan, dtype=np.float32)
+    discount = source.alignment.per_frame(reward_discount(reward, policy))
+    return rewards, discounted_returns(rewards, discount=discount)
 
 
 def known_outcomes(source: Source, outcome_file: str | None, *, primary: bool) -> list[Outcome | None]:

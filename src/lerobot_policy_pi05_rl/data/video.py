@@ -5,6 +5,7 @@ LeRobot keeps torchcodec's decoders but opens the file anew for every frame it r
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import batched
@@ -15,7 +16,7 @@ import torch
 from lerobot.datasets.video_utils import FrameTimestampError, decode_video_frames
 from torch import Tensor
 
-OPEN_FILES = 32  # per process; a LeRobot v3 file holds many episodes, so few are ever open
+OPEN_FILES = 128  # per process; a LeRobot v3 file holds many episodes, but a replay's holds one
 DECODED_AT_ONCE = 16  # frames, by the backends that read several
 
 
@@ -27,7 +28,7 @@ def read_frame(path: Path, timestamp: float, *, tolerance_s: float, backend: str
     """
     if backend != "pyav":
         return decode_video_frames(path, [timestamp], tolerance_s, backend, return_uint8=True)[0]
-    container = _open(str(path), os.getpid())
+    container = _open(str(path), os.getpid(), threading.get_ident())
     stream = container.streams.video[0]
     container.seek(round(timestamp / stream.time_base), stream=stream)  # to the key frame at or before it
     nearest = None
@@ -50,7 +51,7 @@ def read_frames(path: Path, timestamps: list[float], *, tolerance_s: float, back
         for block in batched(timestamps, DECODED_AT_ONCE):
             yield from decode_video_frames(path, list(block), tolerance_s, backend, return_uint8=True)
         return
-    container = _open(str(path), os.getpid())
+    container = _open(str(path), os.getpid(), threading.get_ident())
     stream = container.streams.video[0]
     container.seek(round(timestamps[0] / stream.time_base), stream=stream)
     frames = container.decode(stream)
@@ -75,8 +76,8 @@ def _pixels(path: Path, frame: av.VideoFrame | None, timestamp: float, tolerance
 
 
 @lru_cache(maxsize=OPEN_FILES)
-def _open(path: str, process: int) -> av.container.InputContainer:
-    """``process`` keeps a forked worker from sharing its parent's file position."""
+def _open(path: str, process: int, thread: int) -> av.container.InputContainer:
+    """``process`` and ``thread`` keep a forked worker, or another thread, from sharing a file position."""
     container = av.open(path)
     container.streams.video[0].thread_type = "NONE"  # the loader's workers are the parallelism
     return container

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from lerobot.configs import PreTrainedConfig
+
 from ..config import ConfigError, PI05RLTrainConfig
+from ..configuration_pi05_rl import PI05RLConfig
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -20,6 +23,17 @@ class OnlineTrainConfig(PI05RLTrainConfig):
         if self.output_dir is None:
             raise ConfigError("output_dir is missing: where shall the online run write?")
         return Path(self.output_dir)
+
+    @property
+    def tag(self) -> str:
+        """What begins a console line of the learner."""
+        return "[LEARNER]"
+
+    @property
+    def keeps_processors(self) -> bool:
+        """The critic and the policy of one of our checkpoints are asked as they learnt."""
+        checkpoint = self.policy.pi05_checkpoint
+        return checkpoint is not None and isinstance(stored_policy_config(checkpoint), PI05RLConfig)
 
     @property
     def checkpoint_freq(self) -> int:
@@ -63,3 +77,16 @@ class OnlineTrainConfig(PI05RLTrainConfig):
         for name in ("policy_parameters_push_frequency", "queue_get_timeout"):
             if not getattr(connection, name) > 0:
                 raise ConfigError(f"policy.actor_learner_config.{name} must be above 0 seconds")
+
+
+def stored_policy_config(checkpoint: str) -> PreTrainedConfig:
+    """The policy configuration in a directory or Hub repository.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return PreTrainedConfig.from_pretrained(checkpoint)
+    except Exception as error:  # LeRobot, draccus and the Hub raise a dozen unrelated types
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"policy.pi05_checkpoint {checkpoint} has no readable config.json: {reason}") from error

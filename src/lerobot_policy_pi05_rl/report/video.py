@@ -1,6 +1,6 @@
 """Value-overlay videos: the cameras side by side, the critic's value growing beneath, coloured by the tag."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,9 +36,14 @@ def write_overlay_video(path: Path, pictures: DatasetFrames, frames: pd.DataFram
         UserError: the episode's pictures cannot be read.
     """
     rows = frames[frames["episode_index"] == episode].reset_index(drop=True)
+    return write_pictures(path, _camera_pictures(pictures, episode, rows["frame_index"].tolist()), rows, fps)
+
+
+def write_pictures(path: Path, pictures: Iterable[list[Image.Image]], rows: pd.DataFrame, fps: float) -> Path:
+    """Write the mp4 of one episode: for each of its ``rows`` (of a labeling) the cameras' pictures."""
     stream, container = None, av.open(str(path), "w")
     with container:
-        for step, cameras in enumerate(_camera_pictures(pictures, episode, rows["frame_index"].tolist())):
+        for step, cameras in enumerate(pictures):
             picture = draw_overlay(cameras, rows, step, fps)
             stream = stream or _add_stream(container, picture.size, fps)
             repeats = 1 if step + 1 < len(rows) else 1 + round(HOLD_S * fps)

@@ -1,0 +1,153 @@
+"""Batches of an online run: a part of each from the replay, the rest from the offline data, in that data's order."""
+
+import copy
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from ..data.episodes import Episode, LabelledEpisodes, label_frames
+from ..data.frames import POSITION, FrameDataset, FrameIndex
+from ..data.loaders import make_train_loader
+from ..data.loading import OfflineData, make_lookaheads, policy_cameras
+from ..data.sources import INTERVENTION_COLUMNS, Source
+from ..returns import Outcome
+from .config import OnlineTrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+class ReplaySource(Protocol):
+    """What the batches read of the replay."""
+
+    outcomes: list[Outcome]
+
+    def source(self) -> Source:
+        """All episodes there are now."""
+        ...
+
+
+def online_count(batch_size: int, online_ratio: float) -> int:
+    """How many samples of a batch are online ones: at least one, as LeRobot's OnlineOfflineMixer has it."""
+    return max(1, int(batch_size * online_ratio))
+
+
+def replay_frames(
+    cfg: OnlineTrainConfig, data: OfflineData, source: Source, outcomes: list[Outcome], first_number: int = 0
+) -> FrameDataset:
+    """The replay's frames, labelled in the unit of the offline data's returns.
+
+    The critic learnt returns normalised by the offline data's longest episode of each task; an online episode that is
+    longer is as bad as that scale can say: its returns are cut at the support.
+
+    Args:
+        first_number: how many episodes came before the first; with the fold of an episode it never changes.
+    """
+    tasks, lengths = data.labels.tasks, data.labels.task_lengths
+    rows = zip(source.starts.tolist(), source.ends.tolist(), source.tasks, outcomes, strict=True)
+    episodes = [
+        Episode(0, int(source.columns["episode_index"][start]), start, end, tasks.index(task), outcome)
+        for start, end, task, outcome in rows
+    ]
+    frames = len(source.columns["index"])
+    rewards, returns = (np.full(frames, np.nan, dtype=np.float32) for _ in range(2))
+    for episode in episodes:
+        labels = label_frames(episode, source, cfg.reward, cfg.policy, int(lengths[episode.task]))
+        rewards[episode.start : episode.end], returns[episode.start : episode.end] = labels
+    returns = np.clip(returns, cfg.policy.value_support_min, cfg.policy.value_support_max)
+    intervention = next(source.columns[name] for name in INTERVENTION_COLUMNS if name in source.columns)
+    labelled = LabelledEpisodes(
+        episodes, tasks, lengths, [rewards], [returns], [intervention.reshape(-1).astype(bool)]
+    )
+    folds = cfg.policy.critic_folds if cfg.policy.trains_critic else 1
+    return FrameDataset(
+        [source],
+        labelled,
+        FrameIndex.of(episodes),
+        cameras=policy_cameras(cfg.policy),
+        chunk_size=cfg.policy.chunk_size,
+        image_transforms=data.train.image_transforms,
+        folds={(0, e.index): (first_number + n) % folds for n, e in enumerate(episodes)} if folds > 1 else {},
+        lookaheads=make_lookaheads([source], labelled, cfg, pinned=False),
+        seed=cfg.seed,
+    )
+
+
+class OnlineBatches:
+    """An endless iterator of collated batches; the next one is read while the present one is learnt from.
+
+    Which offline frames a batch holds, and every draw, is a function of (seed, position); which online frames, of what
+    the replay held when the batch was read.
+    """
+
+    def __init__(self, cfg: OnlineTrainConfig, data: OfflineData, *, start: int = 0):
+        """``start``: how many samples the run has drawn before."""
+        self.cfg, self.data = cfg, data
+        self.online = online_count(cfg.batch_size, cfg.online_ratio)
+        self.offline = cfg.batch_size - self.online
+        self.number = start // cfg.batch_size
+        self._frames: FrameDataset | None = None
+        self._offline = self._offline_batches() if self.offline else None
+        self._reader, self._next = ThreadPoolExecutor(1, "batches"), None
+        self._waited = 0.0
+
+    def show(self, frames: FrameDataset) -> None:
+        """From the next batch that is read on, these are the online frames."""
+        self._frames = frames
+
+    def __iter__(self) -> Iterator[dict]:
+        return self
+
+    def __next__(self) -> dict:
+        began = time.perf_counter()
+        batch = (self._next or self._reader.submit(self._read, self.number)).result()
+        self.number += 1
+        self._next: Future | None = self._reader.submit(self._read, self.number)
+        self._waited += time.perf_counter() - began
+        return batch
+
+    def flush(self) -> float:
+        """Seconds waited for batches since the last call."""
+        seconds, self._waited = self._waited, 0.0
+        return seconds
+
+    def close(self) -> None:
+        """End the reading thread."""
+        self._reader.shutdown(cancel_futures=True)
+
+    def _offline_batches(self) -> Iterator[dict]:
+        part = copy.copy(self.cfg)
+        part.batch_size = self.offline
+        loader = make_train_loader(part, self.data, batches=1 << 40, start=self.number * self.offline)
+        return iter(loader)
+
+    def _read(self, number: int) -> dict:
+        frames, first = self._frames, number * self.cfg.batch_size
+        if frames is None:
+            raise RuntimeError("no online frames were shown")
+        chosen = np.random.default_rng([self.cfg.seed, 1, number]).integers(len(frames), size=self.online).tolist()
+        batch = default_collate([frames[first + place, frame] for place, frame in enumerate(chosen)])
+        if self._offline is not None:
+            batch = joined(batch, next(self._offline))
+        batch[POSITION] = torch.arange(first, first + self.cfg.batch_size)
+        return batch
+
+
+def joined(first: dict, second: dict) -> dict:
+    """Two collated batches with the same keys as one.
+
+    Raises:
+        KeyError: one of them has a key that the other lacks.
+    """
+    if first.keys() != second.keys():
+        raise KeyError(f"online and offline samples differ in {sorted(first.keys() ^ second.keys())}")
+    return {
+        key: torch.cat([value, second[key]]) if isinstance(value, Tensor) else [*value, *second[key]]
+        for key, value in first.items()
+    }

@@ -1,0 +1,85 @@
+"""An online episode as a video with the critic's value drawn beneath, as the report draws recorded ones."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+from lerobot.utils.constants import OBS_STATE
+from PIL import Image
+
+from ..data.alignment import Alignment
+from ..data.episodes import Episode as LabelledEpisode
+from ..data.episodes import label_frames
+from ..data.loading import OfflineData
+from ..data.sources import REWARD_COLUMN
+from ..recap import RecapAlgorithm
+from ..report.video import write_pictures
+from ..returns import lookahead
+from .config import OnlineTrainConfig
+from .episode import Episode, decode_picture
+
+BATCH = 32
+
+
+@torch.no_grad()
+def episode_values(episode: Episode, algorithm: RecapAlgorithm) -> np.ndarray:
+    """(T,) the critic's value of every frame; of several critics their mean."""
+    values = []
+    for start in range(0, len(episode), BATCH):
+        rows = range(start, min(start + BATCH, len(episode)))
+        samples = {
+            camera: torch.stack([torch.from_numpy(decode_picture(files[row]).copy()).permute(2, 0, 1) for row in rows])
+            for camera, files in episode.pictures.items()
+        }
+        samples[OBS_STATE] = torch.from_numpy(episode.state[rows.start : rows.stop].copy())
+        samples["task"] = [episode.task] * len(rows)
+        values.append(algorithm.policy.predict_values(algorithm.preprocess(samples)).mean(dim=1).cpu())
+    return torch.cat(values).numpy()
+
+
+def write_episode_video(
+    path: Path,
+    episode: Episode,
+    cfg: OnlineTrainConfig,
+    data: OfflineData,
+    algorithm: RecapAlgorithm,
+    *,
+    number: int,
+) -> Path:
+    """Write the mp4: cameras side by side, value, return, advantage and tag of every frame."""
+    policy, length = cfg.policy, len(episode)
+    was_training = algorithm.policy.training
+    algorithm.policy.eval()
+    values = episode_values(episode, algorithm)
+    algorithm.policy.train(was_training)
+    task = data.labels.tasks.index(episode.task)
+    labelled = LabelledEpisode(0, 0, 0, length, task, episode.outcome)
+    source = SimpleNamespace(name=episode.uid, columns={REWARD_COLUMN: episode.reward}, alignment=Alignment())
+    rewards, returns = label_frames(labelled, source, cfg.reward, policy, int(data.labels.task_lengths[task]))
+    returns = np.clip(returns, policy.value_support_min, policy.value_support_max)
+    advantages = returns - values
+    if policy.advantage_n_step is not None:
+        ended = episode.outcome.value != "truncated"
+        discount = 1.0 if cfg.reward.source == "steps_to_success" else policy.discount
+        ahead = lookahead(rewards, policy.advantage_n_step, discount=discount, terminated=ended)
+        later = values[np.minimum(np.arange(length) + ahead.offset, length - 1)]
+        advantages = ahead.reward + ahead.discount * later - values
+    threshold = float(algorithm.thresholds[torch.tensor([task])][0])
+    rows = pd.DataFrame(
+        {
+            "episode_index": number,
+            "frame_index": np.arange(length),
+            "value": values,
+            "return": returns,
+            "advantage": advantages,
+            "positive": (advantages > threshold) | episode.intervention,
+            "intervention": episode.intervention,
+            "outcome": episode.outcome.value,
+        }
+    )
+    pictures = (
+        [Image.fromarray(decode_picture(files[row])) for files in episode.pictures.values()] for row in range(length)
+    )
+    return write_pictures(path, pictures, rows, cfg.env.fps)

@@ -1,0 +1,230 @@
+"""The online learner: trains while actors collect, from the checkpoint that offline pretraining left.
+
+pi05-rl learner CONFIG [--key=value …]
+python -m lerobot_policy_pi05_rl.online.learner CONFIG [--key=value …]
+"""
+
+import logging
+import os
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import torch
+from lerobot.common.train_utils import should_save_checkpoint
+
+from ..checkpointing import link_last, load_training_state
+from ..config import ConfigError
+from ..critic_data import critic_data
+from ..data.loading import OfflineData
+from ..metrics import MetricsWindow, MetricsWriter
+from ..offline_learner import announce, make_run_dir, summary, throughput
+from ..preparation import prepare
+from ..recap import RecapAlgorithm
+from ..resume import check_config, check_data, checkpoint_to_resume, data_state
+from ..runtime import StopSignal, progress_bar
+from ..saving import CheckpointSaver
+from .batches import OnlineBatches, replay_frames
+from .config import OnlineTrainConfig
+from .inbox import Inbox
+from .intake import Intake
+from .monitoring import Monitor
+from .replay import Replay
+from .security import check_binding
+from .server import LearnerServer
+from .setup import actor_setup, check_fit, episode_spec, open_replay
+from .weights_transfer import WeightsBox, pack_weights, pushed_tensors
+
+logger = logging.getLogger(__name__)
+
+OWN_ENTRIES = ("checkpoints", "replay", "inbox", "metrics.jsonl")  # actors may write to output_dir too
+IDLE_S = 0.05
+WAITING_LOG_S = 30.0
+
+
+def train_online(cfg: OnlineTrainConfig) -> Path:
+    """Train ``cfg.policy.online_steps`` steps and return the last checkpoint's directory.
+
+    SIGINT and SIGTERM finish the step, save and return.
+
+    Raises:
+        UserError: bad input; nothing of an earlier run is lost.
+    """
+    cfg.validate()
+    check_binding(cfg.policy.actor_learner_config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("the online learner runs in one process; start it without accelerate launch or torchrun")
+    checkpoint = find_checkpoint(cfg)
+    data, algorithm, processors = prepare(cfg, checkpoint)
+    window = MetricsWindow()
+    if checkpoint is not None:
+        check_data(checkpoint, data)
+        window.load_state_dict(load_training_state(checkpoint, algorithm))
+    check_fit(cfg, data)
+    make_run_dir(cfg)
+    cfg.resume_from = None
+    if checkpoint is not None:
+        link_last(checkpoint)
+    announce(cfg, data, algorithm, checkpoint)
+    spec = episode_spec(cfg, data)
+    replay = open_replay(cfg, data, spec)
+    inbox = Inbox(cfg.run_dir / "inbox", lambda uid: uid in replay.uids)
+    box = WeightsBox()
+    resumed_step = algorithm.optimization_step if checkpoint else None
+    writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=resumed_step)
+    monitor = Monitor(cfg, data, algorithm, writer, replay=replay, inbox=inbox, box=box)
+    session = uuid.uuid4().hex
+    server = LearnerServer(
+        cfg.policy.actor_learner_config,
+        setup=actor_setup(cfg, data, algorithm, processors, spec, session),
+        spec=spec,
+        inbox=inbox,
+        weights=box,
+        on_report=monitor.hear,
+        step=lambda: algorithm.optimization_step,
+    )
+    monitor.watch(server)
+    try:
+        with Intake(inbox, replay, spec) as intake, server:
+            logger.info("[LEARNER] Listening on %s:%d", cfg.policy.actor_learner_config.learner_host, server.port)
+            pusher = WeightsPusher(cfg, algorithm, box, session)
+            saved = run_loop(cfg, data, algorithm, processors, window, replay, intake, pusher, monitor)
+        monitor.hear_episodes(intake)
+        replay.compact()
+        logger.info("[LEARNER] %s", monitor.totals())
+    finally:
+        writer.close()
+    return saved or checkpoint or cfg.run_dir
+
+
+def run_loop(
+    cfg: OnlineTrainConfig,
+    data: OfflineData,
+    algorithm: RecapAlgorithm,
+    processors: tuple,
+    window: MetricsWindow,
+    replay: Replay,
+    intake: Intake,
+    pusher: "WeightsPusher",
+    monitor: Monitor,
+) -> Path | None:
+    """The loop itself; returns the last checkpoint it wrote."""
+    total, saved, writer = cfg.total_steps, None, monitor.writer
+    batches = OnlineBatches(cfg, data, start=algorithm.sample_position)
+    saver = CheckpointSaver(cfg, processors, critic_data=critic_data(cfg, data), data_state=data_state(data))
+    shown = -1  # episodes received when the batches were last shown the replay
+    saved_step, said = algorithm.optimization_step, 0.0
+    stop = StopSignal()
+    with stop, saver, progress_bar(total, algorithm.optimization_step, desc="Online") as bar:
+        window_start, window_steps = time.perf_counter(), 0
+        while algorithm.optimization_step < total and not stop.requested:
+            saver.check()
+            intake.check()
+            pusher.push_if_due()
+            monitor.hear_episodes(intake)
+            if not may_update(cfg, replay, algorithm.optimization_step):
+                if time.perf_counter() - said > WAITING_LOG_S:
+                    said = time.perf_counter()
+                    logger.info("[LEARNER] Waiting for episodes: %s", monitor.totals())
+                began = time.perf_counter()
+                time.sleep(IDLE_S)
+                window_start += time.perf_counter() - began  # the throughput is training's
+                continue
+            if replay.episodes_received != shown:
+                shown, source, outcomes, first = replay.episodes_received, *replay.snapshot()
+                batches.show(replay_frames(cfg, data, source, outcomes, first))
+            stats = algorithm.update(batches)
+            step = algorithm.optimization_step
+            window.add(stats.to_log_dict())
+            window_steps += 1
+            bar.update()
+            if step % max(1, cfg.log_freq) == 0 or step == total:
+                means = window.flush()
+                means["lr_actor"] = algorithm.optimizer.param_groups[0]["lr"]
+                seconds = time.perf_counter() - window_start
+                speed = throughput(cfg, algorithm, seconds, window_steps, batches.flush())
+                online = monitor.flush()
+                writer.log(step, {**means, **speed, **online})
+                writer.log_histograms(step, algorithm.everyones_histograms())
+                text = summary({**means, **speed})
+                logger.info("[LEARNER] Optimization step: %d/%d %s %s", step, total, text, monitor.summary(online))
+                window_start, window_steps = time.perf_counter(), 0
+            if cfg.save_checkpoint and should_save_checkpoint(step, cfg.checkpoint_freq, total):
+                logger.info("[LEARNER] Saving checkpoint at step %d", step)
+                writer.sync()
+                saved, saved_step = saver.save(algorithm, window.state_dict()), step
+        if stop.requested and cfg.save_checkpoint and algorithm.optimization_step > saved_step:
+            logger.info("[LEARNER] Saving checkpoint at step %d", algorithm.optimization_step)
+            writer.sync()
+            saved = saver.save(algorithm, window.state_dict())
+        batches.close()
+        pusher.push()  # the actors end with the last weights
+    if stop.requested:
+        logger.info("[LEARNER] Stopped at step %d; resume=true goes on from there", algorithm.optimization_step)
+    return saved
+
+
+def may_update(cfg: OnlineTrainConfig, replay: Replay, step: int) -> bool:
+    """Whether there is enough to learn from: enough transitions at all, and enough for so many updates."""
+    received = replay.transitions_received
+    if len(replay) < max(1, cfg.policy.online_step_before_learning):
+        return False
+    limit = cfg.policy.online_updates_per_transition
+    return limit is None or step < limit * received
+
+
+class WeightsPusher:
+    """Hands the actor's weights to the actors every so many seconds, if they have changed and somebody listens."""
+
+    def __init__(self, cfg: OnlineTrainConfig, algorithm: RecapAlgorithm, box: WeightsBox, session: str):
+        connection = cfg.policy.actor_learner_config
+        self.algorithm, self.box, self.session = algorithm, box, session
+        self.period = connection.policy_parameters_push_frequency
+        self.dtype = getattr(torch, connection.push_dtype or cfg.policy.dtype)
+        self._pushed, self._last = -1, 0.0
+        self.push()  # an actor may act at once
+
+    def push_if_due(self) -> None:
+        """Copy the weights if it is time, they are new, and an actor would take them."""
+        if time.perf_counter() - self._last >= self.period and self.box.listeners:
+            self.push()
+
+    def push(self) -> None:
+        """Copy the weights if they are new."""
+        self._last = time.perf_counter()
+        if self.algorithm.optimization_step != self._pushed:
+            self._pushed = self.algorithm.optimization_step
+            data = pack_weights(pushed_tensors(self.algorithm.policy), self.dtype)
+            self.box.publish(self.session, self._pushed, data)
+
+
+def find_checkpoint(cfg: OnlineTrainConfig) -> Path | None:
+    """The checkpoint to resume from, or None for a fresh run.
+
+    Raises:
+        ConfigError: the output directory holds a run and ``resume`` is false, or the configuration is of another run.
+        CheckpointError: the checkpoint is damaged.
+    """
+    if cfg.run_dir.exists() and not cfg.run_dir.is_dir():
+        raise ConfigError(f"the output directory {cfg.run_dir} is a file")
+    if not cfg.resume:
+        found = [name for name in OWN_ENTRIES if (cfg.run_dir / name).exists()]
+        if found:
+            raise ConfigError(
+                f"the output directory {cfg.run_dir} already holds a learner's {', '.join(found)}. Set resume=true to "
+                "go on with its run, or choose another output_dir"
+            )
+        return None
+    checkpoint = checkpoint_to_resume(cfg.run_dir, cfg.resume_from)
+    if checkpoint is None:
+        logger.info("[LEARNER] resume=true, but %s has no checkpoint: weights start afresh", cfg.run_dir)
+    else:
+        check_config(checkpoint, cfg)
+    return checkpoint
+
+
+if __name__ == "__main__":
+    from ..cli import main
+
+    main(["learner", *sys.argv[1:]])
