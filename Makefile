@@ -32,6 +32,9 @@ system-libraries:
 demo: install
 	.venv/bin/pi05-rl demo
 
+demo-online: install
+	.venv/bin/pi05-rl demo-online
+
 test: install
 	$(PYTHON) -m pytest
 

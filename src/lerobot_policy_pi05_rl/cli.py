@@ -17,6 +17,7 @@ VERBS = {
     "report": "one self-contained HTML page: pi05-rl report RUN_OR_DATASET [--labels NAME …] [--video-episodes I,J]",
     "plan": "parameters, memory, FLOPs, what would fit; runs no step: pi05-rl plan CONFIG [--key=value …]",
     "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
+    "demo-online": "the demo's offline checkpoint → learner and actor on loopback → closed-loop comparison",
 }
 DETAILS = {
     "actor": """  --allow_unlimited_actions  drive a real robot without limits of its actions
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{VERBS[verb]}\n{DETAILS.get(verb, '')}  --debug  show the traceback of an error")
         raise SystemExit(0)
     set_up_logging()
-    raise SystemExit(run_verb(globals()[f"run_{verb}"], rest, debug=debug))
+    raise SystemExit(run_verb(globals()[f"run_{verb.replace('-', '_')}"], rest, debug=debug))
 
 
 def set_up_logging() -> None:
@@ -185,6 +186,13 @@ def run_demo(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def run_demo_online(arguments: list[str]) -> int:
+    """``pi05-rl demo-online``."""
+    from .demo.online import main as run
+
+    return run(arguments)
+
+
 def split_config_path(arguments: list[str], verb: str = "offline") -> tuple[str, list[str]]:
     """The configuration's path, positional or ``--config_path``, and the remaining overrides.
 
@@ -204,7 +212,7 @@ def split_config_path(arguments: list[str], verb: str = "offline") -> tuple[str,
 
 def usage() -> str:
     """The list of verbs."""
-    lines = [f"  {verb:8} {text}" for verb, text in VERBS.items()]
+    lines = [f"  {verb:11} {text}" for verb, text in VERBS.items()]
     return "usage: pi05-rl <verb> …\n" + "\n".join(lines)
 
 

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     results_file = args.output / "results.json"
     results_file.write_text(json.dumps(results, indent=1) + "\n")
     picture = draw_comparison(results, args.output / "results.png")
-    print_table(results)
+    print_table(results, LABELS)
     page = args.output / "report.html"
     write_report([str(args.output / "recap"), "--labels", LABELING, "--output", str(page)])
     seconds = time.perf_counter() - start
@@ -203,8 +203,8 @@ def last_line(output: Path, log: str, marker: str) -> str:
     return lines[-1].split(marker)[-1].strip() if lines else "starting"
 
 
-def print_table(results: dict[str, ClosedLoopResult]) -> None:
-    """The comparison, with 95 % intervals."""
+def print_table(results: dict[str, ClosedLoopResult], labels: dict[str, str]) -> None:
+    """The comparison, with 95 % intervals; ``labels``: what a row is called."""
     episodes = len(next(iter(results.values()))["success"])
     table = Table(title=f"PandaPickCube, {episodes} episodes each, same start states, 95 % intervals")
     for column in ("policy", "success", "mean steps", "successes per 1000 steps"):
@@ -214,7 +214,7 @@ def print_table(results: dict[str, ClosedLoopResult]) -> None:
         low, high = s["success_rate_interval_95"]
         low_1000, high_1000 = s["successes_per_1000_steps_interval_95"]
         table.add_row(
-            LABELS[name],
+            labels[name],
             f"{s['success_rate']:.2f} [{low:.2f}, {high:.2f}]",
             f"{s['mean_steps']:.1f}",
             f"{s['successes_per_1000_steps']:.1f} [{low_1000:.1f}, {high_1000:.1f}]",

@@ -1,0 +1,164 @@
+"""The online demo: from the demo's offline checkpoint, a learner and one actor on loopback, against one from scratch.
+
+    pi05-rl demo-online [--output outputs/demo] [--config configs/demo.json] …
+
+Both learners have the same offline data, environment, and optimization steps; one starts from the pretrained policy and
+critic, the other from random weights. All policies meet the same start states. Each stage is skipped when its result is
+already there. The offline demo comes first where it has not been run.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ..config import load_config
+from ..errors import UserError
+from .evaluate import summarize
+from .run import REPO_ID, checkpoint_path, last_line, print_table, run_side_by_side, saved_step
+from .run import main as run_demo
+
+logger = logging.getLogger(__name__)
+
+LABELS = {"before": "offline checkpoint", "online": "after online RL", "scratch": "online RL from scratch"}
+FINE_TUNING_LR = "2e-4"  # of the actor, from the pretrained policy; from scratch it is the configuration's
+POLL_S = 1.0
+REPORT_S = 30.0
+ENDING_S = 90.0
+
+
+def main(argv: list[str]) -> int:
+    """Run the online demo; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="pi05-rl demo-online", description="offline checkpoint → online RL")
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.json"))
+    parser.add_argument("--steps", type=int, help="optimization steps (default: the configuration's online_steps)")
+    parser.add_argument("--eval-episodes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    began = time.perf_counter()
+    steps = args.steps or load_config(args.config).policy.online_steps
+    pretrained = checkpoint_path(args.output, "recap")
+    if not pretrained.is_dir():
+        logger.info("[DEMO] No offline checkpoint in %s: the offline demo comes first", pretrained)
+        run_demo(["--output", str(args.output), "--config", str(args.config), "--seed", str(args.seed)])
+        began = time.perf_counter()
+    fine = [f"--policy.pi05_checkpoint={pretrained}", f"--policy.actor_lr={FINE_TUNING_LR}"]
+    train_with_actor(args, "online", steps, fine)
+    train_with_actor(args, "scratch", steps, ["--policy.pi05_checkpoint=null"])
+    results = evaluate(args)
+    file = args.output / "results_online.json"
+    file.write_text(json.dumps({name: summarize(result) for name, result in results.items()}, indent=1) + "\n")
+    print_table(results, LABELS)
+    for name in ("online", "scratch"):
+        logger.info("[DEMO] %s: %s", LABELS[name], last_line(args.output, f"learner_{name}", "[LEARNER]"))
+    logger.info("[DEMO] Wrote %s; %.0f s in all", file, time.perf_counter() - began)
+    return 0
+
+
+def train_with_actor(args: argparse.Namespace, name: str, steps: int, overrides: list[str]) -> None:
+    """One learner and one actor, until the learner has made its steps."""
+    run_dir = args.output / name
+    if saved_step(run_dir) >= steps:
+        logger.info("[DEMO] Found the online run %s", run_dir)
+        return
+    common = [
+        *(str(args.config), f"--dataset.repo_id={REPO_ID}", f"--dataset.root={args.output / 'dataset'}"),
+        *(f"--output_dir={run_dir}", f"--policy.online_steps={steps}", f"--seed={args.seed}"),
+        *("--eval_steps=0", f"--policy.actor_learner_config.learner_port={free_port()}"),
+        *overrides,
+    ]
+    learner = [*common, f"--resume={str((run_dir / 'checkpoints').exists()).lower()}", f"--save_freq={steps}"]
+    commands = {"learner": learner, "actor": common}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    environment.setdefault("MUJOCO_GL", "egl")
+    processes = {}
+    logger.info("[DEMO] Online RL, %s; logs: %s", LABELS[name], args.output / f"{{learner,actor}}_{name}.log")
+    try:
+        for role, command in commands.items():
+            module = f"lerobot_policy_pi05_rl.online.{role}"
+            with (args.output / f"{role}_{name}.log").open("w") as log:
+                processes[role] = subprocess.Popen(
+                    [sys.executable, "-m", module, *command], stdout=log, stderr=subprocess.STDOUT, env=environment
+                )
+        follow(args, name, processes)
+    finally:
+        for process in processes.values():
+            stop(process)
+    if processes["learner"].returncode:
+        tail = (args.output / f"learner_{name}.log").read_text().splitlines()[-3:]
+        raise UserError(f"the learner of {name} failed: {' | '.join(tail)}")
+
+
+def follow(args: argparse.Namespace, name: str, processes: dict[str, subprocess.Popen]) -> None:
+    """Until the learner ends; an actor that ends before is an error.
+
+    Raises:
+        UserError: the actor failed.
+    """
+    told = time.perf_counter()
+    while processes["learner"].poll() is None:
+        if processes["actor"].poll() is not None:
+            tail = (args.output / f"actor_{name}.log").read_text().splitlines()[-3:]
+            raise UserError(f"the actor of {name} ended before its learner: {' | '.join(tail)}")
+        if time.perf_counter() - told > REPORT_S:
+            told = time.perf_counter()
+            logger.info("[DEMO] %s: %s", name, last_line(args.output, f"learner_{name}", "[LEARNER]"))
+        time.sleep(POLL_S)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ask a process to end; an actor ends its episode first."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, dict]:
+    """Closed-loop results of the three policies on the same start states."""
+    runs = {"before": "recap", "online": "online", "scratch": "scratch"}
+    commands, files = {}, {}
+    for name, run in runs.items():
+        files[name] = args.output / f"eval_{run}_{saved_step(args.output / run)}_{args.eval_episodes}.json"
+        if not files[name].is_file():
+            commands[name] = [
+                *(
+                    sys.executable,
+                    "-m",
+                    "lerobot_policy_pi05_rl.demo.evaluate",
+                    str(checkpoint_path(args.output, run)),
+                ),
+                *("--episodes", str(args.eval_episodes), "--seed", str(10_000 * (args.seed + 1))),
+                *("--output", str(files[name])),
+            ]
+    run_side_by_side(
+        "Evaluation",
+        commands,
+        args.output,
+        progress=lambda name: last_line(args.output, f"evaluation_{name}", "[EVAL]"),
+    )
+    stored = {name: json.loads(file.read_text()) for name, file in files.items()}
+    return {name: {"success": data["success"], "steps": data["steps"]} for name, data in stored.items()}
+
+
+if __name__ == "__main__":
+    from ..cli import main as cli_main
+
+    cli_main(["demo-online", *sys.argv[1:]])
