@@ -2,9 +2,9 @@
 
     pi05-rl demo-online [--output outputs/demo] [--config configs/demo.json] …
 
-Both learners have the same offline data, environment, and optimization steps; one starts from the pretrained policy and
-critic, the other from random weights. All policies meet the same start states. Each stage is skipped when its result is
-already there. The offline demo comes first where it has not been run.
+Both learners have the same offline data, environment and optimization steps; one starts from the pretrained policy and
+critic, the other from random weights. All policies meet the same start states. Each stage is skipped when its result
+is already there. The offline demo comes first where it has not been run.
 """
 
 import argparse
