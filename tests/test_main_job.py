@@ -129,3 +129,55 @@ def test_importing_the_offline_learner_imports_nothing_of_online(tmp_path):
         "or m.startswith('lerobot_policy_pi05_rl.online')]; sys.exit(str(bad) if bad else 0)"
     )
     run(sys.executable, "-c", code, cwd=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def online(demo) -> Path:
+    """Learner and actor from the demo's checkpoint, and from scratch, until each learner has made its steps."""
+    sizes = ("--steps", "6", "--eval-episodes", "2")
+    done = run(SCRIPTS / "pi05-rl", "demo-online", "--output", demo, "--config", CONFIG, *sizes, cwd=demo.parent)
+    assert "after online RL" in done.stdout
+    return demo / "online"
+
+
+def test_online_goes_on_from_the_offline_checkpoint(demo, online):
+    results = json.loads((demo / "results_online.json").read_text())
+    assert set(results) == {"before", "online", "scratch"}
+    assert all(result["episodes"] == 2 for result in results.values())
+    lines = [json.loads(line) for line in (online / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)  # one step axis
+    assert any("episode_return" in line for line in lines)
+    last = [line for line in lines if "loss_actor" in line][-1]
+    assert last["step"] == 6 and last["weights_pushed"] >= 1 and last["replay_transitions"] >= 200
+    assert list((online / "videos").glob("episode_*.mp4"))
+
+
+def test_stock_lerobot_eval_runs_the_online_checkpoint(online, tmp_path):
+    checkpoint = (online / "checkpoints" / "last" / "pretrained_model").resolve()
+    arguments = (f"--policy.path={checkpoint}", "--env.type=panda_pick_cube", "--eval.n_episodes=1")
+    run(SCRIPTS / "lerobot-eval", *arguments, cwd=tmp_path)
+    assert next(tmp_path.rglob("eval_info.json")).is_file()
+
+
+def test_the_replay_is_a_dataset_of_the_next_offline_run(demo, online, tmp_path):
+    pretrained = (demo / "recap" / "checkpoints" / "last" / "pretrained_model").resolve()
+    done = run(
+        *(SCRIPTS / "pi05-rl", "offline", CONFIG, f"--dataset.root={demo / 'dataset'}", "--policy.offline_steps=2"),
+        f"--dataset.additional_offline_dataset_paths=[{online / 'replay'}]",
+        *(f"--policy.pi05_checkpoint={pretrained}", "--output_dir_offline=next", "--batch_size=4"),
+        cwd=tmp_path,
+    )
+    assert "in 2 dataset(s)" in done.stdout + done.stderr
+    assert (tmp_path / "next" / "checkpoints" / "000002").is_dir()
+
+
+def test_no_episode_is_lost_or_doubled_by_kills_and_cuts(demo, tmp_path):
+    """A short form of benchmarks/online_faults.py: the learner is dead for some seconds instead of a minute."""
+    script = CONFIG.parent.parent / "benchmarks" / "online_faults.py"
+    pretrained = (demo / "recap" / "checkpoints" / "last" / "pretrained_model").resolve()
+    done = run(
+        *(sys.executable, script, CONFIG, "--down", "8", "--cuts", "2", "--output", tmp_path / "faults"),
+        *(f"--dataset.root={demo / 'dataset'}", f"--policy.pi05_checkpoint={pretrained}"),
+        cwd=tmp_path,
+    )
+    assert "lost: 0, doubled: 0" in done.stdout

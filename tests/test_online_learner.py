@@ -1,0 +1,164 @@
+"""The online learner's data and rules. The whole of it, with actors, is in test_online_run.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MIXED_EPISODES, make_dataset, write_config
+
+from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.data.frames import FOLD, POSITION, RETURN
+from lerobot_policy_pi05_rl.data.loading import open_offline_data
+from lerobot_policy_pi05_rl.offline_learner import train_offline
+from lerobot_policy_pi05_rl.online.batches import OnlineBatches, joined, online_count, replay_frames
+from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
+from lerobot_policy_pi05_rl.online.learner import find_checkpoint, may_update
+from lerobot_policy_pi05_rl.recap import RecapAlgorithm
+from lerobot_policy_pi05_rl.returns import Outcome
+
+
+@pytest.fixture(scope="module")
+def corrected_dataset(tmp_path_factory) -> Path:
+    """Episodes of both outcomes, some corrected by hand, as the replay's are."""
+    root = tmp_path_factory.mktemp("online") / "data"
+    make_dataset(
+        root,
+        [{**episode, "intervention": 5} for episode in MIXED_EPISODES],
+        columns=("next.reward", "next.success", "intervention"),
+    )
+    return root
+
+
+@pytest.fixture
+def run(tmp_path: Path, corrected_dataset: Path) -> tuple[OnlineTrainConfig, object]:
+    """Configuration and data of an online run whose "replay" is the dataset itself."""
+    path = write_config(tmp_path / "run.json", corrected_dataset, tmp_path / "offline")
+    cfg = load_config(path, [f"--output_dir={tmp_path / 'online'}", "--batch_size=4"], OnlineTrainConfig)
+    return cfg, open_offline_data(cfg)
+
+
+def outcomes_of(data) -> list[Outcome]:
+    return [episode.outcome for episode in data.labels.episodes]
+
+
+def test_offline_learner_imports_nothing_of_online():
+    code = (
+        "import sys, lerobot_policy_pi05_rl.offline_learner, lerobot_policy_pi05_rl.labeler\n"
+        "print([name for name in sys.modules if 'lerobot_policy_pi05_rl.online' in name and 'options' not in name])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_both_learners_call_the_same_update():
+    import lerobot_policy_pi05_rl.offline_learner as offline
+    import lerobot_policy_pi05_rl.online.learner as online
+
+    assert offline.RecapAlgorithm is online.RecapAlgorithm is RecapAlgorithm
+    assert offline.prepare is online.prepare  # which is what makes the algorithm
+    for module in (offline, online):
+        assert "algorithm.update(batches)" in Path(module.__file__).read_text()
+
+
+def test_batches_mix_by_ratio_and_keep_the_offline_order(run):
+    cfg, data = run
+    frames = replay_frames(cfg, data, data.sources[0], outcomes_of(data))
+    batches = OnlineBatches(cfg, data)
+    batches.show(frames)
+    first, second = next(batches), next(batches)
+    batches.close()
+    assert (batches.online, batches.offline) == (2, 2)
+    assert first[POSITION].tolist() == [0, 1, 2, 3] and second[POSITION].tolist() == [4, 5, 6, 7]
+    later = OnlineBatches(cfg, data, start=4)  # what a resumed run reads next
+    later.show(frames)
+    resumed = next(later)
+    later.close()
+    torch.testing.assert_close(resumed["action"], second["action"], rtol=0, atol=0)
+    assert not torch.equal(first["action"], second["action"])
+
+
+@pytest.mark.parametrize(("size", "ratio", "count"), [(8, 0.5, 4), (8, 1.0, 8), (3, 0.1, 1), (32, 0.3, 9)])
+def test_at_least_one_sample_is_online(size, ratio, count):
+    assert online_count(size, ratio) == count
+
+
+def test_returns_are_in_the_offline_unit_and_cut_off_ones_unknown(run):
+    cfg, data = run
+    outcomes = outcomes_of(data)
+    same = replay_frames(cfg, data, data.sources[0], outcomes).labels.returns[0]
+    np.testing.assert_array_equal(same, data.labels.returns[0])
+    cut = replay_frames(cfg, data, data.sources[0], [Outcome.TRUNCATED] * len(outcomes)).labels.returns[0]
+    assert np.isnan(cut).all()
+    shorter = data.labels.task_lengths // 4  # an online episode four times as long as any offline one
+    object.__setattr__(data.labels, "task_lengths", shorter)
+    longer = replay_frames(cfg, data, data.sources[0], [Outcome.FAILURE] * len(outcomes)).labels.returns[0]
+    assert longer.min() == cfg.policy.value_support_min and not np.isnan(longer).any()
+
+
+def test_folds_of_online_episodes_never_change(run):
+    cfg, data = run
+    cfg.policy.critic_folds = 3
+    frames = replay_frames(cfg, data, data.sources[0], outcomes_of(data), first_number=2)
+    assert [frames.folds[0, number] for number in range(3)] == [2, 0, 1]
+    assert int(frames[0, 0][FOLD]) == 2 and RETURN in frames[0, 0]
+
+
+def test_unlike_samples_are_not_joined():
+    with pytest.raises(KeyError, match="differ in \\['b'\\]"):
+        joined({"a": torch.zeros(1)}, {"a": torch.zeros(1), "b": torch.zeros(1)})
+
+
+def test_updates_wait_for_transitions(run):
+    cfg, _ = run
+    cfg.policy.online_step_before_learning = 10
+
+    class Replay:
+        def __init__(self, count):
+            self.transitions_received = count
+
+        def __len__(self):
+            return self.transitions_received
+
+    assert not may_update(cfg, Replay(9), 0) and may_update(cfg, Replay(10), 10_000)
+    cfg.policy.online_updates_per_transition = 2.0
+    assert may_update(cfg, Replay(10), 19) and not may_update(cfg, Replay(10), 20)
+
+
+def test_a_run_is_not_overwritten_but_actors_may_be_there(run):
+    cfg, _ = run
+    (cfg.run_dir / "actors" / "one").mkdir(parents=True)
+    assert find_checkpoint(cfg) is None
+    (cfg.run_dir / "replay").mkdir()
+    with pytest.raises(ConfigError, match="already holds a learner's replay"):
+        find_checkpoint(cfg)
+    cfg.resume = True
+    assert find_checkpoint(cfg) is None  # killed before its first checkpoint
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--online_ratio=0", "online_ratio"),
+        ("--dataset.labeling=first", "dataset.labeling"),
+        ("--output_dir=null", "output_dir is missing"),
+        ("--policy.actor_learner_config.push_dtype=float16", "push_dtype"),
+        ("--policy.actor_learner_config.policy_parameters_push_frequency=0", "policy_parameters_push_frequency"),
+        ("--policy.critic_early_stop=3", "critic_early_stop"),
+    ],
+)
+def test_what_an_online_run_cannot_have(tmp_path: Path, corrected_dataset: Path, override: str, message: str):
+    path = write_config(tmp_path / "run.json", corrected_dataset, tmp_path / "offline")
+    cfg = load_config(path, [f"--output_dir={tmp_path / 'online'}", override], OnlineTrainConfig)
+    with pytest.raises(ConfigError, match=message):
+        cfg.validate()
+
+
+def test_offline_run_reads_the_same_file(tmp_path: Path, corrected_dataset: Path):
+    path = write_config(tmp_path / "run.json", corrected_dataset, tmp_path / "offline")
+    cfg = load_config(path, ["--actor.name=arm", "--policy.online_steps=7", "--policy.offline_steps=1"])
+    assert train_offline(cfg).name == "000001"
+    assert cfg.total_steps == 1 and cfg.actor.name == "arm"
+    assert load_config(path, ["--policy.online_steps=7"], OnlineTrainConfig).total_steps == 7
