@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from lerobot_policy_pi05_rl.online.batches import OnlineBatches, joined, online_
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.learner import find_checkpoint, may_update
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm
-from lerobot_policy_pi05_rl.returns import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,6 @@ def run(tmp_path: Path, corrected_dataset: Path) -> tuple[OnlineTrainConfig, obj
     path = write_config(tmp_path / "run.json", corrected_dataset, tmp_path / "offline")
     cfg = load_config(path, [f"--output_dir={tmp_path / 'online'}", "--batch_size=4"], OnlineTrainConfig)
     return cfg, open_offline_data(cfg)
-
-
-def outcomes_of(data) -> list[Outcome]:
-    return [episode.outcome for episode in data.labels.episodes]
 
 
 def test_offline_learner_imports_nothing_of_online():
@@ -65,7 +61,7 @@ def test_both_learners_call_the_same_update():
 
 def test_batches_mix_by_ratio_and_keep_the_offline_order(run):
     cfg, data = run
-    frames = replay_frames(cfg, data, data.sources[0], outcomes_of(data))
+    frames = replay_frames(cfg, data, data.sources[0])
     batches = OnlineBatches(cfg, data)
     batches.show(frames)
     first, second = next(batches), next(batches)
@@ -87,23 +83,25 @@ def test_at_least_one_sample_is_online(size, ratio, count):
 
 def test_returns_are_in_the_offline_unit_and_cut_off_ones_unknown(run):
     cfg, data = run
-    outcomes = outcomes_of(data)
-    same = replay_frames(cfg, data, data.sources[0], outcomes).labels.returns[0]
-    np.testing.assert_array_equal(same, data.labels.returns[0])
-    cut = replay_frames(cfg, data, data.sources[0], [Outcome.TRUNCATED] * len(outcomes)).labels.returns[0]
-    assert np.isnan(cut).all()
-    shorter = data.labels.task_lengths // 4  # an online episode four times as long as any offline one
-    object.__setattr__(data.labels, "task_lengths", shorter)
-    longer = replay_frames(cfg, data, data.sources[0], [Outcome.FAILURE] * len(outcomes)).labels.returns[0]
+    source = data.sources[0]
+    np.testing.assert_array_equal(replay_frames(cfg, data, source).labels.returns[0], data.labels.returns[0])
+    cut_off = {"next.cut_off": np.isin(np.arange(len(source.columns["index"])), source.ends - 1)}
+    unknown = replace(source, columns={**source.columns, **cut_off})
+    assert np.isnan(replay_frames(cfg, data, unknown).labels.returns[0]).all()
+    shorter = replace(data.labels, task_lengths=data.labels.task_lengths // 4)  # online ones are four times as long
+    longer = replay_frames(cfg, replace(data, labels=shorter), source).labels.returns[0]
     assert longer.min() == cfg.policy.value_support_min and not np.isnan(longer).any()
 
 
-def test_folds_of_online_episodes_never_change(run):
+def test_the_fold_of_an_episode_is_a_function_of_its_uid(run):
     cfg, data = run
     cfg.policy.critic_folds = 3
-    frames = replay_frames(cfg, data, data.sources[0], outcomes_of(data), first_number=2)
-    assert [frames.folds[0, number] for number in range(3)] == [2, 0, 1]
-    assert int(frames[0, 0][FOLD]) == 2 and RETURN in frames[0, 0]
+    source = data.sources[0]
+    numbers = source.columns["episode_index"] + 7
+    source = replace(source, columns={**source.columns, "episode_uid": np.stack([numbers, numbers], axis=1)})
+    frames = replay_frames(cfg, data, source)
+    assert [frames.folds[0, number] for number in range(3)] == [1, 2, 0]
+    assert int(frames[0, 0][FOLD]) == 1 and RETURN in frames[0, 0]
 
 
 def test_unlike_samples_are_not_joined():

@@ -5,32 +5,22 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ..data.episodes import Episode, LabelledEpisodes, label_frames
+from ..data.episodes import Episode, LabelledEpisodes, known_outcomes, label_frames
 from ..data.frames import POSITION, FrameDataset, FrameIndex
 from ..data.loaders import make_train_loader
 from ..data.loading import OfflineData, make_lookaheads, policy_cameras
 from ..data.sources import INTERVENTION_COLUMNS, Source
-from ..returns import Outcome
 from .config import OnlineTrainConfig
 
 logger = logging.getLogger(__name__)
 
-
-class ReplaySource(Protocol):
-    """What the batches read of the replay."""
-
-    outcomes: list[Outcome]
-
-    def source(self) -> Source:
-        """All episodes there are now."""
-        ...
+UID = "episode_uid"  # column: the 32 digits as two numbers
 
 
 def online_count(batch_size: int, online_ratio: float) -> int:
@@ -38,18 +28,15 @@ def online_count(batch_size: int, online_ratio: float) -> int:
     return max(1, int(batch_size * online_ratio))
 
 
-def replay_frames(
-    cfg: OnlineTrainConfig, data: OfflineData, source: Source, outcomes: list[Outcome], first_number: int = 0
-) -> FrameDataset:
+def replay_frames(cfg: OnlineTrainConfig, data: OfflineData, source: Source) -> FrameDataset:
     """The replay's frames, labelled in the unit of the offline data's returns.
 
     The critic learnt returns normalised by the offline data's longest episode of each task; an online episode that is
-    longer is as bad as that scale can say: its returns are cut at the support.
-
-    Args:
-        first_number: how many episodes came before the first; with the fold of an episode it never changes.
+    longer is as bad as that scale can say: its returns are cut at the support. The fold of an episode is a function of
+    its uid.
     """
     tasks, lengths = data.labels.tasks, data.labels.task_lengths
+    outcomes = known_outcomes(source, None, primary=True)
     rows = zip(source.starts.tolist(), source.ends.tolist(), source.tasks, outcomes, strict=True)
     episodes = [
         Episode(0, int(source.columns["episode_index"][start]), start, end, tasks.index(task), outcome)
@@ -73,7 +60,7 @@ def replay_frames(
         cameras=policy_cameras(cfg.policy),
         chunk_size=cfg.policy.chunk_size,
         image_transforms=data.train.image_transforms,
-        folds={(0, e.index): (first_number + n) % folds for n, e in enumerate(episodes)} if folds > 1 else {},
+        folds={(0, e.index): int(source.columns[UID][e.start][0]) % folds for e in episodes} if folds > 1 else {},
         lookaheads=make_lookaheads([source], labelled, cfg, pinned=False),
         seed=cfg.seed,
     )

@@ -132,8 +132,8 @@ def run_loop(
                 window_start += time.perf_counter() - began  # the throughput is training's
                 continue
             if replay.episodes_received != shown:
-                shown, source, outcomes, first = replay.episodes_received, *replay.snapshot()
-                batches.show(replay_frames(cfg, data, source, outcomes, first))
+                shown = replay.episodes_received
+                batches.show(replay_frames(cfg, data, replay.source()))
             stats = algorithm.update(batches)
             step = algorithm.optimization_step
             window.add(stats.to_log_dict())
