@@ -32,6 +32,11 @@ YES, NO = np.array([False, True]), np.array([False, False])
     [
         ({"given": Outcome.FAILURE, "success": YES, "reward": np.array([0.0, 1.0])}, Outcome.FAILURE),
         ({"given": Outcome.TRUNCATED, "success": YES}, Outcome.TRUNCATED),
+        ({"given": Outcome.SUCCESS, "cut_off": YES}, Outcome.SUCCESS),
+        ({"cut_off": YES, "success": NO, "reward": np.array([0.0, 1.0])}, Outcome.TRUNCATED),
+        ({"cut_off": YES, "success": YES}, Outcome.TRUNCATED),
+        ({"cut_off": np.array([True, False]), "success": YES}, Outcome.SUCCESS),
+        ({"cut_off": NO, "success": NO}, Outcome.FAILURE),
         ({"success": NO, "reward": np.array([0.0, 1.0]), "truncated": YES}, Outcome.FAILURE),
         ({"success": np.array([True, False]), "truncated": YES}, Outcome.SUCCESS),
         ({"reward": np.array([0.0, 1.0]), "truncated": YES}, Outcome.SUCCESS),
@@ -41,7 +46,7 @@ YES, NO = np.array([False, True]), np.array([False, False])
         ({}, None),
     ],
 )
-def test_the_outcome_comes_from_file_then_success_then_last_reward_then_truncation(sources, outcome):
+def test_the_outcome_comes_from_file_then_cut_off_then_success_then_last_reward_then_truncation(sources, outcome):
     assert episode_outcome(**sources) is outcome
 
 

@@ -44,6 +44,7 @@ class RewardConfig:
 def episode_outcome(
     *,
     given: Outcome | None = None,
+    cut_off: np.ndarray | None = None,
     success: np.ndarray | None = None,
     reward: np.ndarray | None = None,
     truncated: np.ndarray | None = None,
@@ -52,6 +53,8 @@ def episode_outcome(
 
     Args:
         given: from an outcome file.
+        cut_off: (T,) the episode's ``next.cut_off`` column; true at the last step: nobody knows how it would have
+            ended, whatever its ``next.success`` says.
         success: (T,) the episode's ``next.success`` (or ``success``) column; any true value is a success, none
             a failure.
         reward: (T,) ``next.reward``; a positive one at the last step is a success, any other says nothing.
@@ -59,6 +62,8 @@ def episode_outcome(
     """
     if given is not None:
         return given
+    if cut_off is not None and bool(cut_off[-1]):
+        return Outcome.TRUNCATED
     if success is not None:
         return Outcome.SUCCESS if bool(np.any(success)) else Outcome.FAILURE
     if reward is not None and reward[-1] > 0:

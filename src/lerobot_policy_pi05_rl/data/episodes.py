@@ -17,6 +17,7 @@ from ..returns import (
     steps_to_success_rewards,
 )
 from .sources import (
+    CUT_OFF_COLUMNS,
     INTERVENTION_COLUMNS,
     REWARD_COLUMN,
     SUCCESS_COLUMNS,
@@ -135,6 +136,7 @@ def known_outcomes(source: Source, outcome_file: str | None, *, primary: bool) -
     return [
         episode_outcome(
             given=given.get(int(source.columns["episode_index"][start])),
+            cut_off=source.column(CUT_OFF_COLUMNS, row),
             success=source.column(SUCCESS_COLUMNS, row),
             reward=source.column((REWARD_COLUMN,), row),
             truncated=source.column(TRUNCATED_COLUMNS, row),

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 INTERVENTION_COLUMNS = ("intervention", "is_intervention", "complementary_info.is_intervention")
 SUCCESS_COLUMNS = ("next.success", "success")
 TRUNCATED_COLUMNS = ("next.truncated", "truncated")
+CUT_OFF_COLUMNS = ("next.cut_off",)
 REWARD_COLUMN = "next.reward"
 
 
