@@ -81,6 +81,7 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
         spec=spec,
         inbox=inbox,
         weights=box,
+        on_episode=None,
         on_report=monitor.hear,
         step=lambda: algorithm.optimization_step,
     )
