@@ -11,7 +11,7 @@ import torch
 from conftest import MIXED_EPISODES, make_dataset, write_config
 
 from lerobot_policy_pi05_rl.config import ConfigError, load_config
-from lerobot_policy_pi05_rl.data.frames import FOLD, POSITION, RETURN
+from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.data.loading import open_offline_data
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.online.batches import OnlineBatches, joined, online_count, replay_frames
@@ -93,15 +93,15 @@ def test_returns_are_in_the_offline_unit_and_cut_off_ones_unknown(run):
     assert longer.min() == cfg.policy.value_support_min and not np.isnan(longer).any()
 
 
-def test_the_fold_of_an_episode_is_a_function_of_its_uid(run):
+def test_the_fold_of_an_episode_does_not_depend_on_what_was_evicted_before(run):
     cfg, data = run
     cfg.policy.critic_folds = 3
     source = data.sources[0]
-    numbers = source.columns["episode_index"] + 7
-    source = replace(source, columns={**source.columns, "episode_uid": np.stack([numbers, numbers], axis=1)})
-    frames = replay_frames(cfg, data, source)
-    assert [frames.folds[0, number] for number in range(3)] == [1, 2, 0]
-    assert int(frames[0, 0][FOLD]) == 1 and RETURN in frames[0, 0]
+    first = int(source.ends[0])
+    columns = {name: values[first:] for name, values in source.columns.items()}
+    bounds = {"starts": source.starts[1:] - first, "ends": source.ends[1:] - first, "tasks": source.tasks[1:]}
+    whole, rest = (replay_frames(cfg, data, s).folds for s in (source, replace(source, columns=columns, **bounds)))
+    assert rest == {key: fold for key, fold in whole.items() if key[1] != 0} and len(rest) == len(whole) - 1
 
 
 def test_unlike_samples_are_not_joined():

@@ -3,11 +3,13 @@
 import copy
 import logging
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -20,8 +22,6 @@ from .config import OnlineTrainConfig
 
 logger = logging.getLogger(__name__)
 
-UID = "episode_uid"  # column: the 32 digits as two numbers
-
 
 def online_count(batch_size: int, online_ratio: float) -> int:
     """How many samples of a batch are online ones: at least one, as LeRobot's OnlineOfflineMixer has it."""
@@ -32,8 +32,7 @@ def replay_frames(cfg: OnlineTrainConfig, data: OfflineData, source: Source) -> 
     """The replay's frames, labelled in the unit of the offline data's returns.
 
     The critic learnt returns normalised by the offline data's longest episode of each task; an online episode that is
-    longer is as bad as that scale can say: its returns are cut at the support. The fold of an episode is a function of
-    its uid.
+    longer is as bad as that scale can say: its returns are cut at the support. The fold of an episode never changes.
     """
     tasks, lengths = data.labels.tasks, data.labels.task_lengths
     outcomes = known_outcomes(source, None, primary=True)
@@ -60,10 +59,16 @@ def replay_frames(cfg: OnlineTrainConfig, data: OfflineData, source: Source) -> 
         cameras=policy_cameras(cfg.policy),
         chunk_size=cfg.policy.chunk_size,
         image_transforms=data.train.image_transforms,
-        folds={(0, e.index): int(source.columns[UID][e.start][0]) % folds for e in episodes} if folds > 1 else {},
+        folds={(0, e.index): fold_of(source, e.start, folds) for e in episodes} if folds > 1 else {},
         lookaheads=make_lookaheads([source], labelled, cfg, pinned=False),
         seed=cfg.seed,
     )
+
+
+def fold_of(source: Source, start: int, folds: int) -> int:
+    """The fold of the episode that begins at row ``start``: a function of what is seen and done there, so that it is the
+    same after a restart, and whatever was evicted before it."""
+    return zlib.crc32(b"".join(source.recorded(key)[start].tobytes() for key in (OBS_STATE, ACTION))) % folds
 
 
 class OnlineBatches:

@@ -88,7 +88,6 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     monitor.watch(server)
     try:
         with Intake(inbox, replay, spec) as intake, server:
-            logger.info("[LEARNER] Listening on %s:%d", cfg.policy.actor_learner_config.learner_host, server.port)
             pusher = WeightsPusher(cfg, algorithm, box, session)
             saved = run_loop(cfg, data, algorithm, processors, window, replay, intake, pusher, monitor)
         monitor.hear_episodes(intake)

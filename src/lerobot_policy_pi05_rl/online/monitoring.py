@@ -1,7 +1,6 @@
 """What a person watches of an online run: episodes, actors, queues, weights, under the learner's optimization step."""
 
 import logging
-import time
 
 from ..data.loading import OfflineData
 from ..metrics import MetricsWindow, MetricsWriter
@@ -39,7 +38,7 @@ class Monitor:
         self.server: LearnerServer | None = None
         self._window = MetricsWindow()
         self._reports: dict[str, dict[str, float]] = {}
-        self._logged, self._start = 0, time.perf_counter()
+        self._number = replay.episodes_received  # of the last episode logged
 
     def watch(self, server: LearnerServer) -> None:
         """The server whose counts are told."""
@@ -56,7 +55,7 @@ class Monitor:
 
     def _log(self, episode: Episode) -> None:
         step = self.algorithm.optimization_step
-        self._logged += 1
+        self._number += 1
         values = {
             "episode_return": float(episode.reward.sum()),
             "episode_success": float(episode.success),
@@ -68,7 +67,7 @@ class Monitor:
         self.writer.log(step, {**values, "interaction_step": float(self.replay.transitions_received)})
         logger.info(
             "[LEARNER] Episode %d of %s: %s after %d steps, return %.3g, interventions %.2f, weights of step %d",
-            self.replay.episodes_received,
+            self._number,
             episode.actor,
             episode.outcome.value,
             len(episode),
@@ -77,14 +76,14 @@ class Monitor:
             int(episode.policy_version.max()),
         )
         every = self.cfg.policy.episode_logging_freq
-        if every and self.algorithm.policy.model.critic is not None and (self._logged - 1) % every == 0:
+        if every and self.algorithm.policy.model.critic is not None and (self._number - 1) % every == 0:
             self._draw(episode, step)
 
     def _draw(self, episode: Episode, step: int) -> None:
-        path = self.cfg.run_dir / "videos" / f"episode_{self.replay.episodes_received:06d}.mp4"
+        path = self.cfg.run_dir / "videos" / f"episode_{self._number:06d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_episode_video(path, episode, self.cfg, self.data, self.algorithm, number=self.replay.episodes_received)
-        logger.info("[LEARNER] Video of episode %d: %s", self.replay.episodes_received, path)
+        write_episode_video(path, episode, self.cfg, self.data, self.algorithm, number=self._number)
+        logger.info("[LEARNER] Video of episode %d: %s", self._number, path)
         self.writer.log_video(step, "episode", path)
 
     def flush(self) -> dict[str, float]:
