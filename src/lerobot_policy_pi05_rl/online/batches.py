@@ -66,8 +66,8 @@ def replay_frames(cfg: OnlineTrainConfig, data: OfflineData, source: Source) -> 
 
 
 def fold_of(source: Source, start: int, folds: int) -> int:
-    """The fold of the episode that begins at row ``start``: a function of what is seen and done there, so that it is the
-    same after a restart, and whatever was evicted before it."""
+    """The fold of the episode that begins at row ``start``: a function of what is seen and done there, so that it is
+    the same after a restart, and whatever was evicted before it."""
     return zlib.crc32(b"".join(source.recorded(key)[start].tobytes() for key in (OBS_STATE, ACTION))) % folds
 
 
