@@ -1,5 +1,6 @@
 """The learner's replay: what stock LeRobot reads of it, what survives a crash, what is dropped."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from lerobot_policy_pi05_rl.data.video import read_frame
 from lerobot_policy_pi05_rl.online import replay_files
 from lerobot_policy_pi05_rl.online.episode import BadEpisodeError, Episode, EpisodeSpec, decode_picture, encode_picture
 from lerobot_policy_pi05_rl.online.replay import Replay
+from lerobot_policy_pi05_rl.online.replay_episode import uid_numbers
 from lerobot_policy_pi05_rl.online.replay_recovery import ReplayError
 from lerobot_policy_pi05_rl.returns import Outcome
 
@@ -26,6 +28,10 @@ TASKS = ("pick the cube", "open the drawer")
 SPEC = EpisodeSpec(4, 3, dict.fromkeys(CAMERAS, (32, 32)), TASKS, fps=10)
 ENCODER = RGBEncoderConfig(vcodec="h264", g=2, crf=10, preset="ultrafast", fast_decode=1)
 OUTCOMES = (Outcome.SUCCESS, Outcome.FAILURE, Outcome.TRUNCATED)
+
+
+def uid_of(number: int) -> str:
+    return hashlib.blake2b(bytes([number]), digest_size=16).hexdigest()
 
 
 def make_episode(number: int, length: int = 5, outcome: Outcome | None = None) -> Episode:
@@ -37,7 +43,7 @@ def make_episode(number: int, length: int = 5, outcome: Outcome | None = None) -
         return encode_picture(np.full((32, 32, 3), colour, dtype=np.uint8), 95)
 
     return Episode(
-        uid=f"{number:032x}",
+        uid=uid_of(number),
         actor=f"robot-{number % 2}",
         task=TASKS[number % 2],
         outcome=outcome or OUTCOMES[number % 3],
@@ -90,7 +96,8 @@ def check_with_lerobot(root: Path, episodes: list[Episode]) -> None:
             assert frame["next.cut_off"].item() == (last and episode.outcome is Outcome.TRUNCATED)
             assert frame["intervention"].item() == episode.intervention[step]
             assert frame["policy_version"].item() == episode.policy_version[step]
-            assert (frame["episode_uid"], frame["task"]) == (episode.uid, episode.task)
+            assert b"".join(n.to_bytes(8, signed=True) for n in frame["episode_uid"].tolist()).hex() == episode.uid
+            assert frame["task"] == episode.task
             assert (frame["episode_index"], frame["frame_index"], frame["index"]) == (number, step, index)
             for camera in CAMERAS:
                 sent = decode_picture(episode.pictures[camera][step]).astype(int)
@@ -105,6 +112,7 @@ def check_snapshot(replay: Replay, episodes: list[Episode]) -> None:
     assert replay.outcomes == [episode.outcome for episode in episodes]
     assert replay.tasks == [episode.task for episode in episodes]
     source = replay.source()
+    np.testing.assert_array_equal(source.columns["episode_uid"][source.starts], [uid_numbers(e.uid) for e in episodes])
     assert known_outcomes(source, None, primary=True) == replay.outcomes
     np.testing.assert_array_equal(source.columns["action"], np.concatenate([e.action for e in episodes]))
     np.testing.assert_array_equal(source.columns["next.reward"], np.concatenate([e.reward for e in episodes]))
@@ -175,7 +183,7 @@ def test_a_duplicate_is_refused_before_and_after_it_was_evicted(tmp_path):
     replay = filled(tmp_path / "replay", range(6), capacity=12)
     for again in (replay, open_replay(tmp_path / "replay", 12)):
         assert [again.append(make_episode(number)) for number in range(6)] == [False] * 6
-        assert again.uids == {make_episode(number).uid for number in range(6)}
+        assert again.uids == {uid_of(number) for number in range(6)}
         assert (again.transitions_received, again.episodes_received) == (30, 6)
         check_snapshot(again, [make_episode(4), make_episode(5)])
 
@@ -218,7 +226,7 @@ def test_the_ledger_tells_what_came_from_whom_and_survives_a_torn_line(tmp_path)
     ledger = root / replay_files.LEDGER
     lines = ledger.read_text().splitlines()
     assert json.loads(lines[1]) == {
-        "uid": f"{1:032x}",
+        "uid": uid_of(1),
         "length": 5,
         "outcome": "failure",
         "actor": "robot-1",
@@ -288,14 +296,14 @@ def test_an_append_that_is_killed_anywhere_is_there_or_not(tmp_path, monkeypatch
 
     def check(copy):
         replay = open_replay(copy)
-        there = make_episode(2).uid in replay.uids
+        there = uid_of(2) in replay
         seen.add(there)
         check_snapshot(replay, [make_episode(n) for n in range(3 if there else 2)])
         assert replay.append(make_episode(2)) is not there
         assert replay.append(make_episode(3))
         check_snapshot(replay, [make_episode(n) for n in range(4)])
         lines = (copy / replay_files.LEDGER).read_text().splitlines()
-        assert [json.loads(line)["uid"] for line in lines] == [make_episode(n).uid for n in range(4)]
+        assert [json.loads(line)["uid"] for line in lines] == [uid_of(n) for n in range(4)]
         assert len(list(copy.glob("videos/*/*/*"))) == 4 * len(CAMERAS)
         assert len(list(copy.glob("data/*/*"))) == 4
 

@@ -20,7 +20,7 @@ from ..returns import Outcome
 from . import replay_files as files
 from .episode import Episode, EpisodeSpec
 from .replay_episode import (
-    EPISODE_UID,
+    UID,
     column_stats,
     episode_row,
     frame_columns,
@@ -68,6 +68,7 @@ class Replay:
         self._tasks, self._encoder = {task: number for number, task in enumerate(tasks)}, encoder
         self._memory = Memory(capacity)
         self._stats = aggregate_stats([row_stats(row) for row in rows]) if rows else None
+        self._uids = set(ledger.receipts) | {row[UID] for row in rows}
         self._doomed: list[Path] = []  # videos of evicted episodes that an old snapshot may still read
         self._damaged = False
         self._write_lock, self._lock = threading.Lock(), threading.Lock()
@@ -110,11 +111,15 @@ class Replay:
         with self._lock:
             return len(self._memory)
 
+    def __contains__(self, uid: str) -> bool:
+        """Whether an episode was ever stored."""
+        return uid in self._uids
+
     @property
     def uids(self) -> set[str]:
         """Of every episode that was ever stored."""
         with self._lock:
-            return set(self._ledger.receipts) | {row[EPISODE_UID] for row in self._rows}
+            return set(self._uids)
 
     @property
     def transitions_received(self) -> int:
@@ -161,7 +166,7 @@ class Replay:
             ReplayError: writing failed before (a full disk); open the replay again.
         """
         with self._write_lock:
-            if episode.uid in self.uids:
+            if episode.uid in self:
                 return False
             if self._damaged:
                 raise ReplayError(
@@ -201,8 +206,8 @@ class Replay:
             columns = {name: values[start : start + row["length"]] for name, values in table.items()}
             outcome = Outcome.SUCCESS if columns["next.success"][-1] else Outcome.FAILURE
             outcome = Outcome.TRUNCATED if columns["next.cut_off"][-1] else outcome
-            if row[EPISODE_UID] not in self._ledger.receipts:
-                self._ledger.add(Receipt.of(row[EPISODE_UID], row["length"], outcome, row["actor"], row["started"]))
+            if row[UID] not in self._ledger.receipts:
+                self._ledger.add(Receipt.of(row[UID], row["length"], outcome, row["actor"], row["started"]))
             self._hold(row, outcome, columns)
 
     def _hold(self, row: Row, outcome: Outcome, columns: dict) -> None:
@@ -219,7 +224,7 @@ class Replay:
         video, table = files.place(self._videos), files.place(self._tables)
         places = {"data": table, "meta/episodes": table} | {f"videos/{camera}": video for camera in videos}
         row = episode_row(episode, stats, number=number, first=first, places=places, fps=self._spec.fps)
-        pq.write_table(frame_table(columns, episode.uid, self._info.features), staging / "data.parquet")
+        pq.write_table(frame_table(columns, self._info.features), staging / "data.parquet")
         pq.write_table(pa.Table.from_pylist([row]), staging / "episode.parquet")
         total = aggregate_stats([self._stats, stats]) if self._stats is not None else stats
         for camera, path in videos.items():
@@ -237,6 +242,7 @@ class Replay:
         files.write_json(counts, self.root / INFO_PATH)
         with self._lock:
             self._rows.append(without_stats(row))
+            self._uids.add(episode.uid)
             self._stats, self._videos, self._tables = total, self._videos + 1, self._tables + 1
             self._hold(row, episode.outcome, columns)
         self._ledger.add(Receipt.of(episode.uid, len(episode), episode.outcome, episode.actor, episode.started))

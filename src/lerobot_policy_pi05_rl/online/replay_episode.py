@@ -18,7 +18,7 @@ from ..returns import Outcome
 from .episode import INTERVENTION, POLICY_VERSION, REWARD, BadEpisodeError, Episode, EpisodeSpec, decode_picture
 
 SUCCESS, CUT_OFF, EPISODE_UID = "next.success", "next.cut_off", "episode_uid"
-ACTOR, STARTED = "actor", "started"  # of meta/episodes, beside LeRobot's own
+UID, ACTOR, STARTED = "uid", "actor", "started"  # of meta/episodes, beside LeRobot's own
 PICTURES_IN_STATS = 100
 Stats = dict[str, dict[str, np.ndarray]]
 
@@ -27,7 +27,8 @@ def replay_features(spec: EpisodeSpec, names: dict[str, Any]) -> dict[str, dict]
     """LeRobot's features of the replay.
 
     ``next.success``: true on the last frame of a success. ``next.cut_off``: true on the last frame of an episode of
-    which nobody knows how it would have ended. ``episode_uid``: the episode's uid, on each of its frames.
+    which nobody knows how it would have ended. ``episode_uid``: the episode's uid as two numbers, on each of its
+    frames.
     """
     features: dict[str, dict] = {
         OBS_STATE: {"dtype": "float32", "shape": (spec.state_dim,), "names": names.get(OBS_STATE)},
@@ -46,10 +47,15 @@ def replay_features(spec: EpisodeSpec, names: dict[str, Any]) -> dict[str, dict]
         CUT_OFF: "bool",
         INTERVENTION: "bool",
         POLICY_VERSION: "int64",
-        EPISODE_UID: "string",
     }
     features |= {name: {"dtype": dtype, "shape": (1,), "names": None} for name, dtype in dtypes.items()}
+    features[EPISODE_UID] = {"dtype": "int64", "shape": (2,), "names": None}
     return features | {name: dict(feature) for name, feature in DEFAULT_FEATURES.items()}
+
+
+def uid_numbers(uid: str) -> np.ndarray:
+    """(2,) int64: the 32 hexadecimal digits of a uid in two halves."""
+    return np.frombuffer(bytes.fromhex(uid), dtype=">i8").astype(np.int64)
 
 
 def frame_columns(episode: Episode, fps: float, *, number: int, first: int, task: int) -> dict[str, np.ndarray]:
@@ -72,6 +78,7 @@ def frame_columns(episode: Episode, fps: float, *, number: int, first: int, task
         CUT_OFF: last & (episode.outcome is Outcome.TRUNCATED),
         INTERVENTION: episode.intervention.astype(bool),
         POLICY_VERSION: episode.policy_version.astype(np.int64),
+        EPISODE_UID: np.tile(uid_numbers(episode.uid), (length, 1)),
         "timestamp": (steps / fps).astype(np.float32),
         "frame_index": steps,
         "episode_index": np.full(length, number, dtype=np.int64),
@@ -80,41 +87,36 @@ def frame_columns(episode: Episode, fps: float, *, number: int, first: int, task
     }
 
 
-def frame_table(columns: dict[str, np.ndarray], uid: str, features: dict[str, dict]) -> pa.Table:
+def frame_table(columns: dict[str, np.ndarray], features: dict[str, dict]) -> pa.Table:
     """The columns as LeRobot's parquet holds them."""
     schema = get_hf_features_from_features(features).arrow_schema
-    length = len(columns[DONE])
     arrays = []
     for field in schema:
-        if field.name == EPISODE_UID:
-            arrays.append(pa.array([uid] * length, type=field.type))
-        elif pa.types.is_primitive(field.type):
-            arrays.append(pa.array(columns[field.name].reshape(length), type=field.type))
-        else:
-            values = pa.array(columns[field.name].reshape(-1))
-            width = columns[field.name].shape[1]
-            arrays.append(pa.FixedSizeListArray.from_arrays(values, width).cast(field.type))
+        values = pa.array(columns[field.name].reshape(-1))
+        if not pa.types.is_primitive(field.type):
+            values = pa.FixedSizeListArray.from_arrays(values, columns[field.name].shape[1])
+        arrays.append(values.cast(field.type))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def table_columns(table: pa.Table) -> dict[str, np.ndarray]:
-    """:func:`frame_table` backwards: numeric columns, state and action as (T, D)."""
+    """:func:`frame_table` backwards; state and action are (T, D) also where D is 1."""
     columns = {}
     for name in table.column_names:
         column = table.column(name).combine_chunks()
-        if pa.types.is_string(column.type):
-            continue
-        if not pa.types.is_primitive(column.type):
-            column = column.flatten()
-        values = column.to_numpy(zero_copy_only=False)
-        columns[name] = values.reshape(table.num_rows, -1) if name in (OBS_STATE, ACTION) else values
+        flat = column if pa.types.is_primitive(column.type) else column.flatten()
+        values = flat.to_numpy(zero_copy_only=False)
+        wide = len(values) > table.num_rows or name in (OBS_STATE, ACTION)
+        columns[name] = values.reshape(table.num_rows, -1) if wide else values
     return columns
 
 
 def column_stats(columns: dict[str, np.ndarray]) -> Stats:
-    """LeRobot's statistics of an episode's numeric columns, every value a float."""
+    """LeRobot's statistics of an episode's columns, every value a float; a uid has none."""
     stats = {}
     for name, values in columns.items():
+        if name == EPISODE_UID:
+            continue
         found = get_feature_stats(values.astype(np.float64), axis=0, keepdims=values.ndim == 1)
         stats[name] = {key: np.asarray(value, np.int64 if key == "count" else None) for key, value in found.items()}
     return stats
@@ -180,7 +182,7 @@ def episode_row(
         "length": len(episode),
         "dataset_from_index": first,
         "dataset_to_index": first + len(episode),
-        EPISODE_UID: episode.uid,
+        UID: episode.uid,
         ACTOR: episode.actor,
         STARTED: float(episode.started),
     }

@@ -55,13 +55,15 @@ def open_folder(
 
 def _create(root: Path, spec: EpisodeSpec, features: dict[str, dict], robot_type: str | None) -> None:
     """An empty dataset; ``info.json`` last, so that an interrupted creation starts over."""
-    foreign = [path for path in (root.rglob("*") if root.exists() else ()) if path.is_file() and path.suffix != ".new"]
-    foreign = [path for path in foreign if path != root / DEFAULT_TASKS_PATH]
+    there = [path.relative_to(root) for path in root.rglob("*") if path.is_file()] if root.exists() else []
+    info = Path(INFO_PATH)
+    unfinished = (Path(DEFAULT_TASKS_PATH), info.with_name(f".{info.name}.new"))
+    foreign = [path for path in there if path not in unfinished and path.parts[0] != files.INCOMING]
     if foreign:
-        raise ReplayError(f"{root} is no replay (it has {foreign[0].name} and no {INFO_PATH}); move it away")
+        raise ReplayError(f"{root} is no replay (it has {foreign[0]} and no {INFO_PATH}); move it away")
     _write_tasks(root, list(spec.tasks))
-    info = create_empty_dataset_info(CODEBASE_VERSION, int(spec.fps), features, True, robot_type)
-    files.write_json(info.to_dict(), root / INFO_PATH)
+    empty = create_empty_dataset_info(CODEBASE_VERSION, int(spec.fps), features, True, robot_type)
+    files.write_json(empty.to_dict(), root / INFO_PATH)
 
 
 def _check(root: Path, info: DatasetInfo, spec: EpisodeSpec, features: dict[str, dict]) -> None:
