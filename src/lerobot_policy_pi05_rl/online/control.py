@@ -1,0 +1,177 @@
+"""The control loop of one episode: it waits neither for the network nor, beside a real robot, for the model."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from lerobot.utils.robot_utils import precise_sleep
+
+from ..errors import UserError
+from ..online_options import ActorConfig
+from ..returns import Outcome
+from .environment import ActorEnvironment, Step
+from .inference import ChunkSource
+from .recorder import Recorder
+from .safety import hold_action
+
+logger = logging.getLogger(__name__)
+
+WAIT_S = 0.002  # between looks at an empty queue while nothing moves
+
+
+@dataclass
+class Stats:
+    """What the control loop has done since the actor started; it alone writes."""
+
+    steps: int = 0
+    held: int = 0  # steps that held because there was no action
+    interventions: int = 0  # steps in which a person acted
+    episodes: int = 0
+    successes: int = 0
+    dropped: int = 0  # re-recorded, or ended before their first step
+    periods: deque[float] = field(default_factory=lambda: deque(maxlen=2000))  # seconds between steps
+
+    def percentile(self, q: float) -> float:
+        """Of the control period, in seconds; 0 before the second step."""
+        periods = list(self.periods)
+        return float(np.percentile(periods, q)) if periods else 0.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an episode ended; without an outcome it is forgotten."""
+
+    outcome: Outcome | None
+    why: str
+    broken: bool = False  # the environment raised
+
+
+class Control:
+    """Plays episodes.
+
+    Args:
+        stopped: whether the run is to end; the episode is then cut off.
+    """
+
+    def __init__(
+        self,
+        environment: ActorEnvironment,
+        source: ChunkSource,
+        recorder: Recorder,
+        actor: ActorConfig,
+        stopped: Callable[[], bool],
+        stats: Stats,
+    ):
+        self._env, self._source, self._recorder = environment, source, recorder
+        self._actor, self._stopped, self._stats = actor, stopped, stats
+
+    def play(self, seed: int) -> Ending:
+        """One episode; its steps are in the recorder afterwards.
+
+        Raises:
+            UserError: the environment does not fit the policy.
+            Exception: what the model raised; the steps before it are in the recorder.
+        """
+        self._recorder.start()
+        self._source.begin_episode()
+        try:
+            observation = self._env.reset(seed)
+        except UserError:
+            raise
+        except Exception as error:  # of a simulator or a robot: anything
+            return Ending(Outcome.TRUNCATED, f"the reset failed: {_line(error)}", broken=True)
+        self._source.publish(observation, intervened=False)
+        last: np.ndarray | None = None
+        human = success = False
+        fault_since, pace = None, Pace(self._env.fps, self._actor.realtime)
+        while True:
+            if self._stopped():
+                return Ending(Outcome.TRUNCATED, "the actor was stopped")
+            proposal, fault = self._source.next_action(), self._source.fault
+            fault_since = None if fault is None or human else fault_since or time.monotonic()
+            if fault_since is not None and (
+                self._actor.on_fault == "stop" or time.monotonic() - fault_since >= self._actor.fault_timeout_s
+            ):
+                return Ending(Outcome.TRUNCATED, str(fault))
+            if proposal is None and (last is None or not (self._actor.realtime or human)):
+                time.sleep(WAIT_S)  # nothing has moved yet, or it is a simulator, which stands still
+                pace.start()
+                continue
+            if proposal is not None:
+                action, version = proposal
+            else:
+                action, version = (
+                    hold_action(self._env.action_names, self._actor.hold_action, last),
+                    self._source.version,
+                )
+            try:
+                step = self._env.step(action)
+            except UserError:
+                raise
+            except Exception as error:
+                return Ending(Outcome.TRUNCATED, f"the environment failed: {_line(error)}", broken=True)
+            self._recorder.add(observation, step.executed, step.reward, step.intervention, version)
+            self._count(step, held=proposal is None)
+            last, observation, human = step.executed, step.observation, step.intervention
+            self._source.publish(observation, human)
+            success = success or step.success
+            if (ending := self._ending(step, success)) is not None:
+                return ending
+            self._stats.periods.append(pace.wait())
+
+    def _count(self, step: Step, held: bool) -> None:
+        self._stats.steps += 1
+        self._stats.held += held and not step.intervention
+        self._stats.interventions += step.intervention
+
+    def _ending(self, step: Step, success: bool) -> Ending | None:
+        if step.rerecord:
+            return Ending(None, "to be recorded again")
+        if not (step.terminated or step.truncated):
+            return None
+        if success:
+            return Ending(Outcome.SUCCESS, "success")
+        if step.terminated:
+            return Ending(Outcome.FAILURE, "failure")
+        return Ending(time_limit_outcome(self._actor.time_limit, self._env.judges), "time limit")
+
+
+def time_limit_outcome(time_limit: str, judges: bool) -> Outcome:
+    """What an episode is whose time is up.
+
+    Args:
+        time_limit: failure, truncated or auto, of the configuration.
+        judges: the environment itself says whether an episode succeeded.
+    """
+    if time_limit == "auto":
+        return Outcome.FAILURE if judges else Outcome.TRUNCATED
+    return Outcome.FAILURE if time_limit == "failure" else Outcome.TRUNCATED
+
+
+class Pace:
+    """One control step every 1 / fps seconds, on absolute deadlines; a late step is not made up for."""
+
+    def __init__(self, fps: float, realtime: bool):
+        self._period, self._realtime = 1.0 / fps, realtime
+        self.start()
+
+    def start(self) -> None:
+        """The next period begins now."""
+        self._began = time.perf_counter()
+        self._deadline = self._began + self._period
+
+    def wait(self) -> float:
+        """Wait for the end of the period; returns how long it was, in seconds."""
+        if self._realtime:
+            precise_sleep(self._deadline - time.perf_counter())
+        now = time.perf_counter()
+        took, self._began = now - self._began, now
+        self._deadline = self._deadline + self._period if now < self._deadline + self._period else now + self._period
+        return took
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -1,0 +1,276 @@
+"""Chunks of actions from the newest observation, beside the control loop or inside it."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.policies.rtc import ActionQueue, LatencyTracker, reanchor_relative_rtc_prefix
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.policies.utils import prepare_observation_for_inference
+from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
+from torch import Tensor
+
+from ..modeling_pi05_rl import PI05RLPolicy
+from .environment import Observation
+from .safety import StaleWatch
+
+logger = logging.getLogger(__name__)
+
+IDLE_S = 0.005
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the learner pushed."""
+
+    version: int  # the learner's optimization step
+    tensors: dict[str, Tensor]
+    received: float = field(default_factory=time.monotonic)
+
+
+class ChunkModel:
+    """The policy between its processors.
+
+    Args:
+        policy: acts; its weights change in :meth:`load` alone.
+        processors: its preprocessor and postprocessor.
+        task: the instruction.
+        apply: (policy, tensors): copies pushed weights into the policy.
+    """
+
+    def __init__(
+        self,
+        policy: PI05RLPolicy,
+        processors: tuple[Any, Any],
+        task: str,
+        apply: Callable[[PI05RLPolicy, dict[str, Tensor]], None],
+    ):
+        self.policy, (self._before, self._after) = policy, processors
+        self._task, self._apply = task, apply
+        self._device = next(policy.parameters()).device
+        steps = getattr(self._before, "steps", [])
+        self._relative = next((s for s in steps if isinstance(s, RelativeActionsProcessorStep) and s.enabled), None)
+        self._normalizer = next((s for s in steps if isinstance(s, NormalizerProcessorStep)), None)
+
+    def load(self, weights: Weights) -> None:
+        """Act with these weights from the next chunk on."""
+        self._apply(self.policy, weights.tensors)
+
+    @torch.no_grad()
+    def compute(
+        self, observation: Observation, delay: int, left_over: Tensor | None, left_over_actions: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One chunk of T actions: (T, A) normalised, (T, A) as the environment takes them, both on the CPU.
+
+        Args:
+            delay: control steps that will pass while it is computed.
+            left_over: (N, A) normalised actions not yet executed, that the chunk continues; None: it is free.
+            left_over_actions: (N, A) the same as the environment takes them.
+        """
+        batch = prepare_observation_for_inference(dict(observation), self._device, self._task)
+        batch["task"] = [self._task]
+        batch = self._before(batch)
+        options: dict[str, Any] = {}
+        if left_over is not None and len(left_over):
+            if self._relative is not None and self._relative.get_cached_state() is not None:
+                # Relative actions of the last chunk are relative to where the robot was then.
+                left_over = reanchor_relative_rtc_prefix(
+                    prev_actions_absolute=left_over_actions,
+                    current_state=self._relative.get_cached_state(),
+                    relative_step=self._relative,
+                    normalizer_step=self._normalizer,
+                    policy_device=self._device,
+                )
+            options = {"inference_delay": min(delay, len(left_over)), "prev_chunk_left_over": left_over}
+            options["prev_chunk_left_over"] = left_over.to(self._device)
+        chunk = self.policy.predict_action_chunk(batch, **options)
+        return chunk.squeeze(0).float().cpu(), self._after(chunk).squeeze(0).float().cpu()
+
+
+class ChunkSource:
+    """Queued actions, the weights that made them, and what stands against acting.
+
+    The control loop publishes observations and takes actions; :meth:`work` computes, in a :class:`ChunkThread` or, if
+    ``inline``, when the loop asks for an action and none is left. New weights wait, staged by whoever receives
+    them, until a chunk is done.
+
+    Args:
+        model: computes.
+        rtc: LeRobot's real-time chunking; disabled: chunks are executed one after the other.
+        fps: control steps per second.
+        threshold: a chunk is computed once so many actions or fewer are left.
+        horizon: actions of a chunk that are queued.
+        watch: refuses observations; None where time stands still between steps.
+        inline: compute in the control loop.
+    """
+
+    def __init__(
+        self,
+        model: ChunkModel,
+        rtc: RTCConfig,
+        fps: float,
+        *,
+        threshold: int,
+        horizon: int,
+        watch: StaleWatch | None = None,
+        inline: bool = False,
+    ):
+        self._model, self._rtc, self._fps = model, rtc, fps
+        self._threshold, self._horizon, self._watch, self.inline = threshold, horizon, watch, inline
+        self._queue, self._latency = ActionQueue(rtc), LatencyTracker()
+        self._lock = threading.Lock()
+        self._seen: tuple[Observation, float, bool] | None = None
+        self._episode = 0
+        self._staged: Weights | None = None
+        self._weights: Weights | None = None
+        self._frozen: str | None = None
+        self._refused: str | None = None
+        self.error: Exception | None = None
+        self.chunks = self.bad_chunks = 0
+
+    # Of the thread that receives weights
+
+    def stage(self, weights: Weights) -> None:
+        """Act with these from the next chunk on; an older version that still waits is forgotten."""
+        self._staged = weights
+
+    # Of the control loop
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the learner has sent any; nothing is computed before."""
+        return self._weights is not None or self._staged is not None
+
+    @property
+    def version(self) -> int:
+        """Of the weights that compute; -1: none yet."""
+        return -1 if self._weights is None else self._weights.version
+
+    @property
+    def weights_age_s(self) -> float:
+        """Seconds since the weights that compute were received."""
+        return 0.0 if self._weights is None else time.monotonic() - self._weights.received
+
+    @property
+    def queued(self) -> int:
+        """Actions left."""
+        return self._queue.qsize()
+
+    @property
+    def latency_s(self) -> float:
+        """What nearly every chunk takes at most, in seconds."""
+        return float(self._latency.p95() or 0.0)
+
+    @property
+    def fault(self) -> str | None:
+        """What stands against acting now; None: nothing."""
+        return self._frozen or self._refused
+
+    def begin_episode(self) -> None:
+        """Forget the last episode's actions, also those of a chunk that is being computed."""
+        with self._lock:
+            self._episode += 1
+            self._seen = self._frozen = self._refused = None
+            self._queue.clear()
+        if self._watch is not None:
+            self._watch.reset()
+
+    def publish(self, observation: Observation, intervened: bool) -> None:
+        """Show the newest observation.
+
+        Args:
+            intervened: a person acted in the step that led to it; the next chunk then continues no plan.
+        """
+        now = time.monotonic()
+        frozen = None if self._watch is None else self._watch.see(observation, now)
+        with self._lock:
+            self._seen, self._frozen = (observation, now, intervened), frozen
+            if frozen:
+                self._queue.clear()
+
+    def next_action(self) -> tuple[np.ndarray, int] | None:
+        """((A,) float32, the version of the weights that made it), or None: there is nothing to execute."""
+        if self.inline and self._queue.empty():
+            self.work()
+        if self.error is not None:
+            raise self.error
+        with self._lock:
+            row = None if self.fault else self._queue.get()
+        return None if row is None else (row[:-1].float().numpy(), int(row[-1]))
+
+    # Of the thread that computes
+
+    def work(self) -> bool:
+        """Compute a chunk if one is needed; whether it did."""
+        with self._lock:
+            episode, seen, left = self._episode, self._seen, self._queue.qsize()
+            index = self._queue.get_action_index()
+            plan = self._queue.get_left_over(), self._queue.get_processed_left_over()
+            if seen is None or not self.has_weights or left > self._threshold or self._frozen:
+                return False
+        observation, at, intervened = seen
+        self._swap_weights()
+        began = time.monotonic()
+        if self._watch is not None and (reason := self._watch.too_old(began - at)):
+            self._refuse(episode, reason)
+            return False
+        if intervened or not self._rtc.enabled or plan[0] is None:
+            plan = None, None
+        delay = math.ceil(self.latency_s * self._fps)
+        actions = None if plan[1] is None else plan[1][:, :-1].float()
+        original, processed = self._model.compute(observation, delay, plan[0], actions)
+        self.chunks += 1
+        if self.chunks > 1:  # the first one warms up
+            self._latency.add(time.monotonic() - began)
+        if not (torch.isfinite(original).all() and torch.isfinite(processed).all()):
+            self.bad_chunks += 1
+            self._refuse(episode, f"the policy's chunk holds NaN or infinity (weights of step {self.version})")
+            return True
+        original, processed = original[: self._horizon], processed[: self._horizon].double()
+        marked = torch.cat([processed, torch.full((len(processed), 1), float(self.version)).double()], dim=1)
+        with self._lock:
+            if episode == self._episode and not self._frozen:
+                self._refused = None
+                # Exactly as many actions as were executed meanwhile; while the robot stood still, none were.
+                passed = max(0, self._queue.get_action_index() - index)
+                self._queue.merge(original, marked, passed if self._rtc.enabled else 0)
+        return True
+
+    def _swap_weights(self) -> None:
+        staged = self._staged
+        if staged is not None and staged is not self._weights:
+            self._model.load(staged)
+            self._weights = staged
+
+    def _refuse(self, episode: int, reason: str) -> None:
+        with self._lock:
+            if episode == self._episode:
+                self._refused = reason
+                self._queue.clear()
+
+
+class ChunkThread(threading.Thread):
+    """Lets a :class:`ChunkSource` work beside the control loop, which hears of an exception at its next action."""
+
+    def __init__(self, source: ChunkSource):
+        super().__init__(name="chunks", daemon=True)
+        self._source, self._halt = source, threading.Event()
+
+    def run(self) -> None:
+        while not self._halt.is_set():
+            try:
+                if not self._source.work():
+                    self._halt.wait(IDLE_S)
+            except Exception as error:  # whatever it is, the control loop must end its episode and say it
+                self._source.error = error
+                return
+
+    def stop(self) -> None:
+        """End after the chunk that is being computed."""
+        self._halt.set()

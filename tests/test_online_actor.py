@@ -1,0 +1,583 @@
+"""The actor, with a client that stands for the learner and a tiny policy or none."""
+
+import contextlib
+import json
+import logging
+import sys
+import threading
+import time
+import types
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.utils.constants import ACTION, OBS_STATE
+
+from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.errors import UserError
+from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
+from lerobot_policy_pi05_rl.online.actor import run_actor
+from lerobot_policy_pi05_rl.online.actor_setup import SetupError, choose_task, decode_policy_config, read_processors
+from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
+from lerobot_policy_pi05_rl.online.control import Control, Stats, time_limit_outcome
+from lerobot_policy_pi05_rl.online.environment import Step, make_environment
+from lerobot_policy_pi05_rl.online.episode import EpisodeSpec, decode_picture, unpack
+from lerobot_policy_pi05_rl.online.inference import ChunkSource, ChunkThread, Weights
+from lerobot_policy_pi05_rl.online.recorder import Recorder
+from lerobot_policy_pi05_rl.online.safety import (
+    ActionLimits,
+    StaleWatch,
+    UnsafeActionError,
+    check_limits,
+    hold_action,
+)
+from lerobot_policy_pi05_rl.online.spool import Sender, Spool, uid_of
+from lerobot_policy_pi05_rl.online_options import ActorConfig
+from lerobot_policy_pi05_rl.processor_pi05_rl import build_tasks_tokenizer, make_pi05_rl_pre_post_processors
+from lerobot_policy_pi05_rl.returns import Outcome
+
+NAMES = ["x", "y", "z"]
+CAMERA = "observation.images.front"
+
+
+class Unreachable(Exception):
+    pass
+
+
+class Refused(UserError):
+    pass
+
+
+@pytest.fixture
+def wire(monkeypatch):
+    """Stands for the modules that speak to the learner."""
+    client = types.ModuleType("client")
+    client.Unreachable, client.Refused = Unreachable, Refused
+    transfer = types.ModuleType("weights_transfer")
+    transfer.pushed_tensors = lambda policy: dict(policy.named_parameters())
+    transfer.unpack_weights = lambda data, shapes: {key: torch.full(shape, data) for key, shape in shapes.items()}
+    transfer.applied = []
+    transfer.apply_weights = lambda policy, tensors: transfer.applied.append(tensors)
+    transfer.frozen_fingerprint = lambda policy, names: "mine"
+    monkeypatch.setitem(sys.modules, "lerobot_policy_pi05_rl.online.client", client)
+    monkeypatch.setitem(sys.modules, "lerobot_policy_pi05_rl.online.weights_transfer", transfer)
+    return transfer
+
+
+class FakeClient:
+    """A learner that keeps what it is sent; ``fails`` says at which calls it is away."""
+
+    def __init__(self, setup=None, fails=lambda call: False):
+        self.setup, self._fails = setup, fails
+        self.calls, self.received, self.closed, self.away = 0, [], False, False
+        self.reports, self.joins, self.versions = [], 0, [140]
+        self.deaf = False  # takes an episode, but its receipt is lost
+        self.news = threading.Event()
+
+    def _call(self):
+        self.calls += 1
+        if self.away or self._fails(self.calls):
+            raise Unreachable("no route")
+
+    def join(self, frozen_fingerprint=""):
+        self._call()
+        self.joins += 1
+        return self.setup
+
+    def known(self, uids):
+        self._call()
+        return {uid for uid in uids if uid in {other for other, _ in self.received}}
+
+    def send(self, data, uid):
+        if self.deaf:
+            self.received.append((uid, data))
+        self._call()
+        if data == b"refuse me":
+            raise Refused("not the policy's features")
+        self.received.append((uid, data))
+
+    def stream_weights(self, session, known_version):
+        for version in self.versions:
+            if version > known_version:
+                yield SimpleNamespace(session=session, version=version), 0.01
+        self.news.wait(0.2)
+
+    def report(self, session, numbers):
+        self.reports.append(numbers)
+
+    def close(self):
+        self.closed = True
+
+
+class FakeModel:
+    """Chunks that count: row k of the n-th chunk is (n, k, version)."""
+
+    def __init__(self, size=6, wait=lambda: None, bad=lambda count: False):
+        self.size, self.wait, self.bad = size, wait, bad
+        self.count, self.version, self.left_overs, self.busy = 0, -1.0, [], False
+        self.policy = SimpleNamespace(config=SimpleNamespace(chunk_size=size, n_action_steps=size))
+        self.torn = False
+
+    def load(self, weights):
+        self.torn |= self.busy
+        self.version = float(weights.version)
+
+    def compute(self, observation, delay, left_over, left_over_actions):
+        self.busy, version = True, self.version
+        self.wait()
+        self.torn |= version != self.version
+        rows = torch.tensor([[float(self.count), float(k), self.version] for k in range(self.size)])
+        rows = rows * float("nan") if self.bad(self.count) else rows
+        self.count += 1
+        self.left_overs.append(None if left_over is None else len(left_over))
+        self.busy = False
+        return rows, rows
+
+
+class FakeEnv:
+    """Ends after ``length`` steps as ``last`` says; pictures change unless ``frozen``."""
+
+    fps, task, action_names = 50.0, "pick the cube", NAMES
+
+    def __init__(self, length=5, last=None, real_robot=False, judges=True, frozen_from=10**9, human=(), limits=None):
+        self.length, self.last = length, last or {"terminated": True, "success": True}
+        self.real_robot, self.judges, self.frozen_from, self.human = real_robot, judges, frozen_from, human
+        self.executed, self.resets, self.closed, self.steps = [], 0, False, 0
+        self.fails_at, self.on_step = None, lambda number: None
+        self.limits = limits
+
+    def _observe(self):
+        shade = min(self.steps, self.frozen_from) % 250
+        return {CAMERA: np.full((16, 16, 3), shade, np.uint8), OBS_STATE: np.full(4, self.steps, np.float32)}
+
+    def reset(self, seed):
+        self.resets, self.steps = self.resets + 1, 0
+        return self._observe()
+
+    def step(self, action):
+        if self.limits is not None:
+            action = self.limits.apply(action, self.executed[-1] if self.executed else None)
+        if self.steps == self.fails_at:
+            raise RuntimeError("the simulator burst")
+        self.on_step(self.steps)
+        human = self.steps in self.human
+        executed = np.full(3, 7.0, np.float32) if human else action
+        self.steps += 1
+        self.executed.append(executed)
+        ends = self.last if self.steps == self.length else {}
+        values = {"terminated": False, "truncated": False, "success": False, **ends}
+        return Step(self._observe(), executed, float(values["success"]), intervention=human, **values)
+
+    def close(self):
+        self.closed = True
+
+
+def make_control(env, model, actor=None, *, stopped=lambda: False, weights=140, thread=True, **kwargs):
+    """A control loop around fakes; the chunks' thread runs if ``thread``."""
+    actor = actor or ActorConfig(realtime=False)
+    watch = StaleWatch(actor.stale_observation_s, True) if env.real_robot else None
+    values = {"threshold": 3, "horizon": model.size, "watch": watch, "inline": not thread, **kwargs}
+    source = ChunkSource(model, RTCConfig(enabled=thread), env.fps, **values)
+    if weights is not None:
+        source.stage(Weights(weights, {}))
+    recorder = Recorder("arm", env.task, 90)
+    control = Control(env, source, recorder, actor, stopped, Stats())
+    chunks = ChunkThread(source)
+    if thread:
+        chunks.start()
+    return SimpleNamespace(control=control, source=source, recorder=recorder, chunks=chunks, stats=control._stats)
+
+
+# Limits
+
+
+def test_an_action_is_clamped_then_limited_to_a_step_from_the_last():
+    actor = ActorConfig(action_clamp_limits={"x": [-1, 1]}, max_action_step={"x": 0.25, "y": 2})
+    limits = ActionLimits.of(actor, NAMES)
+    assert limits.apply(np.array([5, 50, 500]), None).tolist() == [1, 50, 500]
+    assert limits.apply(np.array([5, -50, 500]), np.zeros(3)).tolist() == [0.25, -2, 500]
+    for bad in (np.array([np.nan, 0, 0]), np.array([np.inf, 0, 0]), np.zeros(2)):
+        with pytest.raises(UnsafeActionError):
+            limits.apply(bad, None)
+    with pytest.raises(ConfigError, match="no action is called w; there are x, y, z"):
+        ActionLimits.of(ActorConfig(max_action_step={"w": 1}), NAMES)
+    held = hold_action(NAMES, {"y": 0.5}, np.array([1, 2, 3]))
+    assert held.tolist() == [1, 0.5, 3]
+
+
+def test_a_real_robot_without_limits_is_refused():
+    clamps = {name: [-1.0, 1.0] for name in NAMES}
+    cases = [
+        (ActorConfig(), None, NAMES),
+        (ActorConfig(action_clamp_limits=clamps), None, NAMES),
+        (ActorConfig(action_clamp_limits=clamps, max_action_step={"x": 1}), None, ["y", "z"]),
+        (ActorConfig(max_action_step=dict.fromkeys(NAMES, 1)), 5.0, NAMES),
+        (ActorConfig(action_clamp_limits=clamps, max_action_step=dict.fromkeys(NAMES, 1)), None, []),
+        (ActorConfig(action_clamp_limits=clamps), 5.0, []),
+        (ActorConfig(allow_unlimited_actions=True), None, []),
+    ]
+    for actor, relative, named in cases:
+        limits = ActionLimits.of(actor, NAMES)
+        if not named:
+            check_limits(actor, limits, relative)
+            continue
+        with pytest.raises(ConfigError, match=", ".join(named)):
+            check_limits(actor, limits, relative)
+
+
+# Episodes
+
+
+def test_no_step_before_the_first_chunk():
+    env, stop = FakeEnv(), threading.Event()
+    made = make_control(env, FakeModel(), weights=None, stopped=stop.is_set)
+    played = threading.Thread(target=made.control.play, args=(0,))
+    played.start()
+    time.sleep(0.2)
+    assert env.resets == 1 and not env.executed
+    made.source.stage(Weights(3, {}))
+    played.join(20)
+    assert len(env.executed) == 5
+    assert made.recorder.finish(Outcome.SUCCESS, {}).policy_version.tolist() == [3] * 5
+    made.chunks.stop()
+
+
+@pytest.mark.parametrize("on_fault", ["hold", "stop"])
+def test_a_chunk_with_nan_is_held_then_cut_off(on_fault):
+    env = FakeEnv(length=10**6)
+    actor = ActorConfig(on_fault=on_fault, fault_timeout_s=0.2, hold_action={"z": -1.0})
+    made = make_control(env, FakeModel(bad=lambda count: count >= 1), actor)
+    ending = made.control.play(0)
+    made.chunks.stop()
+    assert ending.outcome is Outcome.TRUNCATED and "NaN" in ending.why
+    assert np.isfinite(env.executed).all() and {int(action[0]) for action in env.executed} == {0}
+    if on_fault == "hold":
+        assert made.stats.held > 1
+        *_, before, last = [action.tolist() for action in env.executed]
+        assert last == before and last[2] == -1.0
+
+
+def test_a_frozen_camera_is_held_then_cut_off():
+    env = FakeEnv(length=10**6, real_robot=True, frozen_from=10)
+    made = make_control(env, FakeModel(), ActorConfig(stale_observation_s=0.2, fault_timeout_s=0.2))
+    ending = made.control.play(0)
+    made.chunks.stop()
+    assert ending.outcome is Outcome.TRUNCATED and "pictures of observation.images.front" in ending.why
+    assert made.stats.held > 0
+
+
+def test_an_old_observation_is_refused():
+    model = FakeModel()
+    made = make_control(FakeEnv(real_robot=True), model, ActorConfig(stale_observation_s=0.05), thread=False)
+    made.source.publish(FakeEnv()._observe(), intervened=False)
+    time.sleep(0.1)
+    assert made.source.next_action() is None
+    assert "s old" in made.source.fault and model.count == 0
+
+
+@pytest.mark.parametrize(
+    ("last", "time_limit", "judges", "outcome"),
+    [
+        ({"terminated": True, "success": True}, "auto", True, Outcome.SUCCESS),
+        ({"truncated": True, "success": True}, "auto", True, Outcome.SUCCESS),
+        ({"terminated": True}, "auto", False, Outcome.FAILURE),
+        ({"truncated": True}, "auto", True, Outcome.FAILURE),
+        ({"truncated": True}, "auto", False, Outcome.TRUNCATED),
+        ({"truncated": True}, "failure", False, Outcome.FAILURE),
+        ({"truncated": True}, "truncated", True, Outcome.TRUNCATED),
+        ({"terminated": True, "rerecord": True}, "auto", True, None),
+    ],
+)
+def test_outcomes(last, time_limit, judges, outcome):
+    env = FakeEnv(length=3, last=last, judges=judges)
+    made = make_control(env, FakeModel(), ActorConfig(realtime=False, time_limit=time_limit), thread=False)
+    assert made.control.play(0).outcome is outcome
+    assert len(env.executed) == 3
+
+
+def test_a_failing_environment_cuts_the_episode_off():
+    env = FakeEnv()
+    env.fails_at = 2
+    made = make_control(env, FakeModel(), thread=False)
+    ending = made.control.play(0)
+    assert ending.broken and ending.outcome is Outcome.TRUNCATED and "the simulator burst" in ending.why
+    assert len(made.recorder) == 2
+
+
+def test_what_a_person_does_is_stored_and_continues_no_plan():
+    env, model = FakeEnv(length=9, human=(3, 4, 5)), FakeModel(size=2)
+    made = make_control(env, model, threshold=1, thread=True)
+    made.control.play(0)
+    made.chunks.stop()
+    episode = made.recorder.finish(Outcome.SUCCESS, {})
+    assert episode.intervention.tolist() == [False] * 3 + [True] * 3 + [False] * 3
+    assert (episode.action[3:6] == 7).all() and (episode.action[:3] != 7).any()
+    assert episode.state[:, 0].tolist() == list(range(9))  # what was seen before each step
+    assert decode_picture(episode.pictures[CAMERA][4]).shape == (16, 16, 3)
+
+
+def test_weights_change_between_chunks_only():
+    env, model = FakeEnv(length=40), FakeModel(wait=lambda: time.sleep(0.005))
+    made = make_control(env, model, weights=0)
+    env.on_step = lambda number: made.source.stage(Weights(number, {}))
+    made.control.play(0)
+    made.chunks.stop()
+    episode = made.recorder.finish(Outcome.SUCCESS, {})
+    assert not model.torn and len(set(episode.policy_version)) > 1
+    assert episode.policy_version.tolist() == episode.action[:, 2].astype(int).tolist()  # each action's own weights
+
+
+def test_a_slow_model_never_stops_the_loop():
+    release = threading.Semaphore(1)
+    env, model = FakeEnv(length=60), FakeModel(size=6, wait=release.acquire)
+    made = make_control(env, model, ActorConfig())
+    env.on_step = lambda number: release.release() if number % 15 == 14 else None  # 300 ms at 50 steps a second
+    ending = made.control.play(0)
+    made.chunks.stop()
+    release.release()
+    assert ending.outcome is Outcome.SUCCESS and len(env.executed) == 60
+    assert made.stats.held >= 15 and model.count >= 4
+    assert model.left_overs[0] is None and any(left is not None for left in model.left_overs[1:])
+    # No action of a chunk is skipped: as many as were executed while it was computed are dropped, and no more.
+    chunk1 = [int(action[1]) for action in env.executed if int(action[0]) == 1]
+    assert chunk1[0] <= 3
+
+
+def test_chunks_in_the_loop():
+    env, model = FakeEnv(length=8), FakeModel(size=3)
+    made = make_control(env, model, thread=False, threshold=0)
+    made.control.play(0)
+    assert [action[:2].tolist() for action in env.executed] == [[n // 3, n % 3] for n in range(8)]
+    assert model.left_overs == [None] * 3
+
+
+def test_time_limit_outcome_of_auto():
+    assert time_limit_outcome("auto", True) is Outcome.FAILURE
+
+
+# Spool
+
+
+def finished(steps=3):
+    """A short episode."""
+    recorder = Recorder("arm", "pick the cube", 90)
+    for number in range(steps):
+        recorder.add(FakeEnv()._observe(), np.full(3, number), 0.0, False, 1)
+    return recorder.finish(Outcome.SUCCESS, {})
+
+
+def test_each_episode_arrives_once_over_a_failing_line_and_a_restart(tmp_path):
+    uids = []
+    spool = Spool(tmp_path / "spool", 1.0)
+    for _ in range(4):
+        uids.append(uid_of(spool.put(finished())))
+    draw = np.random.default_rng(0)
+    client = FakeClient(fails=lambda call: call == 2 or (call > 2 and draw.random() < 0.5))
+    client.deaf = True
+    sender = Sender(spool, client, Unreachable, Refused)
+    for _ in range(3):
+        try:
+            sender.send_one()
+        except Unreachable:
+            break
+    client.deaf = False
+    (tmp_path / "spool" / "0-half.partial").write_bytes(b"cut off")
+    again = Spool(tmp_path / "spool", 1.0)  # the actor was started anew
+    uids.append(uid_of(again.put(finished())))
+    sender = Sender(again, client, Unreachable, Refused)
+    for _ in range(200):
+        with contextlib.suppress(Unreachable):
+            if not sender.send_one():
+                break
+    assert [path.name for path in again.folder.iterdir()] == []
+    assert sorted({uid for uid, _ in client.received}) == sorted(uids)
+    spec = EpisodeSpec(4, 3, {CAMERA: (16, 16)}, ("pick the cube",), 10)
+    assert [unpack(data, spec).uid for _, data in client.received] == [uid for uid, _ in client.received]
+
+
+def test_a_refused_episode_is_put_aside(tmp_path, caplog):
+    spool, client = Spool(tmp_path, 1e-6), FakeClient()
+    path = spool.put(finished())
+    path.write_bytes(b"refuse me")
+    good = uid_of(spool.put(finished()))
+    assert spool.full
+    sender = Sender(spool, client, Unreachable, Refused)
+    sender.start()
+    assert sender.drain(20) == 0
+    sender.stop()
+    assert [uid for uid, _ in client.received] == [good]
+    assert (tmp_path / "refused" / path.name).exists() and "refuses an episode: not the policy's" in caplog.text
+
+
+# The whole actor
+
+
+@pytest.fixture(scope="module")
+def panda_setup(tmp_path_factory):
+    """What a learner of the demo's simulator, with 32x32 pictures, says at the join."""
+    config = tiny_config(
+        input_features={
+            **{
+                f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 32, 32))
+                for name in ("front", "wrist")
+            },
+            OBS_STATE: PolicyFeature(FeatureType.STATE, (4,)),
+        },
+        output_features={ACTION: PolicyFeature(FeatureType.ACTION, (4,))},
+        num_inference_steps=2,
+    )
+    folder = tmp_path_factory.mktemp("setup")
+    config._save_pretrained(folder)
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").unlink()
+    task = "pick up the cube"
+    bounds = {
+        key: value * torch.ones(4) for key, value in {"min": -1, "max": 1, "q01": -1, "q99": 1, "mean": 0}.items()
+    }
+    stats = {key: {**bounds, "std": torch.ones(4)} for key in (OBS_STATE, ACTION)}
+    for pipeline in make_pi05_rl_pre_post_processors(config, stats, tokenizer=build_tasks_tokenizer([task])):
+        pipeline.save_pretrained(folder)
+    return SimpleNamespace(
+        session="first",
+        policy_config=text,
+        processors={path.name: path.read_bytes() for path in folder.iterdir()},
+        tasks=[task],
+        fps=10.0,
+        frozen_fingerprint="",
+        action_names=["delta_x", "delta_y", "delta_z", "gripper"],
+    )
+
+
+def panda_config(tmp_path, setup, **changes):
+    """A configuration for three steps an episode in the demo's simulator."""
+    raw = {
+        "output_dir": str(tmp_path / "run"),
+        "dataset": {"repo_id": "test/tiny", "eval_split": 0.0},
+        "policy": {"task": setup.tasks[0], "actor_device": "cpu", "device": "cpu"},
+        "env": {"type": "panda_pick_cube", "image_size": 32, "episode_length": 5},
+        "actor": {"name": "arm", "episodes": 2, "realtime": False},
+    }
+    for key, value in changes.items():
+        raw.setdefault(key, {}).update(value)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(raw))
+    return load_config(path, kind=OnlineTrainConfig)
+
+
+@pytest.mark.parametrize("inference", ["sync", "rtc"])
+def test_the_actor_plays_in_the_simulator(tmp_path, wire, panda_setup, caplog, inference):
+    caplog.set_level(logging.INFO)
+    limits = {"max_action_step": {"delta_x": 0.1}, "action_clamp_limits": {"gripper": [-0.5, 0.5]}}
+    cfg = panda_config(tmp_path, panda_setup, actor={"inference": inference, **limits})
+    client = FakeClient(panda_setup, fails=lambda call: call == 1)
+    run_actor(cfg, client=client)
+    assert client.closed and len(client.received) == 2 and wire.applied
+    spec = EpisodeSpec(
+        4, 4, {f"observation.images.{name}": (32, 32) for name in ("front", "wrist")}, tuple(panda_setup.tasks), 10
+    )
+    for _, data in client.received:
+        episode = unpack(data, spec)
+        assert len(episode) == 5 and episode.outcome is Outcome.FAILURE and episode.actor == "arm"
+        assert episode.policy_version.tolist() == [140] * 5
+        assert (np.abs(np.diff(episode.action[:, 0])) <= 0.1 + 1e-6).all() and (
+            np.abs(episode.action[:, 3]) <= 0.5
+        ).all()
+        assert np.ptp(decode_picture(episode.pictures["observation.images.front"][0])) > 20
+    assert "[ACTOR] Episode 2: failure (time limit) after 5 steps" in caplog.text
+    assert "weights of step 140" in caplog.text and "Waiting for the learner" in caplog.text
+    assert not list((tmp_path / "run" / "actors" / "arm").glob("*.safetensors"))
+
+
+def test_a_dead_learner_ends_no_episode_and_a_new_one_is_joined(tmp_path, wire, panda_setup, monkeypatch):
+    env = FakePanda(length=3)
+    client = FakeClient(panda_setup)
+    cfg = panda_config(tmp_path, panda_setup, actor={"episodes": 3, "inference": "sync"})
+
+    def die_and_rise(number):
+        if env.resets == 1 and number == 1:
+            client.away = True
+        if env.resets == 3 and number == 1:
+            client.away = False
+
+    env.on_step = die_and_rise
+    run_actor(cfg, client=client, environment=env)
+    assert env.closed and len(env.executed) == 9
+    assert len({uid for uid, _ in client.received}) == len(client.received) == 3
+
+
+class FakePanda(FakeEnv):
+    fps, action_names = 10.0, ["delta_x", "delta_y", "delta_z", "gripper"]
+    task = "pick up the cube"
+
+    def _observe(self):
+        picture = np.full((32, 32, 3), self.steps, np.uint8)
+        cameras = {f"observation.images.{name}": picture for name in ("front", "wrist")}
+        return {**cameras, OBS_STATE: np.zeros(4, np.float32)}
+
+
+def test_a_stopped_actor_spools_the_episode_as_cut_off(tmp_path, wire, panda_setup):
+    import os
+    import signal
+
+    env, client = FakePanda(length=10**6), FakeClient(panda_setup)
+    env.on_step = lambda number: os.kill(os.getpid(), signal.SIGTERM) if number == 4 else None
+    run_actor(panda_config(tmp_path, panda_setup), client=client, environment=env)
+    assert env.closed
+    waiting = [path.read_bytes() for path in (tmp_path / "run" / "actors" / "arm").glob("*.safetensors")]
+    spec = EpisodeSpec(
+        4, 4, {f"observation.images.{name}": (32, 32) for name in ("front", "wrist")}, tuple(panda_setup.tasks), 10
+    )
+    (episode,) = [unpack(data, spec) for data in [*waiting, *(data for _, data in client.received)]]
+    assert episode.outcome is Outcome.TRUNCATED and len(episode) == 5
+
+
+def test_what_does_not_fit_the_learner_is_refused(tmp_path, wire, panda_setup):
+    cfg = panda_config(tmp_path, panda_setup)
+    with pytest.raises(SetupError, match="never sends"):
+        run_actor(cfg, client=FakeClient(SimpleNamespace(**{**vars(panda_setup), "frozen_fingerprint": "theirs"})))
+    with pytest.raises(ConfigError, match="30 steps a second"):
+        run_actor(cfg, client=FakeClient(SimpleNamespace(**{**vars(panda_setup), "fps": 30.0})))
+    with pytest.raises(SetupError, match="does not know the task"):
+        choose_task("open the door", "", ["pick up the cube"])
+    config = decode_policy_config(panda_setup.policy_config, cfg)
+    features = {**config.input_features, **config.output_features}
+    features["observation.images.top"] = features["observation.images.front"]
+    with pytest.raises(ConfigError, match=r"reads observation\.images\.top"):
+        env = make_environment(cfg, features, [])
+        env.reset(0)
+    cfg.env = None
+    with pytest.raises(ConfigError, match="env is missing"):
+        make_environment(cfg, features, [])
+    for files, message in (
+        ({"../evil.json": b"{}"}, "plain names"),
+        ({"a.pkl": b""}, "JSON and safetensors"),
+        ({"a.json": b'{"steps": [{"class": "os.system", "config": {}}]}'}, "class of its own choice"),
+        ({"a.json": b"]"}, "no processor configuration"),
+    ):
+        with pytest.raises(SetupError, match=message):
+            read_processors(files, config)
+
+
+def test_chunks_of_the_tiny_policy_continue_the_last_one(panda_setup, tmp_path, wire):
+    """RTC reaches the network: with a plan that is left over, the chunk's start stays near it."""
+    from lerobot_policy_pi05_rl.online.inference import ChunkModel
+
+    cfg = panda_config(tmp_path, panda_setup)
+    config = decode_policy_config(panda_setup.policy_config, cfg)
+    policy = PI05RLPolicy(config, load_critic=False)
+    policy.init_rtc_processor()
+    model = ChunkModel(
+        policy, read_processors(panda_setup.processors, config), panda_setup.tasks[0], wire.apply_weights
+    )
+    observation = FakePanda()._observe()
+    plan = torch.full((4, 4), 0.8)
+    torch.manual_seed(0)
+    free, _ = model.compute(observation, 0, None, None)
+    torch.manual_seed(0)
+    bound, actions = model.compute(observation, 3, plan, plan)
+    assert bound.shape == (6, 4) and actions.shape == (6, 4)
+    assert (bound[:3] - 0.8).abs().mean() < (free[:3] - 0.8).abs().mean()
