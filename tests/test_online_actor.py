@@ -44,11 +44,11 @@ NAMES = ["x", "y", "z"]
 CAMERA = "observation.images.front"
 
 
-class Unreachable(Exception):
+class Unreachable(Exception):  # noqa: N818 (the client's name)
     pass
 
 
-class Refused(UserError):
+class Refused(UserError):  # noqa: N818
     pass
 
 

@@ -190,17 +190,19 @@ class Actor:
             "intervention_rate": recorder.intervention_rate,
             "held": float(held),
         }
-        self._spool.put(recorder.finish(ending.outcome, report))
+        episode = recorder.finish(ending.outcome, report)
+        self._spool.put(episode)
         self._sender.wake()
         what = ending.outcome.value if ending.why == ending.outcome.value else f"{ending.outcome.value} ({ending.why})"
         logger.info(
-            "[ACTOR] Episode %d: %s after %d steps, return %g, interventions %.2f, weights of step %d",
+            "[ACTOR] Episode %d: %s after %d steps, return %g, interventions %.2f, weights of step %d, uid %s",
             stats.episodes,
             what,
             len(recorder),
             recorder.total_reward,
             recorder.intervention_rate,
             recorder.last_version,
+            episode.uid,
         )
 
     def numbers(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What a person watches of an online run: episodes, actors, queues, weights, under the learner's optimization step."""
 
 import logging
+from collections.abc import Callable
 
 from ..data.loading import OfflineData
 from ..metrics import MetricsWindow, MetricsWriter
@@ -17,6 +18,15 @@ from .weights_transfer import WeightsBox
 logger = logging.getLogger(__name__)
 
 SHOWN = ("episode_success", "episode_length", "intervention_rate", "actor_steps_per_s", "policy_age_s", "inbox")
+
+# an actor's number → what it is called, and how those of several actors become one
+REPORTED: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+    "steps_per_s": ("actor_steps_per_s", sum),
+    "policy_age_s": ("policy_age_s", max),
+    "spooled_episodes": ("actor_spool", sum),
+    "control_period_p99_s": ("actor_period_p99_s", max),
+    "held_steps": ("actor_held_steps", sum),
+}
 
 
 class Monitor:
@@ -103,11 +113,10 @@ class Monitor:
                 "episodes_refused": float(self.server.refused),
                 "episodes_sent_twice": float(self.server.duplicates),
             }
-        for name in ("steps_per_s", "policy_age_s", "spool", "period_p99_ms", "held_ticks"):
+        for name, (key, combined) in REPORTED.items():
             known = [report[name] for report in reports if name in report]
             if known:
-                key = name if name == "policy_age_s" else f"actor_{name}"
-                means[key] = sum(known) if name in ("steps_per_s", "spool", "held_ticks") else max(known)
+                means[key] = combined(known)
         return means
 
     def summary(self, online: dict[str, float]) -> str:
