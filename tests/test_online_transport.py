@@ -1,6 +1,7 @@
 """Learner and actor over a real socket: what arrives, what is refused, and that the server goes on serving."""
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -20,8 +21,10 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from lerobot.configs.default import PeftConfig
 from safetensors.torch import load, save
 
+from lerobot_policy_pi05_rl.adapters import add_adapter
 from lerobot_policy_pi05_rl.config import ConfigError
 from lerobot_policy_pi05_rl.configuration_pi05_rl import ActorLearnerConfig
 from lerobot_policy_pi05_rl.online import learner_pb2 as pb
@@ -41,6 +44,7 @@ from lerobot_policy_pi05_rl.online.weights_transfer import (
     unpack_weights,
 )
 from lerobot_policy_pi05_rl.returns import Outcome
+from lerobot_policy_pi05_rl.trainable import select_trainable
 from lerobot_policy_pi05_rl.weights import CRITIC_PREFIX
 
 CAMERA = "observation.images.front"
@@ -234,6 +238,8 @@ BAD_EPISODES = {
     "no picture": (lambda: pack(make_episode(pictures={CAMERA: [b"GIF89a"] * 5})), "a picture is not JPEG"),
     "task": (lambda: pack(make_episode(task="launch\n[LEARNER] Done")), "the task 'launch"),
     "long": (lambda: pack(make_episode(length=101)), "101 frames"),
+    "actor": (lambda: pack(make_episode(actor="arm\n[LEARNER] Done")), "no plain text"),
+    "start": (lambda: pack(make_episode(started=float("nan"))), "no time"),
     "another uid": (lambda: pack(make_episode()), "the uid in its header is not its own"),
 }
 
@@ -311,7 +317,7 @@ def test_a_connection_cut_in_an_episode_stores_nothing(by, learner, caplog):
                 assert call.exception(WAIT_S) is not None
         gone.set()
         wait_until(lambda: server.refused == 1)
-        assert "Refused an episode from arm (ipv4:" in refusals(caplog)[0] and "cut off after" in refusals(caplog)[0]
+        assert "(ipv4:127.0.0.1:" in refusals(caplog)[0] and "cut off after" in refusals(caplog)[0]
         assert list(learner.inbox.directory.iterdir()) == [learner.inbox.rejected]
         with learner.client() as client:
             assert not client.send(data, episode.uid).known_before
@@ -373,8 +379,8 @@ def test_garbage_on_the_socket(learner):
                     connection.shutdown(socket.SHUT_WR)
                     while connection.recv(65536):
                         pass
-                except (ConnectionResetError, BrokenPipeError):
-                    continue  # the learner hung up
+                except OSError as error:  # the learner hung up
+                    assert error.errno in (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)
         assert_serves(learner)
 
 
@@ -607,6 +613,19 @@ def test_pushed_weights_are_those_that_train_without_the_critic(tiny_policy):
     with torch.no_grad():
         language.embed_tokens.weight[0, 0] += 1
     assert frozen_fingerprint(tiny_policy, set(pushed)) != before
+
+
+def test_of_an_adapter_only_the_adapter_is_pushed(tiny_policy):
+    names = {name for name, _ in tiny_policy.named_parameters()}
+    add_adapter(tiny_policy, PeftConfig(r=4, target_modules=["q_proj", "v_proj"]), "base")
+    select_trainable(tiny_policy)
+    pushed = pushed_tensors(tiny_policy)
+    assert pushed and all(".lora_" in name for name in pushed) and not names & pushed.keys()
+    before = frozen_fingerprint(tiny_policy, set(pushed))
+    apply_weights(tiny_policy, {name: tensor + 1 for name, tensor in pushed.items()})
+    assert frozen_fingerprint(tiny_policy, set(pushed)) == before != ""
+    with pytest.raises(KeyError):
+        apply_weights(tiny_policy, {"unknown": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,6 +5,7 @@ On the wire and on disk it is one safetensors file, which holds tensors and shor
 
 import io
 import json
+import math
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,8 +163,10 @@ def unpack(data: bytes, spec: EpisodeSpec) -> Episode:
     try:
         outcome, started = Outcome(texts["outcome"]), float(texts["started"])
         report = {str(key): float(value) for key, value in json.loads(texts["report"]).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BadEpisodeError(f"its outcome, start or report is unreadable ({type(error).__name__})") from error
+    if not math.isfinite(started) or not (texts["actor"] + "".join(report)).isprintable():  # they reach the log
+        raise BadEpisodeError("its start is no time, or its actor or report is no plain text")
     columns = {name: tensors[name].numpy() for name in COLUMNS}
     return Episode(
         uid=uid,

@@ -114,9 +114,7 @@ def receive(
             transfer.moved = time.monotonic()
         chunk = _next(chunks)
     if transfer.received < header.bytes:
-        raise RefusalError(
-            grpc.StatusCode.INVALID_ARGUMENT, f"{transfer.received} bytes came of {header.bytes} declared"
-        )
+        raise CutOffError
     if crc != header.crc32:  # damage on the way, which sending again repairs
         raise RefusalError(grpc.StatusCode.DATA_LOSS, "its checksum is wrong")
     return header, b"".join(parts)

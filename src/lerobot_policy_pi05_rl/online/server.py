@@ -130,7 +130,7 @@ class LearnerServer(LearnerServicer):
         with self._answering("Report", request.actor, context):
             if len(request.numbers) > MAX_NUMBERS:
                 raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, f"more than {MAX_NUMBERS} numbers")
-            self._on_report(printable(request.actor), dict(request.numbers))
+            self._on_report(printable(request.actor), {printable(name): x for name, x in request.numbers.items()})
             return pb.ReportReceipt(optimization_step=self._step())
 
     def SendEpisode(  # noqa: N802
