@@ -3,6 +3,8 @@
 import contextlib
 import json
 import logging
+import os
+import signal
 import sys
 import threading
 import time
@@ -42,13 +44,14 @@ from lerobot_policy_pi05_rl.returns import Outcome
 
 NAMES = ["x", "y", "z"]
 CAMERA = "observation.images.front"
+PANDA_CAMERAS = ("observation.images.front", "observation.images.wrist")
 
 
-class Unreachable(Exception):  # noqa: N818 (the client's name)
+class UnreachableError(Exception):
     pass
 
 
-class Refused(UserError):  # noqa: N818
+class RefusedError(UserError):
     pass
 
 
@@ -56,7 +59,7 @@ class Refused(UserError):  # noqa: N818
 def wire(monkeypatch):
     """Stands for the modules that speak to the learner."""
     client = types.ModuleType("client")
-    client.Unreachable, client.Refused = Unreachable, Refused
+    client.Unreachable, client.Refused = UnreachableError, RefusedError
     transfer = types.ModuleType("weights_transfer")
     transfer.pushed_tensors = lambda policy: dict(policy.named_parameters())
     transfer.unpack_weights = lambda data, shapes: {key: torch.full(shape, data) for key, shape in shapes.items()}
@@ -81,7 +84,7 @@ class FakeClient:
     def _call(self):
         self.calls += 1
         if self.away or self._fails(self.calls):
-            raise Unreachable("no route")
+            raise UnreachableError("no route")
 
     def join(self, frozen_fingerprint=""):
         self._call()
@@ -97,7 +100,7 @@ class FakeClient:
             self.received.append((uid, data))
         self._call()
         if data == b"refuse me":
-            raise Refused("not the policy's features")
+            raise RefusedError("not the policy's features")
         self.received.append((uid, data))
 
     def stream_weights(self, session, known_version):
@@ -378,19 +381,19 @@ def test_each_episode_arrives_once_over_a_failing_line_and_a_restart(tmp_path):
     draw = np.random.default_rng(0)
     client = FakeClient(fails=lambda call: call == 2 or (call > 2 and draw.random() < 0.5))
     client.deaf = True
-    sender = Sender(spool, client, Unreachable, Refused)
+    sender = Sender(spool, client, UnreachableError, RefusedError)
     for _ in range(3):
         try:
             sender.send_one()
-        except Unreachable:
+        except UnreachableError:
             break
     client.deaf = False
     (tmp_path / "spool" / "0-half.partial").write_bytes(b"cut off")
     again = Spool(tmp_path / "spool", 1.0)  # the actor was started anew
     uids.append(uid_of(again.put(finished())))
-    sender = Sender(again, client, Unreachable, Refused)
+    sender = Sender(again, client, UnreachableError, RefusedError)
     for _ in range(200):
-        with contextlib.suppress(Unreachable):
+        with contextlib.suppress(UnreachableError):
             if not sender.send_one():
                 break
     assert [path.name for path in again.folder.iterdir()] == []
@@ -405,7 +408,7 @@ def test_a_refused_episode_is_put_aside(tmp_path, caplog):
     path.write_bytes(b"refuse me")
     good = uid_of(spool.put(finished()))
     assert spool.full
-    sender = Sender(spool, client, Unreachable, Refused)
+    sender = Sender(spool, client, UnreachableError, RefusedError)
     sender.start()
     assert sender.drain(20) == 0
     sender.stop()
@@ -448,8 +451,14 @@ def panda_setup(tmp_path_factory):
         tasks=[task],
         fps=10.0,
         frozen_fingerprint="",
+        max_episode_frames=20_000,
         action_names=["delta_x", "delta_y", "delta_z", "gripper"],
     )
+
+
+def make_spec(setup):
+    """What that learner takes."""
+    return EpisodeSpec(4, 4, dict.fromkeys(PANDA_CAMERAS, (32, 32)), tuple(setup.tasks), 10)
 
 
 def panda_config(tmp_path, setup, **changes):
@@ -476,9 +485,7 @@ def test_the_actor_plays_in_the_simulator(tmp_path, wire, panda_setup, caplog, i
     client = FakeClient(panda_setup, fails=lambda call: call == 1)
     run_actor(cfg, client=client)
     assert client.closed and len(client.received) == 2 and wire.applied
-    spec = EpisodeSpec(
-        4, 4, {f"observation.images.{name}": (32, 32) for name in ("front", "wrist")}, tuple(panda_setup.tasks), 10
-    )
+    spec = make_spec(panda_setup)
     for _, data in client.received:
         episode = unpack(data, spec)
         assert len(episode) == 5 and episode.outcome is Outcome.FAILURE and episode.actor == "arm"
@@ -492,7 +499,7 @@ def test_the_actor_plays_in_the_simulator(tmp_path, wire, panda_setup, caplog, i
     assert not list((tmp_path / "run" / "actors" / "arm").glob("*.safetensors"))
 
 
-def test_a_dead_learner_ends_no_episode_and_a_new_one_is_joined(tmp_path, wire, panda_setup, monkeypatch):
+def test_a_dead_learner_ends_no_episode_and_nothing_is_lost(tmp_path, wire, panda_setup):
     env = FakePanda(length=3)
     client = FakeClient(panda_setup)
     cfg = panda_config(tmp_path, panda_setup, actor={"episodes": 3, "inference": "sync"})
@@ -519,18 +526,107 @@ class FakePanda(FakeEnv):
         return {**cameras, OBS_STATE: np.zeros(4, np.float32)}
 
 
-def test_a_stopped_actor_spools_the_episode_as_cut_off(tmp_path, wire, panda_setup):
-    import os
-    import signal
+class RestartedClient(FakeClient):
+    """Its learner starts anew, with versions that begin anew, once it has sent its first weights."""
 
+    def stream_weights(self, session, known_version):
+        if session == self.setup.session == "second":
+            yield SimpleNamespace(session=session, version=2), 0.01
+            self.news.wait(0.2)
+        elif self.setup.session == "first":
+            yield SimpleNamespace(session=session, version=140), 0.01
+            self.setup = SimpleNamespace(**{**vars(self.setup), "session": "second"})
+            raise UnreachableError("gone")
+        else:
+            raise RefusedError("another session")
+
+
+def test_a_learner_that_started_anew_is_joined_again(tmp_path, wire, panda_setup):
+    env, client = FakePanda(length=3), RestartedClient(panda_setup)
+    cfg = panda_config(tmp_path, panda_setup, actor={"episodes": 400, "realtime": True})
+    env.fps, panda = 10.0, make_spec(panda_setup)
+    stop = threading.Event()
+
+    def until_the_new_weights(number):
+        if wire.applied and client.joins >= 2 and len(wire.applied) >= 2 and not stop.is_set():
+            stop.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    env.on_step = until_the_new_weights
+    run_actor(cfg, client=client, environment=env)
+    assert stop.is_set() and client.joins == 2
+    first = unpack(client.received[0][1], panda)
+    assert first.policy_version[0] == 140
+
+
+def test_a_learner_with_another_policy_ends_the_actor(tmp_path, wire, panda_setup):
+    class Changed(RestartedClient):
+        def join(self, frozen_fingerprint=""):
+            setup = super().join()
+            if self.joins > 1:
+                setup.processors = {}
+            return setup
+
+    cfg = panda_config(tmp_path, panda_setup, actor={"episodes": 10**6, "inference": "sync"})
+    env = FakePanda(length=3)
+    with pytest.raises(SetupError, match="another policy"):
+        run_actor(cfg, client=Changed(panda_setup), environment=env)
+    assert env.closed
+
+
+def test_an_environment_that_always_fails_ends_the_actor(tmp_path, wire, panda_setup, caplog):
+    caplog.set_level(logging.INFO)
+    env, client = FakePanda(length=9), FakeClient(panda_setup)
+    env.fails_at = 2
+    with pytest.raises(UserError, match="3 episodes in a row"):
+        run_actor(
+            panda_config(tmp_path, panda_setup, actor={"inference": "sync"} | {"episodes": 9}),
+            client=client,
+            environment=env,
+        )
+    assert env.closed and caplog.text.count("the environment failed: RuntimeError: the simulator burst") == 3
+
+
+def test_an_episode_is_no_longer_than_the_learner_takes(tmp_path, wire, panda_setup):
+    client = FakeClient(SimpleNamespace(**{**vars(panda_setup), "max_episode_frames": 4}))
+    env = FakePanda(length=9)
+    run_actor(panda_config(tmp_path, panda_setup), client=client, environment=env)
+    episodes = [unpack(data, make_spec(panda_setup)) for _, data in client.received]
+    assert [(len(episode), episode.outcome) for episode in episodes] == [(4, Outcome.TRUNCATED)] * 2
+
+
+def test_a_person_in_a_simulator_is_seen_in_its_info(tmp_path, panda_setup, monkeypatch):
+    """LeRobot's gym-hil convention, through a vector environment."""
+    from lerobot_policy_pi05_rl.demo.simulator import PandaPickCubeSimulator
+
+    original = PandaPickCubeSimulator.step
+
+    def step(self, action):
+        *rest, info = original(self, action)
+        human = self._steps == 2 or self._steps == 5
+        told = {"is_intervention": human, **({"teleop_action": np.array([1, 2, 3, 4], np.float32)} if human else {})}
+        return *rest, {**info, **told}
+
+    monkeypatch.setattr(PandaPickCubeSimulator, "step", step)
+    cfg = panda_config(tmp_path, panda_setup)
+    config = decode_policy_config(panda_setup.policy_config, cfg)
+    env = make_environment(cfg, {**config.input_features, **config.output_features}, [])
+    assert env.action_names == ["0", "1", "2", "3"]
+    env.reset(0)
+    steps = [env.step(np.zeros(4, np.float32)) for _ in range(5)]
+    env.close()
+    assert [step.intervention for step in steps] == [False, True, False, False, True]
+    assert [step.executed.tolist() for step in steps][1::3] == [[1, 2, 3, 4]] * 2
+    assert steps[4].truncated and not steps[3].truncated
+
+
+def test_a_stopped_actor_spools_the_episode_as_cut_off(tmp_path, wire, panda_setup):
     env, client = FakePanda(length=10**6), FakeClient(panda_setup)
     env.on_step = lambda number: os.kill(os.getpid(), signal.SIGTERM) if number == 4 else None
     run_actor(panda_config(tmp_path, panda_setup), client=client, environment=env)
     assert env.closed
     waiting = [path.read_bytes() for path in (tmp_path / "run" / "actors" / "arm").glob("*.safetensors")]
-    spec = EpisodeSpec(
-        4, 4, {f"observation.images.{name}": (32, 32) for name in ("front", "wrist")}, tuple(panda_setup.tasks), 10
-    )
+    spec = make_spec(panda_setup)
     (episode,) = [unpack(data, spec) for data in [*waiting, *(data for _, data in client.received)]]
     assert episode.outcome is Outcome.TRUNCATED and len(episode) == 5
 

@@ -33,6 +33,8 @@ from .spool import Sender, Spool
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 60.0  # how long a run that ends waits for its last episodes to be sent
+STOPPED_DRAIN_S = 1.0  # the same, of a run that was stopped
+JOIN_S = 10.0  # how long the end waits for a chunk that is being computed
 MOST_FAILURES = 3  # episodes in a row that the environment broke
 
 
@@ -119,7 +121,13 @@ class Actor:
         self._reporter = Reporter(client, lambda: self._weights.session, self.numbers)
         self._began = time.monotonic()
         self._control = Control(
-            environment, self._source, self._recorder, cfg.actor, lambda: stop.requested, self._stats
+            environment,
+            self._source,
+            self._recorder,
+            cfg.actor,
+            lambda: stop.requested,
+            self._stats,
+            max_steps=setup.max_episode_frames or None,
         )
 
     def run(self) -> None:
@@ -130,6 +138,9 @@ class Actor:
         for thread in threads:
             thread.start()
             self._stack.callback(thread.stop)
+        if not self._source.inline:
+            self._stack.callback(threads[-1].join, JOIN_S)
+            self._stack.callback(threads[-1].stop)
         logger.info("[ACTOR] %s acts: %s", self._name, self._env.task)
         failures, number, wanted = 0, 0, self._cfg.actor.episodes
         origin = [self._cfg.seed, zlib.crc32(self._name.encode()), time.time_ns()]  # no start plays another's episodes
@@ -146,7 +157,10 @@ class Actor:
                     f"more than {self._spool.capacity_gb:g} GB of episodes wait in {self._spool.folder}; start the "
                     "learner and the actor again to send them, or raise actor.spool_gb"
                 )
-        if left := self._sender.drain(DRAIN_S if not self._stop.requested else 1.0):
+        stopping = self._stop.requested
+        if left := self._sender.drain(
+            STOPPED_DRAIN_S if stopping else DRAIN_S, lambda: self._stop.requested > stopping
+        ):
             logger.warning("[ACTOR] %d episodes wait in %s; the next start sends them", left, self._spool.folder)
 
     def _wait_for_weights(self) -> bool:

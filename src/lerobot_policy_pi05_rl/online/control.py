@@ -54,6 +54,7 @@ class Control:
 
     Args:
         stopped: whether the run is to end; the episode is then cut off.
+        max_steps: of an episode that the learner takes; it is cut off there. None: any number.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class Control:
         actor: ActorConfig,
         stopped: Callable[[], bool],
         stats: Stats,
+        max_steps: int | None = None,
     ):
         self._env, self._source, self._recorder = environment, source, recorder
-        self._actor, self._stopped, self._stats = actor, stopped, stats
+        self._actor, self._stopped, self._stats, self._max_steps = actor, stopped, stats, max_steps
 
     def play(self, seed: int) -> Ending:
         """One episode; its steps are in the recorder afterwards.
@@ -131,6 +133,8 @@ class Control:
         if step.rerecord:
             return Ending(None, "to be recorded again")
         if not (step.terminated or step.truncated):
+            if self._max_steps is not None and len(self._recorder) >= self._max_steps:
+                return Ending(Outcome.TRUNCATED, f"the learner takes {self._max_steps} steps at most")
             return None
         if success:
             return Ending(Outcome.SUCCESS, "success")

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Sender(threading.Thread):
     """Sends the spool's episodes, oldest first, each until the learner has it.
 
     Args:
-        client: a ``LearnerClient``; its own, since it waits for receipts.
+        client: a ``LearnerClient``.
         unreachable, refused: the client's two exceptions.
     """
 
@@ -118,6 +119,9 @@ class Sender(threading.Thread):
                 logger.debug("[ACTOR] The learner cannot be reached for an episode: %s", error)
                 self._halt.wait(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
+            except (self._refused, OSError) as error:  # not of one episode: of this actor, or of the disk
+                logger.error("[ACTOR] Episodes cannot be sent and wait in %s: %s", self._spool.folder, error)
+                self._halt.wait(LONGEST_WAIT_S)
 
     def send_one(self) -> bool:
         """Send the oldest episode; False where none waits.
@@ -155,10 +159,10 @@ class Sender(threading.Thread):
         """An episode was put into the spool."""
         self._news.set()
 
-    def drain(self, timeout_s: float) -> int:
-        """Wait until nothing waits, at most ``timeout_s`` seconds; returns how many episodes still do."""
+    def drain(self, timeout_s: float, stopped: Callable[[], bool] = lambda: False) -> int:
+        """Wait until nothing waits, at most ``timeout_s`` seconds or until ``stopped``; returns how many still do."""
         deadline = time.monotonic() + timeout_s
-        while (left := len(self._spool.waiting())) and time.monotonic() < deadline and self.is_alive():
+        while (left := len(self._spool.waiting())) and time.monotonic() < deadline and not stopped():
             self.wake()
             time.sleep(0.02)
         return left
