@@ -19,6 +19,7 @@ from lerobot_policy_pi05_rl.data.episodes import known_outcomes
 from lerobot_policy_pi05_rl.data.loading import open_offline_data
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint, load_source
 from lerobot_policy_pi05_rl.data.video import read_frame
+from lerobot_policy_pi05_rl.online import replay as online_replay
 from lerobot_policy_pi05_rl.online import replay_files
 from lerobot_policy_pi05_rl.online.episode import BadEpisodeError, Episode, EpisodeSpec, decode_picture, encode_picture
 from lerobot_policy_pi05_rl.online.replay import Replay
@@ -214,6 +215,15 @@ def test_a_snapshot_taken_before_an_eviction_can_still_be_read(tmp_path):
     replay.append(make_episode(4))  # 25 > 22: the oldest is evicted
     assert json.loads((tmp_path / "replay/meta/info.json").read_text())["total_frames"] == 20
     assert all(path.exists() for files in source.videos.values() for path, _ in files.values())
+
+
+def test_many_small_tables_are_merged_without_losing_an_episode(tmp_path, monkeypatch):
+    monkeypatch.setattr(online_replay, "MOST_TABLES", 3)
+    replay = filled(tmp_path / "replay", range(4))
+    assert len(list((tmp_path / "replay").glob("data/*/*"))) == 2
+    check_snapshot(replay, [make_episode(n) for n in range(4)])
+    check_with_lerobot(tmp_path / "replay", [make_episode(n) for n in range(4)])
+    check_snapshot(open_replay(tmp_path / "replay"), [make_episode(n) for n in range(4)])
 
 
 def test_an_episode_longer_than_the_capacity_is_kept_alone(tmp_path):

@@ -37,7 +37,7 @@ from .replay_recovery import ReplayError, Row, data_file, open_folder, place_of
 logger = logging.getLogger(__name__)
 
 SLACK = 1.1  # episodes beyond the capacity stay on the disk until they are a tenth of it: compaction rewrites tables
-MANY_FILES = 64
+MANY_TABLES, MOST_TABLES = 64, 500  # so many files are merged at the end, or at once: opening reads each of them
 
 
 class Replay:
@@ -175,7 +175,7 @@ class Replay:
             staging = files.fresh_folder(self.root / files.INCOMING)
             self._store(episode, staging)
             shutil.rmtree(staging)
-            if self._info.total_frames > SLACK * self.capacity:
+            if self._info.total_frames > SLACK * self.capacity or self._tables >= MOST_TABLES:
                 self._compact()
             return True
 
@@ -183,7 +183,7 @@ class Replay:
         """Merge the tables into one file each and remove evicted episodes, where there is enough of either."""
         with self._write_lock:
             evicted = len(self._rows) > len(self._memory.episodes)
-            if evicted or len({data_file(row) for row in self._rows}) >= MANY_FILES:
+            if evicted or self._tables >= MANY_TABLES:
                 self._compact()
 
     def _held(self) -> list[Held]:
