@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from lerobot_policy_pi05_rl.data.episodes import known_outcomes
 from lerobot_policy_pi05_rl.data.loading import open_offline_data
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint, load_source
 from lerobot_policy_pi05_rl.data.video import read_frame
+from lerobot_policy_pi05_rl.online import replay as online_replay
 from lerobot_policy_pi05_rl.online import replay_files
 from lerobot_policy_pi05_rl.online.episode import BadEpisodeError, Episode, EpisodeSpec, decode_picture, encode_picture
 from lerobot_policy_pi05_rl.online.replay import Replay
@@ -69,10 +72,10 @@ def open_replay(root: Path, capacity: int = 1000, spec: EpisodeSpec = SPEC) -> R
     )
 
 
-def filled(root: Path, numbers, capacity: int = 1000, **kwargs) -> Replay:
+def filled(root: Path, numbers, capacity: int = 1000, length: int = 5) -> Replay:
     replay = open_replay(root, capacity)
     for number in numbers:
-        assert replay.append(make_episode(number, **kwargs))
+        assert replay.append(make_episode(number, length))
     return replay
 
 
@@ -214,6 +217,15 @@ def test_a_snapshot_taken_before_an_eviction_can_still_be_read(tmp_path):
     assert all(path.exists() for files in source.videos.values() for path, _ in files.values())
 
 
+def test_many_small_tables_are_merged_without_losing_an_episode(tmp_path, monkeypatch):
+    monkeypatch.setattr(online_replay, "MOST_TABLES", 3)
+    replay = filled(tmp_path / "replay", range(4))
+    assert len(list((tmp_path / "replay").glob("data/*/*"))) == 2
+    check_snapshot(replay, [make_episode(n) for n in range(4)])
+    check_with_lerobot(tmp_path / "replay", [make_episode(n) for n in range(4)])
+    check_snapshot(open_replay(tmp_path / "replay"), [make_episode(n) for n in range(4)])
+
+
 def test_an_episode_longer_than_the_capacity_is_kept_alone(tmp_path):
     replay = filled(tmp_path / "replay", range(3), capacity=3)
     check_snapshot(replay, [make_episode(2)])
@@ -313,20 +325,51 @@ def test_an_append_that_is_killed_anywhere_is_there_or_not(tmp_path, monkeypatch
 
 def test_a_compaction_that_is_killed_anywhere_loses_nothing(tmp_path, monkeypatch):
     root = tmp_path / "replay"
-    filled(root, range(5), capacity=25)
+    filled(root, range(4), capacity=8, length=2)
+    points = []
 
     def act(copy, replay):
-        return open_replay(copy, capacity=15) if replay is None else replay.compact()
+        return open_replay(copy, capacity=4) if replay is None else replay.compact()
 
     def check(copy):
-        replay = open_replay(copy, capacity=15)
-        check_snapshot(replay, [make_episode(n) for n in (2, 3, 4)])
-        assert replay.episodes_received == 5
-        assert replay.append(make_episode(5))
-        check_snapshot(replay, [make_episode(n) for n in (3, 4, 5)])
+        points.append(len(list(copy.glob("data/*/*"))))
+        replay = open_replay(copy, capacity=4)
         assert not [path for path in copy.iterdir() if path.name.startswith(".")]
+        check_snapshot(replay, [make_episode(n, 2) for n in (2, 3)])
+        assert replay.episodes_received == 4
+        if len(points) % 5 == 0:
+            assert replay.append(make_episode(4, 2))
+            check_snapshot(replay, [make_episode(n, 2) for n in (3, 4)])
 
     assert die_everywhere(monkeypatch, root, act, check) > 15
+
+
+APPENDING = """
+import sys
+from pathlib import Path
+from test_online_replay import make_episode, open_replay
+replay = open_replay(Path(sys.argv[1]), capacity=10)
+for number in range(100):
+    replay.append(make_episode(number))
+    print(number, flush=True)
+"""
+
+
+def test_a_process_that_is_killed_leaves_what_it_said_was_stored(tmp_path):
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", APPENDING, str(tmp_path / "replay")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+    ) as child:
+        stored = next(int(line) for line in child.stdout if line.strip() == "6")
+        child.kill()  # in the middle of the next ones
+    replay = open_replay(tmp_path / "replay", capacity=10)
+    number = replay.episodes_received
+    assert stored < number < 100 and replay.uids == {uid_of(n) for n in range(number)}
+    check_snapshot(replay, [make_episode(n) for n in range(number - 2, number)])
+    assert replay.append(make_episode(number))
+    replay.compact()
+    check_with_lerobot(tmp_path / "replay", [make_episode(n) for n in (number - 1, number)])
 
 
 @pytest.mark.parametrize("after", [3, 9, 14, 17, 20, 24, 40])

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.compute_stats import aggregate_stats
-from lerobot.datasets.io_utils import write_stats, write_table_one_row_group_per_episode, write_tasks
 from lerobot.datasets.utils import INFO_PATH, STATS_PATH, DatasetInfo, serialize_dict
 from lerobot.datasets.video_utils import get_video_info
 
@@ -19,6 +18,7 @@ from ..data.sources import Source
 from ..returns import Outcome
 from . import replay_files as files
 from .episode import Episode, EpisodeSpec
+from .replay_compaction import build_compacted
 from .replay_episode import (
     UID,
     column_stats,
@@ -32,12 +32,12 @@ from .replay_episode import (
 )
 from .replay_files import Ledger, Receipt
 from .replay_memory import Held, Memory
-from .replay_recovery import ReplayError, Row, open_folder, read_rows, task_table
+from .replay_recovery import ReplayError, Row, data_file, open_folder, place_of
 
 logger = logging.getLogger(__name__)
 
 SLACK = 1.1  # episodes beyond the capacity stay on the disk until they are a tenth of it: compaction rewrites tables
-MANY_FILES = 64
+MANY_TABLES, MOST_TABLES = 64, 500  # so many files are merged at the end, or at once: opening reads each of them
 
 
 class Replay:
@@ -76,7 +76,7 @@ class Replay:
         self._videos = 1 + max(
             (files.numbered(path) for row in rows for path in self._row_videos(row).values()), default=-1
         )
-        self._tables = 1 + max((files.numbered(Path(_data_path(row))) for row in rows), default=-1)
+        self._tables = 1 + max((files.numbered(Path(data_file(row))) for row in rows), default=-1)
 
     @classmethod
     def open(
@@ -175,7 +175,7 @@ class Replay:
             staging = files.fresh_folder(self.root / files.INCOMING)
             self._store(episode, staging)
             shutil.rmtree(staging)
-            if self._info.total_frames > SLACK * self.capacity:
+            if self._info.total_frames > SLACK * self.capacity or self._tables >= MOST_TABLES:
                 self._compact()
             return True
 
@@ -183,7 +183,7 @@ class Replay:
         """Merge the tables into one file each and remove evicted episodes, where there is enough of either."""
         with self._write_lock:
             evicted = len(self._rows) > len(self._memory.episodes)
-            if evicted or len({_data_path(row) for row in self._rows}) >= MANY_FILES:
+            if evicted or self._tables >= MANY_TABLES:
                 self._compact()
 
     def _held(self) -> list[Held]:
@@ -193,15 +193,15 @@ class Replay:
     def _row_videos(self, row: Row) -> dict[str, Path]:
         """Camera → the episode's file."""
         return {
-            camera: self.root / self._info.video_path.format(video_key=camera, **_place(row, f"videos/{camera}"))
+            camera: self.root / self._info.video_path.format(video_key=camera, **place_of(row, f"videos/{camera}"))
             for camera in self._spec.cameras
         }
 
     def _load(self) -> None:
         """Columns from the tables; the ledger's lines that a crash kept from being written."""
-        tables = {name: table_columns(pq.read_table(self.root / name)) for name in {_data_path(r) for r in self._rows}}
+        tables = {name: table_columns(pq.read_table(self.root / name)) for name in {data_file(r) for r in self._rows}}
         for row in self._rows:
-            table = tables[_data_path(row)]
+            table = tables[data_file(row)]
             start = row["dataset_from_index"] - int(table["index"][0])
             columns = {name: values[start : start + row["length"]] for name, values in table.items()}
             outcome = Outcome.SUCCESS if columns["next.success"][-1] else Outcome.FAILURE
@@ -257,52 +257,14 @@ class Replay:
 
     def _compact(self) -> None:
         """Only what is in memory stays, renumbered, in one table of each kind; videos keep their names."""
-        there = read_rows(self.root)
-        held = len(self._memory.episodes)
-        gone, kept = there[: len(there) - held], there[len(there) - held :]
-        building = files.fresh_folder(self.root / files.BUILDING)
-        frames, rows = kept[0]["dataset_from_index"], []
-        place = files.place(0)
-        for number, row in enumerate(kept):
-            moved = {"episode_index": number}
-            moved |= {name: row[name] - frames for name in ("dataset_from_index", "dataset_to_index")}
-            moved |= {f"{kind}/{name}": at for kind in ("data", "meta/episodes") for name, at in place.items()}
-            rows.append(row | moved)
-        table = self._merged(kept)
-        data, episodes = building / files.data_path(0), building / files.episodes_path(0)
-        for path in (data, episodes):
-            path.parent.mkdir(parents=True)
-        write_table_one_row_group_per_episode(table, data)
-        pq.write_table(pa.Table.from_pylist(rows), episodes)
-        stats = aggregate_stats([row_stats(row) for row in rows])
-        write_stats(stats, building)
-        write_tasks(task_table(list(self._tasks)), building)
-        self._damaged = True
-        files.write_json(self._counted(len(rows), rows[-1]["dataset_to_index"]), building / INFO_PATH)
+        self._damaged = True  # until memory and disk agree again
+        gone, rows = build_compacted(self.root, len(self._memory.episodes), list(self._tasks), self._counted)
         files.commit_compaction(self.root)
         with self._lock:
-            self._rows, self._stats, self._tables = [without_stats(row) for row in rows], stats, 1
+            self._rows = [without_stats(row) for row in rows]
+            self._stats, self._tables = aggregate_stats([row_stats(row) for row in rows]), 1
         for path in self._doomed:
             path.unlink(missing_ok=True)
         self._doomed = [path for row in gone for path in self._row_videos(row).values()]
         self._damaged = False
         logger.info("[LEARNER] The replay holds %d episodes; %d older ones were removed", len(rows), len(gone))
-
-    def _merged(self, kept: list[Row]) -> pa.Table:
-        """The frames of the last rows, numbered from 0."""
-        names = dict.fromkeys(_data_path(row) for row in kept)
-        table = pa.concat_tables([pq.read_table(self.root / name) for name in names])
-        table = table.slice(table.num_rows - sum(row["length"] for row in kept))
-        for name, base in (("episode_index", kept[0]["episode_index"]), ("index", kept[0]["dataset_from_index"])):
-            column = table.schema.get_field_index(name)
-            moved = pa.array(table.column(name).to_numpy() - base, type=table.schema.field(name).type)
-            table = table.set_column(column, table.schema.field(name), moved)
-        return table
-
-
-def _place(row: Row, kind: str) -> dict[str, int]:
-    return {name: row[f"{kind}/{name}"] for name in ("chunk_index", "file_index")}
-
-
-def _data_path(row: Row) -> str:
-    return files.DEFAULT_DATA_PATH.format(**_place(row, "data"))

@@ -97,7 +97,7 @@ def _clean(root: Path, info: DatasetInfo) -> list[Row]:
     for row in rows:
         kinds = [name.removesuffix("/chunk_index") for name in row if name.endswith("/chunk_index")]
         for kind in kinds:
-            place = {name: row[f"{kind}/{name}"] for name in ("chunk_index", "file_index")}
+            place = place_of(row, kind)
             if kind == "data":
                 kept.add(info.data_path.format(**place))
             elif kind == "meta/episodes":
@@ -111,6 +111,16 @@ def _clean(root: Path, info: DatasetInfo) -> list[Row]:
     if strays:
         logger.info("[LEARNER] Removed %d files of an interrupted run from %s", strays, root)
     return rows
+
+
+def place_of(row: Row, kind: str) -> dict[str, int]:
+    """Chunk and file of "data", "meta/episodes" or "videos/<camera>"."""
+    return {name: row[f"{kind}/{name}"] for name in ("chunk_index", "file_index")}
+
+
+def data_file(row: Row) -> str:
+    """The table that holds the episode's frames, relative to the root."""
+    return files.DEFAULT_DATA_PATH.format(**place_of(row, "data"))
 
 
 def read_rows(root: Path) -> list[Row]:
