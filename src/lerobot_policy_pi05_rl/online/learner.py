@@ -69,7 +69,7 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     announce(cfg, data, algorithm, checkpoint)
     spec = episode_spec(cfg, data)
     replay = open_replay(cfg, data, spec)
-    inbox = Inbox(cfg.run_dir / "inbox", lambda uid: uid in replay.uids)
+    inbox = Inbox(cfg.run_dir / "inbox", lambda uid: uid in replay)
     box = WeightsBox()
     resumed_step = algorithm.optimization_step if checkpoint else None
     writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=resumed_step)
