@@ -24,6 +24,7 @@ from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.online.actor import run_actor
 from lerobot_policy_pi05_rl.online.actor_setup import SetupError, choose_task, decode_policy_config, read_processors
+from lerobot_policy_pi05_rl.online.actor_threads import WeightsThread
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.control import Control, Stats, time_limit_outcome
 from lerobot_policy_pi05_rl.online.environment import Step, make_environment
@@ -416,6 +417,19 @@ def test_a_refused_episode_is_put_aside(tmp_path, caplog):
     assert (tmp_path / "refused" / path.name).exists() and "refuses an episode: not the policy's" in caplog.text
 
 
+def test_an_actor_that_is_refused_keeps_its_episodes(tmp_path):
+    spool, client = Spool(tmp_path, 1.0), FakeClient()
+    path = spool.put(finished())
+    error = RefusedError("wrong token")
+    error.code = SimpleNamespace(name="UNAUTHENTICATED")
+    client.send = lambda data, uid: (_ for _ in ()).throw(error)
+    sender = Sender(spool, client, UnreachableError, RefusedError)
+    assert sender.send_one()  # asks what is known
+    with pytest.raises(RefusedError):
+        sender.send_one()
+    assert spool.waiting() == [path] and not (tmp_path / "refused").exists()
+
+
 # The whole actor
 
 
@@ -557,6 +571,17 @@ def test_a_learner_that_started_anew_is_joined_again(tmp_path, wire, panda_setup
     assert stop.is_set() and client.joins == 2
     first = unpack(client.received[0][1], panda)
     assert first.policy_version[0] == 140
+
+
+def test_weights_of_another_session_are_not_taken_before_its_policy_is_seen(wire, panda_setup):
+    staged = []
+    client = FakeClient(panda_setup)
+    other = SimpleNamespace(**{**vars(panda_setup), "session": "second", "processors": {}})
+    client.stream_weights = lambda session, known: iter([(SimpleNamespace(session="second", version=2), 0.01)])
+    thread = WeightsThread(client, panda_setup, {}, SimpleNamespace(stage=staged.append))
+    client.setup = other
+    thread.run()
+    assert isinstance(thread.error, SetupError) and not staged
 
 
 def test_a_learner_with_another_policy_ends_the_actor(tmp_path, wire, panda_setup):

@@ -87,6 +87,10 @@ class WeightsThread(threading.Thread):
         for header, data in self._client.stream_weights(self.session, self._known):
             if self._halt.is_set():
                 return
+            if header.session != self.session:
+                self._join_again()  # the learner has started anew: is its policy the same?
+            if header.session != self.session:
+                continue
             tensors = unpack_weights(data, self._shapes)
             if self.newest < 0:
                 logger.info("[ACTOR] First weights: step %d of the learner", header.version)

@@ -14,6 +14,8 @@ from .episode import Episode, pack
 logger = logging.getLogger(__name__)
 
 END, UNFINISHED, REFUSED = ".safetensors", ".partial", "refused"
+# gRPC codes by which the learner refuses the actor, a wrong token for one, and not the episode it happens to send
+REFUSE_ACTOR = ("UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION", "UNIMPLEMENTED")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 
 
@@ -128,6 +130,7 @@ class Sender(threading.Thread):
 
         Raises:
             unreachable: the learner is away; nothing is lost.
+            refused: the learner does not take this actor; nothing is lost.
         """
         waiting = self._spool.waiting()
         if not waiting:
@@ -145,6 +148,8 @@ class Sender(threading.Thread):
         try:
             self._client.send(path.read_bytes(), uid_of(path))
         except self._refused as error:
+            if getattr(getattr(error, "code", None), "name", None) in REFUSE_ACTOR:
+                raise
             logger.error(
                 "[ACTOR] The learner refuses an episode: %s. It is kept in %s", error, self._spool.refuse(path)
             )
