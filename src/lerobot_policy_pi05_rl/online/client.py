@@ -14,6 +14,7 @@ from ..errors import UserError
 from . import learner_pb2 as pb
 from .learner_pb2_grpc import LearnerStub
 from .security import CHUNK_BYTES, load_token, open_channel, token_metadata
+from .weights_transfer import buffer
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class LearnerClient:
         with self._translated():
             return self._stub.Report(message, timeout=ANSWER_S, metadata=self._metadata)
 
-    def stream_weights(self, session: str, known_version: int) -> Iterator[tuple[pb.WeightsHeader, bytearray]]:
+    def stream_weights(self, session: str, known_version: int) -> Iterator[tuple[pb.WeightsHeader, memoryview]]:
         """Each version newer than ``known_version`` (-1: none) of ``session``, whole and undamaged, without end.
 
         A damaged version is dropped with a line in the log; the next one follows by itself.
@@ -145,18 +146,18 @@ def episode_chunks(header: pb.EpisodeHeader, data: bytes) -> Iterator[pb.Episode
         yield pb.EpisodeChunk(data=bytes(view[start : start + CHUNK_BYTES]))
 
 
-def assemble(chunks: Iterable[pb.WeightsChunk]) -> Iterator[tuple[pb.WeightsHeader, bytearray]]:
+def assemble(chunks: Iterable[pb.WeightsChunk]) -> Iterator[tuple[pb.WeightsHeader, memoryview]]:
     """Whole versions out of chunks; those that are damaged are dropped with a line in the log.
 
     Each is filled piece by piece into memory of its size: joining gigabytes would keep Python's lock, for which the
     control loop waits.
     """
-    header, data, filled, crc = None, bytearray(), 0, 0
+    header, data, filled, crc = None, buffer(0), 0, 0
     for chunk in chunks:
         if chunk.HasField("header"):
             if header is not None:
                 _drop(header, f"{filled} bytes came")
-            header, data, filled, crc = chunk.header, bytearray(chunk.header.bytes), 0, 0
+            header, data, filled, crc = chunk.header, buffer(chunk.header.bytes), 0, 0
         if header is None:
             continue  # the rest of a version that was dropped
         end = filled + len(chunk.data)
@@ -172,7 +173,7 @@ def assemble(chunks: Iterable[pb.WeightsChunk]) -> Iterator[tuple[pb.WeightsHead
             yield header, data
         else:
             _drop(header, "the checksum is wrong")
-        header, data = None, bytearray()
+        header, data = None, buffer(0)
 
 
 def _drop(header: pb.WeightsHeader, reason: str) -> None:

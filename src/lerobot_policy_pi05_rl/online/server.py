@@ -198,7 +198,7 @@ class LearnerServer(LearnerServicer):
                 self.actors[printable(actor)] = time.time()
 
 
-def split(data: bytes | bytearray) -> Iterator[bytes]:
+def split(data: bytes | bytearray | memoryview) -> Iterator[bytes]:
     """Pieces small enough for a message."""
     view = memoryview(data)
     for start in range(0, len(view), CHUNK_BYTES):

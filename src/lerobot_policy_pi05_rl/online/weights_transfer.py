@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class WeightsMessage:
 
     session: str
     version: int  # the learner's optimization step
-    data: bytes | bytearray  # one safetensors file
+    data: bytes | bytearray | memoryview  # one safetensors file
     crc32: int
 
 
@@ -48,7 +49,7 @@ def pushed_tensors(policy: "PI05RLPolicy") -> dict[str, Tensor]:
     }
 
 
-def pack_weights(tensors: dict[str, Tensor], dtype: torch.dtype) -> bytearray:
+def pack_weights(tensors: dict[str, Tensor], dtype: torch.dtype) -> memoryview:
     """One safetensors file in host memory.
 
     Written by hand rather than with safetensors.torch.save: each tensor is copied once, from its device, cast on the
@@ -62,7 +63,7 @@ def pack_weights(tensors: dict[str, Tensor], dtype: torch.dtype) -> bytearray:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
     start = 8 + len(text)
-    data = bytearray(start + offset)
+    data = buffer(start + offset)
     data[:start] = len(text).to_bytes(8, "little") + text
     for name, tensor in tensors.items():
         if tensor.numel():
@@ -70,6 +71,12 @@ def pack_weights(tensors: dict[str, Tensor], dtype: torch.dtype) -> bytearray:
             target = torch.frombuffer(data, dtype=dtype, count=tensor.numel(), offset=begin)
             target.view(tensor.shape).copy_(tensor.detach())
     return data
+
+
+def buffer(size: int) -> memoryview:
+    """Memory of so many bytes, whatever they are. A bytearray would be zeroed, under Python's lock: half a second a
+    gigabyte in which neither the training nor the control loop moves."""
+    return memoryview(np.empty(size, dtype=np.uint8))
 
 
 def unpack_weights(data: bytearray | memoryview, expected: dict[str, torch.Size]) -> dict[str, Tensor]:
@@ -148,7 +155,7 @@ class WeightsBox:
         """Open streams: whether anybody waits for weights."""
         return self._listeners
 
-    def publish(self, session: str, version: int, data: bytes | bytearray) -> None:
+    def publish(self, session: str, version: int, data: bytes | bytearray | memoryview) -> None:
         """Replace the newest weights. ``data`` must not change afterwards."""
         message = WeightsMessage(session, version, data, zlib.crc32(data))
         with self._changed:
