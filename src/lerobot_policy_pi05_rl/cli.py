@@ -32,6 +32,7 @@ DETAILS = {
   --n-step N|none       advantages over N steps; none: to the episode's end; default: policy.advantage_n_step
   --positive-fraction F share of positive frames; default: policy.advantage_positive_fraction
   --success 0-40,52     these episodes of the first dataset are successes; --failure likewise
+  --of DATASET          of this one of dataset.additional_offline_dataset_paths instead
   --outcomes CSV        episode_index,outcome[,dataset]
   --list-unlabelled     print the episodes without an outcome, and stop
   --key=value           overrides of the configuration

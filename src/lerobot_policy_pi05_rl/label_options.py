@@ -32,6 +32,7 @@ class LabelOptions:
     success: str | None = None
     failure: str | None = None
     outcomes: str | None = None
+    of: str | None = None
     list_unlabelled: bool = False
 
     @property
@@ -52,7 +53,7 @@ def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
         ConfigError: an option has no or an impossible value, or two contradict each other.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
-    for name in ("--name", "--checkpoint", "--n-step", "--success", "--failure", "--outcomes"):
+    for name in ("--name", "--checkpoint", "--n-step", "--success", "--failure", "--outcomes", "--of"):
         parser.add_argument(name)
     parser.add_argument("--from", dest="from_name")
     parser.add_argument("--trace", type=float)
@@ -69,6 +70,8 @@ def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
         raise ConfigError("--from needs --name: what the derived labeling is called")
     if options.from_name is not None and options.checkpoint is not None:
         raise ConfigError("--from takes the values of a labeling and --checkpoint those of a critic; give one")
+    if options.of is not None and options.success is None and options.failure is None:
+        raise ConfigError("--of says which dataset --success and --failure speak of; give one of them")
     look_aheads = {"--n-step": options.n_step_given, "--trace": options.trace, "--horizon": options.horizon}
     given = [flag for flag, value in look_aheads.items() if value not in (None, False)]
     if len(given) > 1:

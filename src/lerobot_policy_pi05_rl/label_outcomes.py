@@ -50,31 +50,39 @@ def format_ranges(numbers: list[int]) -> str:
 
 
 def given_outcomes(
-    sources: list[Source], *, success: str | None, failure: str | None, csv: str | None
+    sources: list[Source], *, success: str | None, failure: str | None, csv: str | None, of: str | None = None
 ) -> list[Outcomes]:
-    """Per source the outcomes that the command line gives; the lists speak of the first dataset.
+    """Per source the outcomes that the command line gives; the lists speak of dataset ``of``, by default the first.
 
     Raises:
-        ConfigError, DatasetError: an episode does not exist, or is given two outcomes.
+        ConfigError, DatasetError: an episode or ``of`` does not exist, or an episode is given two outcomes.
     """
     check_outcome_file_datasets(csv, sources)
+    names = [source.name for source in sources]
+    if of is not None and of not in names:
+        raise DatasetError(
+            f"--of names the dataset {of}, which is not one of {', '.join(names)}; list it in "
+            "dataset.additional_offline_dataset_paths"
+        )
+    subject = 0 if of is None else names.index(of)
     given = [read_outcome_file(csv, source, primary=number == 0) for number, source in enumerate(sources)]
-    known = set(sources[0].columns["episode_index"][sources[0].starts].tolist())
+    source = sources[subject]
+    known = set(source.columns["episode_index"][source.starts].tolist())
     for option, text, outcome in (("--success", success, Outcome.SUCCESS), ("--failure", failure, Outcome.FAILURE)):
         episodes = parse_ranges(text or "")
         unknown = [episode for episode in episodes if episode not in known]
         if unknown:
             raise DatasetError(
-                f"{option} names episode {format_ranges(unknown)}, but dataset {sources[0].name} has "
+                f"{option} names episode {format_ranges(unknown)}, but dataset {source.name} has "
                 f"{format_ranges(sorted(known))}"
             )
-        twice = [episode for episode in episodes if given[0].get(episode, outcome) is not outcome]
+        twice = [episode for episode in episodes if given[subject].get(episode, outcome) is not outcome]
         if twice:
             raise ConfigError(
                 f"{option} gives episode {format_ranges(twice)} another outcome than --success or --outcomes does; "
                 "name each episode once"
             )
-        given[0] |= dict.fromkeys(episodes, outcome)
+        given[subject] |= dict.fromkeys(episodes, outcome)
     return given
 
 

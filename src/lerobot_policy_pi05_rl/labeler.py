@@ -105,7 +105,9 @@ def set_outcomes(cfg: PI05RLTrainConfig, options: LabelOptions, sources: list[So
     """Write the outcomes that the command line gives, and choose the outcome file of this command."""
     path = outcomes_path(sources)
     if options.gives_outcomes:
-        given = given_outcomes(sources, success=options.success, failure=options.failure, csv=options.outcomes)
+        given = given_outcomes(
+            sources, success=options.success, failure=options.failure, csv=options.outcomes, of=options.of
+        )
         cfg.reward.outcome_file = str(write_outcomes(sources, given, cfg.reward.outcome_file))
     elif cfg.reward.outcome_file is None and path.is_file():
         logger.info("%s Outcomes set by hand are used; train with --reward.outcome_file=%s", TAG, path)
