@@ -96,7 +96,7 @@ class Run:
         if role == "learner":
             command += [f"--resume={str(self.run_dir.exists()).lower()}"]
         else:
-            command += [f"--actor.name={name}"]
+            command += [f"--actor.name={name}", "--actor.realtime=true"]  # at full speed a simulator outruns the disk
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
         environment.setdefault("MUJOCO_GL", "egl")
         with (self.output / f"{name}.log").open("a") as log:
@@ -117,10 +117,10 @@ class Run:
         return [uid for name in names for uid in FINISHED.findall(self.log(name))]
 
     def received(self) -> list[str]:
-        """Uids in the learner's ledger."""
+        """Uids in the learner's ledger: what is, or was, in its replay."""
         ledger = self.run_dir / "replay" / "received.jsonl"
-        lines = ledger.read_text().splitlines() if ledger.is_file() else []
-        return [json.loads(line)["uid"] for line in lines]
+        lines = ledger.read_text().splitlines(keepends=True) if ledger.is_file() else []
+        return [json.loads(line)["uid"] for line in lines if line.endswith("\n")]
 
     def step(self) -> int:
         """The learner's last logged step."""
@@ -132,7 +132,7 @@ class Run:
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
             if time.monotonic() > deadline:
-                raise SystemExit(f"waited {PATIENCE_S:.0f} s in vain: {what}\n{self.log('learner')[-2000:]}")
+                raise SystemExit(f"waited {PATIENCE_S:.0f} s in vain for {what}\n{self.log('learner')[-2000:]}")
             time.sleep(POLL_S)
 
     def say(self, text: str) -> None:

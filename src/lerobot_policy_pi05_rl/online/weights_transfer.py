@@ -40,12 +40,14 @@ class WeightsMessage:
 def pushed_tensors(policy: "PI05RLPolicy") -> dict[str, Tensor]:
     """The actor's tensors that train, live and by name: what an actor cannot have from the checkpoint.
 
-    Under an adapter that is the adapter alone. The critic stays with the learner.
+    Under an adapter that is the adapter alone; of a policy that started from random weights it is everything, since
+    no checkpoint has what does not train. The critic stays with the learner.
     """
+    everything = policy.config.pi05_checkpoint is None
     return {
         name: parameter.detach()
         for name, parameter in policy.named_parameters()
-        if parameter.requires_grad and not name.startswith(CRITIC_PREFIX)
+        if (parameter.requires_grad or everything) and not name.startswith(CRITIC_PREFIX)
     }
 
 
