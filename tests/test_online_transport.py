@@ -597,6 +597,9 @@ def test_damaged_weights_are_dropped(caplog):
 def test_pushed_weights_are_those_that_train_without_the_critic(tiny_policy):
     language = tiny_policy.model.language_model
     language.embed_tokens.requires_grad_(False)
+    everything = pushed_tensors(tiny_policy)  # random weights are in no checkpoint
+    assert not frozen_fingerprint(tiny_policy, set(everything))
+    tiny_policy.config.pi05_checkpoint = "base"
     pushed = pushed_tensors(tiny_policy)
     frozen = {name for name, p in tiny_policy.named_parameters() if not p.requires_grad}
     assert pushed and frozen and not any(name.startswith(CRITIC_PREFIX) for name in pushed)
@@ -617,6 +620,7 @@ def test_pushed_weights_are_those_that_train_without_the_critic(tiny_policy):
 
 def test_of_an_adapter_only_the_adapter_is_pushed(tiny_policy):
     names = {name for name, _ in tiny_policy.named_parameters()}
+    tiny_policy.config.pi05_checkpoint = "base"
     add_adapter(tiny_policy, PeftConfig(r=4, target_modules=["q_proj", "v_proj"]), "base")
     select_trainable(tiny_policy)
     pushed = pushed_tensors(tiny_policy)
