@@ -387,9 +387,22 @@ def test_outcomes_by_hand_need_no_critic_and_add_up(unlabelled, capsys):
     assert tree_hash(unlabelled / "data") == before
 
 
+def test_outcomes_of_an_additional_dataset_by_hand_name_it_and_leave_the_first_alone(unlabelled, no_network):
+    more = str(make_dataset(unlabelled / "more", [{"length": 4}] * 10, columns=()))
+    both = f'--dataset.additional_offline_dataset_paths=["{more}"]'
+    assert label(unlabelled, "--success=0-7") == 0
+    assert label(unlabelled, both, "--of", more, "--success=0,9", "--failure=1-8") == 0
+    table = pd.read_csv(unlabelled / "data.labels" / "outcomes.csv")
+    rows = table.set_index(table["dataset"].fillna("first"))
+    assert rows.loc["first", "outcome"].tolist() == ["success"] * 8
+    assert rows.loc[more, "outcome"].tolist() == ["success", *["failure"] * 8, "success"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--of=more"], "--of says which dataset --success and --failure speak of"),
+        (["--of=more", "--success=0"], "--of names the dataset more, which is not one of test/tiny"),
         (["--success=0-3", "--failure=3,4"], "--failure gives episode 3 another outcome"),
         (["--success=0-9"], "--success names episode 8-9, but dataset test/tiny has 0-7"),
         (["--success=4-2"], "'4-2' is not an episode or a range"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import draccus
 import numpy as np
 import pytest
+from conftest import write_config
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.robots import RobotConfig, make_robot_from_config
 from lerobot.teleoperators import TeleoperatorConfig, make_teleoperator_from_config
@@ -16,10 +17,14 @@ from lerobot.utils.feature_utils import hw_to_dataset_features
 pytest.importorskip("gym_hil")
 
 import lerobot_policy_pi05_rl  # noqa: F401  registers both types, as LeRobot's plugin discovery does
+from lerobot_policy_pi05_rl import labeler
+from lerobot_policy_pi05_rl.config import load_config
 from lerobot_policy_pi05_rl.demo.config_sim_robot import PandaSimOperatorConfig
+from lerobot_policy_pi05_rl.demo.operators import ScriptedOperator
 from lerobot_policy_pi05_rl.demo.record import record_dataset
 from lerobot_policy_pi05_rl.demo.sim_robot import ACTION_KEYS, STATE_KEYS
 from lerobot_policy_pi05_rl.demo.simulator import PandaPickCubeSimulator
+from lerobot_policy_pi05_rl.offline_learner import train_offline
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import rounds
@@ -114,14 +119,26 @@ def test_an_action_sent_again_is_a_pause(robot):
 
 
 def test_each_correction_starts_above_the_cube(robot, operator):
-    for _ in range(8):
-        robot.send_action(operator.get_action())
+    robot.send_action(operator.get_action())
     first = operator._operator
-    assert first.phase != "above"
+    while first.phase == "above":
+        robot.send_action(operator.get_action())
+    assert operator._operator is first
     robot.send_action(action_of((0.0, 0.9, 0.8, -1.0)))  # the policy again
     robot.send_action(operator.get_action())
     assert operator._operator is not first
     assert operator._operator.phase == "above"
+
+
+def test_a_correction_lets_go_of_a_cube_that_is_held_and_then_lifts_it(robot, operator):
+    demonstrator = ScriptedOperator("fast", np.random.default_rng(1))
+    while robot.cube_rests:
+        robot.send_action(action_of(demonstrator.act_in(robot.simulator).tolist()))
+    assert demonstrator.phase == "lift" and not robot.lifted
+    assert operator.get_action()[ACTION_KEYS[3]] == -1.0
+    for _ in range(30):
+        robot.send_action(operator.get_action())
+    assert robot.lifted
 
 
 def test_wrong_use_is_refused(robot, operator):
@@ -148,3 +165,23 @@ def test_a_start_state_without_a_seed_is_a_new_one():
         positions.append(device.simulator.cube_position)
         device.disconnect()
     assert not np.array_equal(*positions)
+
+
+@pytest.mark.slow  # starts lerobot-rollout twice
+def test_a_round_is_recorded_by_lerobot_rollout_labelled_and_trained_on(checkpoint, tmp_path):
+    done = rounds.record_round(str(checkpoint), tmp_path / "round", 2, 0, 10, ["--robot.image_size=32"])
+    assert done == [rounds.Attempt(lifted=True, corrected=True), rounds.Attempt(lifted=False, corrected=False)]
+    table = LeRobotDataset("local/rollout_round", root=tmp_path / "round", video_backend="pyav").hf_dataset
+    episode, person = (np.asarray(table.with_format("numpy")[key]) for key in ("episode_index", "intervention"))
+    first = person[episode == 0]
+    assert 10 <= first.argmax() < len(first) - 5  # the policy's actions first, then the person's until the end
+    assert first[first.argmax() :].all()
+    assert not person[episode == 1].any()
+
+    demo = record_dataset(tmp_path / "demo", "test/tiny", episodes=2, image_size=32)
+    config = str(write_config(tmp_path / "c.json", demo, tmp_path / "run"))
+    both = f'--dataset.additional_offline_dataset_paths=["{tmp_path}/round"]'
+    assert labeler.main([config, both, "--of", f"{tmp_path}/round", "--success=0", "--failure=1"]) == 0
+    labels = f"--reward.outcome_file={tmp_path}/demo.labels/outcomes.csv"
+    train_offline(load_config(config, [both, labels]))
+    assert (tmp_path / "run" / "checkpoints" / "last" / "pretrained_model" / "model.safetensors").is_file()

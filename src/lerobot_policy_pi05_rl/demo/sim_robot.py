@@ -16,7 +16,7 @@ from lerobot.utils.errors import DeviceNotConnectedError
 from .config_sim_robot import PandaSimConfig, PandaSimOperatorConfig
 from .constants import ACTION_NAMES, CAMERA_NAMES, CONTROL_HZ, MAX_EPISODE_STEPS, STATE_NAMES
 from .env_config import SimulatorFactory
-from .operators import ScriptedOperator
+from .operators import STYLES, ScriptedOperator
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ STATE_KEYS = tuple(f"{name}.pos" for name in STATE_NAMES)
 # How the log tells whoever watches how the attempt goes.
 LIFTED = "[DEMO] The cube is lifted"
 NOT_LIFTED = "[DEMO] The cube is not lifted"  # once per simulated second
+
+_RESTS_M = 0.005  # a cube that is no higher than this above its start lies on the floor
 
 _connected: "PandaSim | None" = None  # the arm of this process, which its operator watches
 
@@ -54,6 +56,7 @@ class PandaSim(Robot):
         self.lifted = False
         self._observation: dict[str, Any] = {}
         self._last_action: np.ndarray | None = None
+        self._resting_z = 0.0
         super().__init__(config)
 
     @property
@@ -88,8 +91,14 @@ class PandaSim(Robot):
         factory = SimulatorFactory(self.config.image_size, MAX_EPISODE_STEPS, self.config.cube_jitter, False)
         self.simulator = factory()
         self._observation, _ = self.simulator.reset(seed=self.config.seed)
+        self._resting_z = self.simulator.cube_position[2]
         self.steps, self.lifted, self._last_action = 0, False, None
         _connected = self
+
+    @property
+    def cube_rests(self) -> bool:
+        """Whether the cube lies on the floor."""
+        return bool(self.simulator.cube_position[2] < self._resting_z + _RESTS_M)
 
     @property
     def is_calibrated(self) -> bool:
@@ -149,7 +158,8 @@ class PandaSim(Robot):
 class PandaSimOperator(Teleoperator):
     """The scripted operator, who reads the true positions in the simulator of the arm in this process.
 
-    Every correction starts anew: when the arm moved without the operator, it begins above the cube again.
+    Every correction starts anew: when the arm moved without the operator, it lets go of the cube if it holds it, and
+    begins above the cube again.
     """
 
     config_class = PandaSimOperatorConfig
@@ -200,10 +210,16 @@ class PandaSimOperator(Teleoperator):
         """
         if _connected is None:
             raise DeviceNotConnectedError("no panda_sim is connected here; panda_sim_operator drives nothing else")
-        if self._operator is None or _connected.steps != self._steps:
-            self._operator = ScriptedOperator(self.config.style, self._rng)
+        if _connected.steps != self._steps:
+            self._operator = None
         self._steps = _connected.steps + 1
-        values = self._operator.act_in(_connected.simulator).tolist()
+        if self._operator is None and _connected.cube_rests:
+            self._operator = ScriptedOperator(self.config.style, self._rng)
+        if self._operator is None:  # the cube's place is read once, so it must lie there first
+            motion = self._rng.normal(0.0, STYLES[self.config.style].noise, size=3)
+            values = [*motion.tolist(), -1.0]
+        else:
+            values = self._operator.act_in(_connected.simulator).tolist()
         return dict(zip(ACTION_KEYS, values, strict=True))
 
     def send_feedback(self, feedback: dict[str, Any]) -> None:
