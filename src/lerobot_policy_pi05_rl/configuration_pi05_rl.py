@@ -39,7 +39,7 @@ class ActorLearnerConfig:
     learner_host: str = "127.0.0.1"
     learner_port: int = 50051
     policy_parameters_push_frequency: float = 4  # seconds
-    queue_get_timeout: float = 2  # seconds
+    queue_get_timeout: float = 2  # seconds; LeRobot's RL configs carry it, here nothing polls a queue
     # Any other address than loopback needs a shared secret and TLS. The secret stays out of the configuration, which
     # every checkpoint carries: it is the text of this file, or the environment variable PI05_RL_TOKEN.
     token_file: str | None = None

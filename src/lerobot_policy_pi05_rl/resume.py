@@ -25,7 +25,7 @@ HARMLESS = {
     *("job_name", "log_freq", "save_freq", "offline_save_freq", "save_checkpoint", "save_checkpoint_to_hub"),
     *("save_in_background", "keep_last_checkpoints", "num_workers", "prefetch_factor", "persistent_workers"),
     *("dataloader_multiprocessing_context", "wandb", "env", "eval", "job", "steps", "env_eval_freq", "optimizer"),
-    *("scheduler", "use_policy_training_preset", "cudnn_deterministic", "tolerance_s"),
+    *("scheduler", "use_policy_training_preset", "cudnn_deterministic", "tolerance_s", "actor", "replay"),
     *(f"dataset.{key}" for key in ("repo_id", "root", "revision", "additional_offline_dataset_paths")),
     *(f"dataset.{key}" for key in ("frame_cache", "video_backend", "use_imagenet_stats")),
     *(f"policy.{key}" for key in ("device", "learner_device", "actor_device", "storage_device")),
@@ -34,6 +34,7 @@ HARMLESS = {
     *(f"policy.{key}" for key in ("n_action_steps", "push_to_hub", "repo_id", "private", "tags", "license")),
     *(f"policy.{key}" for key in ("actor_learner_config", "concurrency", "online_steps", "advantage_scaling")),
     *(f"policy.{key}" for key in ("async_prefetch", "pretrained_revision", "online_buffer_capacity")),
+    *(f"policy.{key}" for key in ("online_step_before_learning", "episode_logging_freq")),
 }
 EVALUATION = {"eval_steps", "max_eval_samples"}  # harmless unless the critic's early stop counts evaluations
 # What a run itself fills in, or what names this start of it.

@@ -1,11 +1,14 @@
 """The online run's view of the configuration: the same keys, another directory, length and project."""
 
+import logging
 from pathlib import Path
 
 from lerobot.configs import PreTrainedConfig
 
 from ..config import ConfigError, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -74,9 +77,15 @@ class OnlineTrainConfig(PI05RLTrainConfig):
             raise ConfigError(
                 f"policy.actor_learner_config.push_dtype must be float32 or bfloat16, got {connection.push_dtype!r}"
             )
-        for name in ("policy_parameters_push_frequency", "queue_get_timeout"):
-            if not getattr(connection, name) > 0:
-                raise ConfigError(f"policy.actor_learner_config.{name} must be above 0 seconds")
+        if not connection.policy_parameters_push_frequency > 0:
+            raise ConfigError("policy.actor_learner_config.policy_parameters_push_frequency must be above 0 seconds")
+        for role in ("actor", "learner"):
+            if getattr(self.policy.concurrency, role) != "threads":
+                logger.warning(
+                    "policy.concurrency.%s is accepted and has no effect: learner and actor are processes of their own, "
+                    "with threads inside",
+                    role,
+                )
 
 
 def stored_policy_config(checkpoint: str) -> PreTrainedConfig:
