@@ -82,8 +82,8 @@ class OnlineTrainConfig(PI05RLTrainConfig):
         for role in ("actor", "learner"):
             if getattr(self.policy.concurrency, role) != "threads":
                 logger.warning(
-                    "policy.concurrency.%s is accepted and has no effect: learner and actor are processes of their own, "
-                    "with threads inside",
+                    "policy.concurrency.%s is accepted and has no effect: learner and actor are processes with "
+                    "threads inside",
                     role,
                 )
 
