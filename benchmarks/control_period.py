@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
+from lerobot_policy_pi05_rl.actor_config import ActorConfig
 from lerobot_policy_pi05_rl.configuration_pi05_rl import ActorLearnerConfig
 from lerobot_policy_pi05_rl.online import learner_pb2
 from lerobot_policy_pi05_rl.online.actor_threads import WeightsThread, wait_for_learner
@@ -30,7 +31,6 @@ from lerobot_policy_pi05_rl.online.inference import ChunkSource, ChunkThread
 from lerobot_policy_pi05_rl.online.recorder import Recorder
 from lerobot_policy_pi05_rl.online.server import LearnerServer
 from lerobot_policy_pi05_rl.online.weights_transfer import WeightsBox, pack_weights
-from lerobot_policy_pi05_rl.online_options import ActorConfig
 
 ACTIONS, CHUNK = 6, 50
 TENSORS = 16

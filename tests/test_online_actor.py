@@ -19,6 +19,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
+from lerobot_policy_pi05_rl.actor_config import ActorConfig
 from lerobot_policy_pi05_rl.config import ConfigError, load_config
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
@@ -39,7 +40,6 @@ from lerobot_policy_pi05_rl.online.safety import (
     hold_action,
 )
 from lerobot_policy_pi05_rl.online.spool import Sender, Spool, uid_of
-from lerobot_policy_pi05_rl.online_options import ActorConfig
 from lerobot_policy_pi05_rl.processor_pi05_rl import build_tasks_tokenizer, make_pi05_rl_pre_post_processors
 from lerobot_policy_pi05_rl.returns import Outcome
 

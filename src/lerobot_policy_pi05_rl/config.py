@@ -21,10 +21,10 @@ from lerobot.rl.train_rl import TrainRLServerPipelineConfig
 from lerobot.utils.device_utils import is_torch_device_available
 from lerobot.utils.import_utils import register_third_party_plugins
 
+from .actor_config import ActorConfig, ReplayConfig
 from .config_errors import explain, forbidden_nulls
 from .configuration_pi05_rl import PI05RLConfig
 from .errors import UserError
-from .online_options import ActorConfig, ReplayConfig
 from .returns import RewardConfig
 
 logger = logging.getLogger(__name__)

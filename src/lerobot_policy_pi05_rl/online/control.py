@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from lerobot.utils.robot_utils import precise_sleep
 
+from ..actor_config import ActorConfig
 from ..errors import UserError
-from ..online_options import ActorConfig
 from ..returns import Outcome
 from .environment import ActorEnvironment, Step
 from .inference import ChunkSource

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..actor_config import ActorConfig
 from ..config import ConfigError
-from ..online_options import ActorConfig
 
 
 class UnsafeActionError(Exception):
