@@ -23,7 +23,7 @@ from lerobot_policy_pi05_rl.configuration_pi05_rl import ActorLearnerConfig
 from lerobot_policy_pi05_rl.online import learner_pb2
 from lerobot_policy_pi05_rl.online.actor_threads import WeightsThread, wait_for_learner
 from lerobot_policy_pi05_rl.online.client import LearnerClient
-from lerobot_policy_pi05_rl.online.control import Control, Stats
+from lerobot_policy_pi05_rl.online.control import SWITCH_S, Control, Stats
 from lerobot_policy_pi05_rl.online.environment import Step
 from lerobot_policy_pi05_rl.online.episode import EpisodeSpec
 from lerobot_policy_pi05_rl.online.inbox import Inbox
@@ -116,6 +116,7 @@ def main() -> int:
     parser.add_argument("--picture", type=int, nargs=2, default=(240, 320))
     args = parser.parse_args()
     torch.set_num_threads(1)
+    sys.setswitchinterval(SWITCH_S)  # as run_actor does
     context = multiprocessing.get_context("spawn")
     port, pushed, stop = context.Value("i", 0), context.Value("i", 0), context.Event()
     process = context.Process(target=learner, args=(args.megabytes, port, stop, pushed), daemon=True)
@@ -143,6 +144,9 @@ def main() -> int:
         thread.stop()
     stop.set()
     client.close()
+    for thread in (weights, chunks):
+        thread.join(10.0)
+    process.join(10.0)
     recorder.close()
     periods, nominal = np.array(stats.periods) * 1000, 1000 / args.fps
     median, high = np.percentile(periods, [50, 99])

@@ -23,7 +23,7 @@ from ..runtime import StopSignal
 from .actor_setup import build_policy, check_frozen, choose_task, decode_policy_config, read_processors
 from .actor_threads import Reporter, WeightsThread, wait_for_learner
 from .config import OnlineTrainConfig
-from .control import Control, Ending, Stats
+from .control import SWITCH_S, Control, Ending, Stats
 from .environment import ActorEnvironment, make_environment
 from .inference import ChunkModel, ChunkSource, ChunkThread
 from .recorder import Recorder
@@ -51,6 +51,7 @@ def run_actor(
         UserError: bad input, a learner that refuses this actor, or an environment that fails again and again.
     """
     cfg.validate()
+    sys.setswitchinterval(SWITCH_S)
     name = actor_name(cfg)
     spool = Spool(cfg.actor.spool_dir or cfg.run_dir / "actors" / name, cfg.actor.spool_gb)
     with ExitStack() as stack, StopSignal() as stop:

@@ -20,6 +20,9 @@ from .safety import hold_action
 logger = logging.getLogger(__name__)
 
 WAIT_S = 0.002  # between looks at an empty queue while nothing moves
+# A thread that computes gives Python's lock away after so long: the default, 5 ms, is a sixth of a period at 30 steps
+# a second, by which the control loop would be late while weights arrive (benchmarks/control_period.py).
+SWITCH_S = 0.0005
 
 
 @dataclass
