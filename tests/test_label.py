@@ -388,7 +388,8 @@ def test_outcomes_by_hand_need_no_critic_and_add_up(unlabelled, capsys):
 
 
 def test_outcomes_of_an_additional_dataset_by_hand_name_it_and_leave_the_first_alone(unlabelled, no_network):
-    more = str(make_dataset(unlabelled / "more", [{"length": 4}] * 10, columns=()))
+    more = str(unlabelled / "more")
+    make_dataset(Path(more), [{"length": 4}] * 10, columns=())
     both = f'--dataset.additional_offline_dataset_paths=["{more}"]'
     assert label(unlabelled, "--success=0-7") == 0
     assert label(unlabelled, both, "--of", more, "--success=0,9", "--failure=1-8") == 0

@@ -75,7 +75,15 @@ class Spool:
     @property
     def full(self) -> bool:
         """Whether more waits than the capacity."""
-        return sum(path.stat().st_size for path in self.waiting() if path.exists()) > self.capacity_gb * 1e9
+        return sum(map(_size, self.waiting())) > self.capacity_gb * 1e9
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 once the sender has done with it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def uid_of(path: Path) -> str:
