@@ -2,9 +2,9 @@
 
     python benchmarks/control_period.py
 
-A learner in a process of its own pushes weights over loopback without a pause; the actor's own loop, chunk thread,
-weights thread and recorder drive an environment that answers at once. Exit code 1 where the 99th percentile of the
-period is more than a tenth above 1 / fps.
+A learner in a process of its own pushes weights over loopback, by default as often as policy.actor_learner_config says
+(--push-every 0: without a pause); the actor's own loop, chunk thread, weights thread and recorder drive an environment
+that answers at once. Exit code 1 where the 99th percentile of the period is more than a tenth above 1 / fps.
 """
 
 import argparse
@@ -36,8 +36,8 @@ ACTIONS, CHUNK = 6, 50
 TENSORS = 16
 
 
-def learner(megabytes: int, port, stop, pushed) -> None:
-    """Push so many megabytes again and again, each version as soon as the last one is sent."""
+def learner(megabytes: int, period: float, port, stop, pushed) -> None:
+    """Push so many megabytes every ``period`` seconds, or as soon as the last version is sent."""
     torch.set_num_threads(1)
     box = WeightsBox()
     tensors = {f"w{n}": torch.zeros(megabytes * 2**18 // TENSORS) for n in range(TENSORS)}
@@ -54,11 +54,11 @@ def learner(megabytes: int, port, stop, pushed) -> None:
             step=lambda: 0,
         )
         with server:
-            port.value, version = server.port, 0
+            port.value, version, last = server.port, 0, -period
             data = pack_weights(tensors, torch.float32)
             while not stop.is_set():
-                if box.pushes >= version:
-                    version += 1
+                if box.pushes >= version and time.monotonic() - last >= period:
+                    version, last = version + 1, time.monotonic()
                     box.publish("bench", version, data)
                 pushed.value = box.pushes
                 time.sleep(0.02)
@@ -113,13 +113,19 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--chunk-ms", type=float, default=300.0)
     parser.add_argument("--megabytes", type=int, default=64, help="of each version of the weights")
+    parser.add_argument(
+        "--push-every",
+        type=float,
+        default=ActorLearnerConfig().policy_parameters_push_frequency,
+        help="seconds between versions; 0: without a pause",
+    )
     parser.add_argument("--picture", type=int, nargs=2, default=(240, 320))
     args = parser.parse_args()
     torch.set_num_threads(1)
     sys.setswitchinterval(SWITCH_S)  # as run_actor does
     context = multiprocessing.get_context("spawn")
     port, pushed, stop = context.Value("i", 0), context.Value("i", 0), context.Event()
-    process = context.Process(target=learner, args=(args.megabytes, port, stop, pushed), daemon=True)
+    process = context.Process(target=learner, args=(args.megabytes, args.push_every, port, stop, pushed), daemon=True)
     process.start()
     while port.value == 0 and process.is_alive():
         time.sleep(0.05)
