@@ -13,10 +13,10 @@ from conftest import MIXED_EPISODES, make_dataset, write_config
 from lerobot_policy_pi05_rl.config import ConfigError, load_config
 from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.data.loading import open_offline_data
-from lerobot_policy_pi05_rl.offline_learner import train_offline
+from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, train_offline
 from lerobot_policy_pi05_rl.online.batches import OnlineBatches, joined, online_count, replay_frames
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
-from lerobot_policy_pi05_rl.online.learner import find_checkpoint, may_update
+from lerobot_policy_pi05_rl.online.learner import check_unused, may_update
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm
 
 
@@ -128,12 +128,12 @@ def test_updates_wait_for_transitions(run):
 def test_a_run_is_not_overwritten_but_actors_may_be_there(run):
     cfg, _ = run
     (cfg.run_dir / "actors" / "one").mkdir(parents=True)
-    assert find_checkpoint(cfg) is None
+    assert find_checkpoint(cfg, check_unused) is None
     (cfg.run_dir / "replay").mkdir()
     with pytest.raises(ConfigError, match="already holds a learner's replay"):
-        find_checkpoint(cfg)
+        find_checkpoint(cfg, check_unused)
     cfg.resume = True
-    assert find_checkpoint(cfg) is None  # killed before its first checkpoint
+    assert find_checkpoint(cfg, check_unused) is None  # killed before its first checkpoint
 
 
 @pytest.mark.parametrize(

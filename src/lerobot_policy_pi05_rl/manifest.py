@@ -64,11 +64,19 @@ def checksum(path: Path) -> str:
 def flush(path: Path, *, recursive: bool = True) -> None:
     """fsync a file or directory and, if asked, all below it, so that a rename never precedes the bytes."""
     for entry in [path, *(path.rglob("*") if recursive else ())]:
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            if hasattr(os, "posix_fadvise") and entry.is_file():
-                # What is read next shall come from the disk, not from memory: that is what a resume will read.
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+        sync(entry, forget=entry.is_file())
+
+
+def sync(path: Path, *, forget: bool = False) -> None:
+    """Return once the file's contents, or the folder's entries, are on the disk.
+
+    Args:
+        forget: what is read next shall come from the disk, not from memory: that is what a resume will read.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        if forget and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)

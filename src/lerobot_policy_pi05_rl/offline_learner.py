@@ -8,6 +8,7 @@ accelerate launch --num_processes=N -m lerobot_policy_pi05_rl.offline_learner CO
 import logging
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -121,13 +122,9 @@ def run_loop(
             window_steps += 1
             bar.update()
             if step % max(1, cfg.log_freq) == 0 or step == total:
-                means = window.flush()
-                means["lr_actor"] = algorithm.optimizer.param_groups[0]["lr"]
                 seconds = time.perf_counter() - window_start
                 speed = throughput(cfg, algorithm, seconds, window_steps, batches.flush())
-                writer.log(step, {**means, **speed})
-                writer.log_histograms(step, algorithm.everyones_histograms())
-                logger.info("%s Optimization step: %d/%d %s", cfg.tag, step, total, summary({**means, **speed}))
+                log_window(cfg, algorithm, window, writer, speed)
                 window_start, window_steps = time.perf_counter(), 0
             if held_out is not None and cfg.eval_steps > 0 and (step % cfg.eval_steps == 0 or step == total):
                 began = time.perf_counter()
@@ -139,16 +136,55 @@ def run_loop(
                 logger.info("%s Held out at step %d: %s", cfg.tag, step, summary(means))
                 window_start += time.perf_counter() - began  # the throughput is training's
             if cfg.save_checkpoint and (should_save_checkpoint(step, cfg.checkpoint_freq, total) or stopping):
-                logger.info("%s Saving checkpoint at step %d", cfg.tag, step)
-                writer.sync()
-                saved = saver.save(algorithm, window.state_dict())
+                saved = save(cfg, saver, algorithm, window, writer)
     if stopping and algorithm.optimization_step < total:
         logger.info("%s Stopped at step %d; resume=true goes on from there", cfg.tag, algorithm.optimization_step)
     return saved
 
 
-def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
+def log_window(
+    cfg: PI05RLTrainConfig,
+    algorithm: RecapAlgorithm,
+    window: MetricsWindow,
+    writer: MetricsWriter,
+    speed: dict[str, float],
+    more: dict[str, float] | None = None,
+    more_text: str = "",
+) -> None:
+    """Write and say what the steps since the last call came to, and begin a new window.
+
+    Args:
+        speed: of :func:`throughput`.
+        more: what else is written, of which ``more_text`` is said.
+    """
+    step, means = algorithm.optimization_step, window.flush()
+    means["lr_actor"] = algorithm.optimizer.param_groups[0]["lr"]
+    writer.log(step, {**means, **speed, **(more or {})})
+    writer.log_histograms(step, algorithm.everyones_histograms())
+    text = f"{summary({**means, **speed})} {more_text}".rstrip()
+    logger.info("%s Optimization step: %d/%d %s", cfg.tag, step, cfg.total_steps, text)
+
+
+def save(
+    cfg: PI05RLTrainConfig,
+    saver: CheckpointSaver,
+    algorithm: RecapAlgorithm,
+    window: MetricsWindow,
+    writer: MetricsWriter,
+) -> Path:
+    """Save a checkpoint of the present step, which must not outlive the lines before it; returns its directory."""
+    logger.info("%s Saving checkpoint at step %d", cfg.tag, algorithm.optimization_step)
+    writer.sync()
+    return saver.save(algorithm, window.state_dict())
+
+
+def find_checkpoint(
+    cfg: PI05RLTrainConfig, check_unused: Callable[[PI05RLTrainConfig], None] | None = None
+) -> Path | None:
     """The checkpoint to resume from, or None for a fresh run.
+
+    Args:
+        check_unused: raises where a fresh run would write into another one; None: :func:`check_empty`.
 
     Raises:
         ConfigError: the output directory holds another run and ``resume`` is false, or the configuration is of another
@@ -158,11 +194,7 @@ def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
     if cfg.run_dir.exists() and not cfg.run_dir.is_dir():
         raise ConfigError(f"the output directory {cfg.run_dir} is a file")
     if not cfg.resume:
-        if cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):
-            raise ConfigError(
-                f"the output directory {cfg.run_dir} already exists. Set resume=true to go on with its run, or choose "
-                "another output_dir_offline"
-            )
+        (check_unused or check_empty)(cfg)
         return None
     checkpoint = checkpoint_to_resume(cfg.run_dir, cfg.resume_from)
     if checkpoint is None:
@@ -170,6 +202,19 @@ def find_checkpoint(cfg: PI05RLTrainConfig) -> Path | None:
     else:
         check_config(checkpoint, cfg)
     return checkpoint
+
+
+def check_empty(cfg: PI05RLTrainConfig) -> None:
+    """A fresh offline run has its directory to itself.
+
+    Raises:
+        ConfigError: something is there.
+    """
+    if cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):
+        raise ConfigError(
+            f"the output directory {cfg.run_dir} already exists. Set resume=true to go on with its run, or choose "
+            "another output_dir_offline"
+        )
 
 
 def announce(cfg: PI05RLTrainConfig, data: OfflineData, algorithm: RecapAlgorithm, checkpoint: Path | None) -> None:

@@ -10,7 +10,6 @@ is already there. The offline demo comes first where it has not been run.
 import argparse
 import json
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -21,12 +20,21 @@ from pathlib import Path
 from ..config import load_config
 from ..errors import UserError
 from .evaluate import summarize
-from .run import REPO_ID, checkpoint_path, last_line, print_table, run_side_by_side, saved_step
+from .run import (
+    REPO_ID,
+    checkpoint_path,
+    evaluate_policies,
+    last_line,
+    print_table,
+    saved_step,
+    single_thread_environment,
+)
 from .run import main as run_demo
 
 logger = logging.getLogger(__name__)
 
 LABELS = {"before": "offline checkpoint", "online": "after online RL", "scratch": "online RL from scratch"}
+RUNS = {"before": "recap", "online": "online", "scratch": "scratch"}
 FINE_TUNING_LR = "2e-4"  # of the actor, from the pretrained policy; from scratch it is the configuration's
 POLL_S = 1.0
 REPORT_S = 30.0
@@ -52,7 +60,7 @@ def main(argv: list[str]) -> int:
     fine = [f"--policy.pi05_checkpoint={pretrained}", f"--policy.actor_lr={FINE_TUNING_LR}"]
     train_with_actor(args, "online", steps, fine)
     train_with_actor(args, "scratch", steps, ["--policy.pi05_checkpoint=null"])
-    results = evaluate(args)
+    results = evaluate_policies(args, RUNS)
     file = args.output / "results_online.json"
     file.write_text(json.dumps({name: summarize(result) for name, result in results.items()}, indent=1) + "\n")
     print_table(results, LABELS)
@@ -76,8 +84,7 @@ def train_with_actor(args: argparse.Namespace, name: str, steps: int, overrides:
     ]
     learner = [*common, f"--resume={str((run_dir / 'checkpoints').exists()).lower()}", f"--save_freq={steps}"]
     commands = {"learner": learner, "actor": common}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    environment.setdefault("MUJOCO_GL", "egl")
+    environment = single_thread_environment()
     processes = {}
     logger.info("[DEMO] Online RL, %s; logs: %s", LABELS[name], args.output / f"{{learner,actor}}_{name}.log")
     try:
@@ -129,33 +136,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def evaluate(args: argparse.Namespace) -> dict[str, dict]:
-    """Closed-loop results of the three policies on the same start states."""
-    runs = {"before": "recap", "online": "online", "scratch": "scratch"}
-    commands, files = {}, {}
-    for name, run in runs.items():
-        files[name] = args.output / f"eval_{run}_{saved_step(args.output / run)}_{args.eval_episodes}.json"
-        if not files[name].is_file():
-            commands[name] = [
-                *(
-                    sys.executable,
-                    "-m",
-                    "lerobot_policy_pi05_rl.demo.evaluate",
-                    str(checkpoint_path(args.output, run)),
-                ),
-                *("--episodes", str(args.eval_episodes), "--seed", str(10_000 * (args.seed + 1))),
-                *("--output", str(files[name])),
-            ]
-    run_side_by_side(
-        "Evaluation",
-        commands,
-        args.output,
-        progress=lambda name: last_line(args.output, f"evaluation_{name}", "[EVAL]"),
-    )
-    stored = {name: json.loads(file.read_text()) for name, file in files.items()}
-    return {name: {"success": data["success"], "steps": data["steps"]} for name, data in stored.items()}
 
 
 if __name__ == "__main__":

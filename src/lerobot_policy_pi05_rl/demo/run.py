@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     train(args, dataset, "critic", args.critic_steps, [cloned, f"--policy.critic_warmup_steps={args.critic_steps}"])
     label(args, dataset)
     train(args, dataset, "recap", steps, [f"--dataset.labeling={LABELING}"])
-    results = evaluate_policies(args)
+    results = evaluate_policies(args, {name: name for name in LABELS})
     results_file = args.output / "results.json"
     results_file.write_text(json.dumps(results, indent=1) + "\n")
     picture = draw_comparison(results, args.output / "results.png")
@@ -113,13 +113,13 @@ def label(args: argparse.Namespace, dataset: Path) -> None:
     )
 
 
-def evaluate_policies(args: argparse.Namespace) -> dict[str, ClosedLoopResult]:
-    """Closed-loop results of both policies on the same start states."""
+def evaluate_policies(args: argparse.Namespace, runs: dict[str, str]) -> dict[str, ClosedLoopResult]:
+    """Closed-loop results of the policies (name → run) on the same start states."""
     commands, files = {}, {}
-    for name in LABELS:
-        policy = checkpoint_path(args.output, name)
-        step = saved_step(args.output / name)
-        files[name] = args.output / f"eval_{name}_{step}_{args.eval_episodes}.json"
+    for name, run in runs.items():
+        policy = checkpoint_path(args.output, run)
+        step = saved_step(args.output / run)
+        files[name] = args.output / f"eval_{run}_{step}_{args.eval_episodes}.json"
         if not files[name].is_file():
             commands[name] = [
                 *(sys.executable, "-m", "lerobot_policy_pi05_rl.demo.evaluate", str(policy)),
@@ -144,12 +144,7 @@ def run_side_by_side(
     Raises:
         UserError: one of them failed; the others are ended.
     """
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "TQDM_DISABLE": "1",
-        "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
-    }
+    environment = single_thread_environment()
     logs = {name: output / f"{stage.lower()}_{name}.log" for name in commands}
     processes = {}
     for name, command in commands.items():
@@ -177,6 +172,12 @@ def run_side_by_side(
     if failed:
         tail = " | ".join(logs[failed[0]].read_text().splitlines()[-3:])
         raise UserError(f"{stage} of {failed[0]} failed: {tail}")
+
+
+def single_thread_environment() -> dict[str, str]:
+    """Of processes that run side by side and write to log files."""
+    gl = os.environ.get("MUJOCO_GL", "egl")
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MUJOCO_GL": gl}
 
 
 def checkpoint_path(output: Path, name: str) -> Path:

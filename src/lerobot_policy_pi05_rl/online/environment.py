@@ -13,6 +13,7 @@ from lerobot.envs.utils import NEW_ROLLOUT_OPTION, close_envs, preprocess_observ
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from ..config import ConfigError
+from ..data.fit import EMPTY_CAMERA
 from ..errors import UserError
 from .config import OnlineTrainConfig
 from .safety import ActionLimits
@@ -166,7 +167,7 @@ def to_observation(batch: dict[str, Any], features: dict[str, PolicyFeature]) ->
     """
     observation: Observation = {}
     for key, feature in features.items():
-        if feature.type is FeatureType.ACTION or "empty_camera" in key:
+        if feature.type is FeatureType.ACTION or key.startswith(EMPTY_CAMERA):
             continue
         if key not in batch:
             known = ", ".join(sorted(name for name, value in batch.items() if isinstance(value, torch.Tensor)))

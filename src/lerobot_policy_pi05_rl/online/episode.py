@@ -6,6 +6,7 @@ On the wire and on disk it is one safetensors file, which holds tensors and shor
 import io
 import json
 import math
+import re
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ COLUMNS: dict[str, tuple[torch.dtype, int | None]] = {
     POLICY_VERSION: (torch.int64, 1),
 }
 PICTURES, LENGTHS = ".jpeg", ".jpeg_bytes"  # behind a camera's name: all pictures end to end, and their sizes
+
+_UID = re.compile(r"[0-9a-f]{32}")
 
 
 class BadEpisodeError(UserError):
@@ -80,6 +83,11 @@ class Episode:
 def new_uid() -> str:
     """A name that no other episode has."""
     return uuid.uuid4().hex
+
+
+def is_uid(text: str) -> bool:
+    """Whether an episode may be called so: 32 hexadecimal digits."""
+    return _UID.fullmatch(text) is not None
 
 
 def encode_picture(picture: np.ndarray, quality: int) -> bytes:
@@ -156,7 +164,7 @@ def unpack(data: bytes, spec: EpisodeSpec) -> Episode:
         check_tensor(camera + LENGTHS, tensors[camera + LENGTHS], torch.int64, (length,))
         check_tensor(camera + PICTURES, tensors[camera + PICTURES], torch.uint8, (tensors[camera + PICTURES].numel(),))
     uid, task = texts["uid"], texts["task"]
-    if len(uid) != 32 or any(digit not in "0123456789abcdef" for digit in uid):
+    if not is_uid(uid):
         raise BadEpisodeError("its uid is not 32 hexadecimal digits")
     if task not in spec.tasks:
         raise BadEpisodeError(f"the task {task[:80]!r} is none of the learner's: {', '.join(spec.tasks)}")

@@ -2,17 +2,18 @@
 
 import logging
 import os
-import re
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from ..manifest import sync
+from .episode import is_uid
+
 logger = logging.getLogger(__name__)
 
 _SUFFIX, _PART = ".safetensors", ".part"
-_UID = re.compile(r"[0-9a-f]{32}")
 
 
 class Inbox:
@@ -64,7 +65,7 @@ class Inbox:
                 if uid in self:
                     return False
                 part.rename(path)
-                _sync_directory(self.directory)
+                sync(self.directory)
         finally:
             part.unlink(missing_ok=True)
         return True
@@ -86,7 +87,7 @@ class Inbox:
             FileNotFoundError: it is not here.
         """
         self._path(uid).unlink()
-        _sync_directory(self.directory)
+        sync(self.directory)
 
     def reject(self, uid: str, reason: str) -> None:
         """Put aside an episode that the replay cannot take.
@@ -96,25 +97,11 @@ class Inbox:
         """
         target = self.rejected / f"{uid}{_SUFFIX}"
         self._path(uid).rename(target)
-        _sync_directory(self.rejected)
-        _sync_directory(self.directory)
+        sync(self.rejected)
+        sync(self.directory)
         logger.warning("[LEARNER] Rejected the episode %s: %s. It is kept in %s", uid, reason, target)
 
     def _path(self, uid: str) -> Path:
         if not is_uid(uid):
             raise ValueError(f"not an episode's uid: {uid[:80]!r}")
         return self.directory / f"{uid}{_SUFFIX}"
-
-
-def is_uid(text: str) -> bool:
-    """Whether an episode may be called so: 32 hexadecimal digits."""
-    return _UID.fullmatch(text) is not None
-
-
-def _sync_directory(directory: Path) -> None:
-    """A rename is only durable once the directory is."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,10 +19,10 @@ from ..config import ConfigError
 from ..critic_data import critic_data
 from ..data.loading import OfflineData
 from ..metrics import MetricsWindow, MetricsWriter
-from ..offline_learner import announce, make_run_dir, summary, throughput
+from ..offline_learner import announce, find_checkpoint, log_window, make_run_dir, save, throughput
 from ..preparation import prepare
 from ..recap import RecapAlgorithm
-from ..resume import check_config, check_data, checkpoint_to_resume, data_state
+from ..resume import check_data, data_state
 from ..runtime import StopSignal, progress_bar
 from ..saving import CheckpointSaver
 from .batches import OnlineBatches, replay_frames
@@ -55,7 +55,7 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     check_binding(cfg.policy.actor_learner_config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("the online learner runs in one process; start it without accelerate launch or torchrun")
-    checkpoint = find_checkpoint(cfg)
+    checkpoint = find_checkpoint(cfg, check_unused)
     data, algorithm, processors = prepare(cfg, checkpoint)
     window = MetricsWindow()
     if checkpoint is not None:
@@ -140,24 +140,15 @@ def run_loop(
             window_steps += 1
             bar.update()
             if step % max(1, cfg.log_freq) == 0 or step == total:
-                means = window.flush()
-                means["lr_actor"] = algorithm.optimizer.param_groups[0]["lr"]
                 seconds = time.perf_counter() - window_start
                 speed = throughput(cfg, algorithm, seconds, window_steps, batches.flush())
                 online = monitor.flush()
-                writer.log(step, {**means, **speed, **online})
-                writer.log_histograms(step, algorithm.everyones_histograms())
-                text = summary({**means, **speed})
-                logger.info("[LEARNER] Optimization step: %d/%d %s %s", step, total, text, monitor.summary(online))
+                log_window(cfg, algorithm, window, writer, speed, online, monitor.summary(online))
                 window_start, window_steps = time.perf_counter(), 0
             if cfg.save_checkpoint and should_save_checkpoint(step, cfg.checkpoint_freq, total):
-                logger.info("[LEARNER] Saving checkpoint at step %d", step)
-                writer.sync()
-                saved, saved_step = saver.save(algorithm, window.state_dict()), step
+                saved, saved_step = save(cfg, saver, algorithm, window, writer), step
         if stop.requested and cfg.save_checkpoint and algorithm.optimization_step > saved_step:
-            logger.info("[LEARNER] Saving checkpoint at step %d", algorithm.optimization_step)
-            writer.sync()
-            saved = saver.save(algorithm, window.state_dict())
+            saved = save(cfg, saver, algorithm, window, writer)
         batches.close()
         pusher.push()  # the actors end with the last weights
     if stop.requested:
@@ -199,29 +190,18 @@ class WeightsPusher:
             self.box.publish(self.session, self._pushed, data)
 
 
-def find_checkpoint(cfg: OnlineTrainConfig) -> Path | None:
-    """The checkpoint to resume from, or None for a fresh run.
+def check_unused(cfg: OnlineTrainConfig) -> None:
+    """A fresh learner goes on with nothing of another one; its actors may have been there before it.
 
     Raises:
-        ConfigError: the output directory holds a run and ``resume`` is false, or the configuration is of another run.
-        CheckpointError: the checkpoint is damaged.
+        ConfigError: the output directory holds a learner's run.
     """
-    if cfg.run_dir.exists() and not cfg.run_dir.is_dir():
-        raise ConfigError(f"the output directory {cfg.run_dir} is a file")
-    if not cfg.resume:
-        found = [name for name in OWN_ENTRIES if (cfg.run_dir / name).exists()]
-        if found:
-            raise ConfigError(
-                f"the output directory {cfg.run_dir} already holds a learner's {', '.join(found)}. Set resume=true to "
-                "go on with its run, or choose another output_dir"
-            )
-        return None
-    checkpoint = checkpoint_to_resume(cfg.run_dir, cfg.resume_from)
-    if checkpoint is None:
-        logger.info("[LEARNER] resume=true, but %s has no checkpoint: weights start afresh", cfg.run_dir)
-    else:
-        check_config(checkpoint, cfg)
-    return checkpoint
+    found = [name for name in OWN_ENTRIES if (cfg.run_dir / name).exists()]
+    if found:
+        raise ConfigError(
+            f"the output directory {cfg.run_dir} already holds a learner's {', '.join(found)}. Set resume=true to "
+            "go on with its run, or choose another output_dir"
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from .inbox import is_uid
+from .episode import is_uid
 from .learner_pb2 import EpisodeChunk, EpisodeHeader
 from .security import printable
 

@@ -15,11 +15,13 @@ from lerobot.datasets.utils import INFO_PATH, STATS_PATH, DatasetInfo, serialize
 from lerobot.datasets.video_utils import get_video_info
 
 from ..data.sources import Source
-from ..returns import Outcome
+from ..returns import Outcome, episode_outcome
 from . import replay_files as files
 from .episode import Episode, EpisodeSpec
 from .replay_compaction import build_compacted
 from .replay_episode import (
+    CUT_OFF,
+    SUCCESS,
     UID,
     column_stats,
     episode_row,
@@ -204,8 +206,7 @@ class Replay:
             table = tables[data_file(row)]
             start = row["dataset_from_index"] - int(table["index"][0])
             columns = {name: values[start : start + row["length"]] for name, values in table.items()}
-            outcome = Outcome.SUCCESS if columns["next.success"][-1] else Outcome.FAILURE
-            outcome = Outcome.TRUNCATED if columns["next.cut_off"][-1] else outcome
+            outcome = episode_outcome(cut_off=columns[CUT_OFF], success=columns[SUCCESS])
             if row[UID] not in self._ledger.receipts:
                 self._ledger.add(Receipt.of(row[UID], row["length"], outcome, row["actor"], row["started"]))
             self._hold(row, outcome, columns)

@@ -21,6 +21,7 @@ from lerobot.datasets.utils import (
     STATS_PATH,
 )
 
+from ..manifest import sync
 from ..returns import Outcome
 
 INCOMING = ".incoming"  # an episode that is being written
@@ -52,15 +53,6 @@ def video_path(camera: str, number: int) -> str:
 def numbered(path: Path) -> int:
     """:func:`place` backwards, of a file's path."""
     return int(path.parent.name.split("-")[1]) * DEFAULT_CHUNK_SIZE + int(path.stem.split("-")[1])
-
-
-def sync(path: Path) -> None:
-    """Return once the file's contents, or the folder's entries, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def make_folder(folder: Path) -> None:

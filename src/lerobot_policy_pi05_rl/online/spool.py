@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..manifest import sync
 from .episode import Episode, pack
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Spool:
                 file.flush()
                 os.fsync(file.fileno())
             partial.rename(path)
-            _sync_folder(self.folder)
+            sync(self.folder)
         except OSError as error:
             raise UserError(f"an episode cannot be written to {self.folder}: {error.strerror or error}") from error
         return path
@@ -89,15 +90,6 @@ def _size(path: Path) -> int:
 def uid_of(path: Path) -> str:
     """The episode's uid, of the name of its file."""
     return path.stem.partition("-")[2]
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk only once the folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Sender(threading.Thread):
