@@ -13,10 +13,13 @@ from conftest import MIXED_EPISODES, make_dataset, write_config
 from lerobot_policy_pi05_rl.config import ConfigError, load_config
 from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.data.loading import open_offline_data
+from lerobot_policy_pi05_rl.data.sources import Source
 from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, train_offline
-from lerobot_policy_pi05_rl.online.batches import OnlineBatches, joined, online_count, replay_frames
+from lerobot_policy_pi05_rl.online import replay_labels
+from lerobot_policy_pi05_rl.online.batches import OnlineBatches, joined, online_count
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.learner import check_unused, may_update
+from lerobot_policy_pi05_rl.online.replay_labels import ReplayLabels
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm
 
 
@@ -61,7 +64,7 @@ def test_both_learners_call_the_same_update():
 
 def test_batches_mix_by_ratio_and_keep_the_offline_order(run):
     cfg, data = run
-    frames = replay_frames(cfg, data, data.sources[0])
+    frames = ReplayLabels(cfg, data).frames(data.sources[0])
     batches = OnlineBatches(cfg, data)
     batches.show(frames)
     first, second = next(batches), next(batches)
@@ -84,24 +87,55 @@ def test_at_least_one_sample_is_online(size, ratio, count):
 def test_returns_are_in_the_offline_unit_and_cut_off_ones_unknown(run):
     cfg, data = run
     source = data.sources[0]
-    np.testing.assert_array_equal(replay_frames(cfg, data, source).labels.returns[0], data.labels.returns[0])
+    np.testing.assert_array_equal(ReplayLabels(cfg, data).frames(source).labels.returns[0], data.labels.returns[0])
     cut_off = {"next.cut_off": np.isin(np.arange(len(source.columns["index"])), source.ends - 1)}
     unknown = replace(source, columns={**source.columns, **cut_off})
-    assert np.isnan(replay_frames(cfg, data, unknown).labels.returns[0]).all()
+    assert np.isnan(ReplayLabels(cfg, data).frames(unknown).labels.returns[0]).all()
     shorter = replace(data.labels, task_lengths=data.labels.task_lengths // 4)  # online ones are four times as long
-    longer = replay_frames(cfg, replace(data, labels=shorter), source).labels.returns[0]
+    longer = ReplayLabels(cfg, replace(data, labels=shorter)).frames(source).labels.returns[0]
     assert longer.min() == cfg.policy.value_support_min and not np.isnan(longer).any()
+
+
+def part_of(source: Source, first: int, last: int) -> Source:
+    """A snapshot of a replay that holds the episodes ``first`` to ``last`` − 1."""
+    begin, end = int(source.starts[first]), int(source.ends[last - 1])
+    columns = {name: values[begin:end] for name, values in source.columns.items()}
+    bounds = {"starts": source.starts[first:last] - begin, "ends": source.ends[first:last] - begin}
+    return replace(source, columns=columns, tasks=source.tasks[first:last], **bounds)
 
 
 def test_the_fold_of_an_episode_does_not_depend_on_what_was_evicted_before(run):
     cfg, data = run
     cfg.policy.critic_folds = 3
     source = data.sources[0]
-    first = int(source.ends[0])
-    columns = {name: values[first:] for name, values in source.columns.items()}
-    bounds = {"starts": source.starts[1:] - first, "ends": source.ends[1:] - first, "tasks": source.tasks[1:]}
-    whole, rest = (replay_frames(cfg, data, s).folds for s in (source, replace(source, columns=columns, **bounds)))
+    count = len(source.starts)
+    whole, rest = (ReplayLabels(cfg, data).frames(part_of(source, first, count)).folds for first in (0, 1))
     assert rest == {key: fold for key, fold in whole.items() if key[1] != 0} and len(rest) == len(whole) - 1
+
+
+def test_an_episode_is_labelled_once_and_as_if_it_were_the_first_time(run, monkeypatch):
+    cfg, data = run
+    cfg.policy.critic_folds, cfg.policy.advantage_n_step = 3, 2
+    source, labelled = data.sources[0], []
+    label_frames = replay_labels.label_frames
+    monkeypatch.setattr(
+        replay_labels, "label_frames", lambda episode, *rest: labelled.append(episode) or label_frames(episode, *rest)
+    )
+    labels = ReplayLabels(cfg, data)
+    for first, last in ((0, 1), (0, 2), (0, 2), (1, 4), (3, 4)):
+        found = labels.frames(part_of(source, first, last))
+        assert [episode.index for episode in labelled] == list(range(last))
+        fresh = ReplayLabels(cfg, data).frames(part_of(source, first, last))
+        del labelled[last:]
+        assert found.labels.episodes == fresh.labels.episodes and found.folds == fresh.folds
+        for number in range(len(fresh)):
+            own, other = found[number, number], fresh[number, number]
+            assert own.keys() == other.keys() and "ahead_2.reward" in own
+            for key, value in other.items():
+                if isinstance(value, str):
+                    assert value == own[key]
+                else:
+                    torch.testing.assert_close(own[key], value, rtol=0, atol=0, equal_nan=True)
 
 
 def test_unlike_samples_are_not_joined():

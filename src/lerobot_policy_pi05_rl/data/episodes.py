@@ -134,15 +134,20 @@ def known_outcomes(source: Source, outcome_file: str | None, *, primary: bool) -
     """(episodes,) the outcome of each episode of ``source``, None where neither file nor columns know it."""
     given = read_outcome_file(outcome_file, source, primary=primary)
     return [
-        episode_outcome(
-            given=given.get(int(source.columns["episode_index"][start])),
-            cut_off=source.column(CUT_OFF_COLUMNS, row),
-            success=source.column(SUCCESS_COLUMNS, row),
-            reward=source.column((REWARD_COLUMN,), row),
-            truncated=source.column(TRUNCATED_COLUMNS, row),
-        )
+        known_outcome(source, row, given.get(int(source.columns["episode_index"][start])))
         for row, start in enumerate(source.starts)
     ]
+
+
+def known_outcome(source: Source, row: int, given: Outcome | None = None) -> Outcome | None:
+    """The outcome of the ``row``-th episode of ``source``: what a file gives, else what its columns say."""
+    return episode_outcome(
+        given=given,
+        cut_off=source.column(CUT_OFF_COLUMNS, row),
+        success=source.column(SUCCESS_COLUMNS, row),
+        reward=source.column((REWARD_COLUMN,), row),
+        truncated=source.column(TRUNCATED_COLUMNS, row),
+    )
 
 
 def reward_discount(reward: RewardConfig, policy: PI05RLConfig) -> float:

@@ -184,18 +184,38 @@ def filter_frames(
     return episodes, draws
 
 
-def make_lookaheads(
-    sources: list[Source], labels: LabelledEpisodes, cfg: PI05RLTrainConfig, *, pinned: bool
-) -> dict[int, list[Lookahead]]:
-    """n → per source the n-step look-ahead of every frame, for the n that training needs (none by default)."""
-    policy, discount = cfg.policy, reward_discount(cfg.reward, cfg.policy)
+def lookahead_steps(policy: PI05RLConfig, *, pinned: bool) -> list[int]:
+    """The n of the n-step look-aheads that training reads; none by default.
+
+    Args:
+        pinned: the advantages are those of a labeling.
+    """
     wanted = set()
     if policy.trains_critic and policy.critic_target == "td":
         wanted.add(policy.n_step)
     if policy.trains_critic and policy.advantage_n_step is not None and not pinned:
         wanted.add(policy.advantage_n_step)
+    return sorted(wanted)
+
+
+def episode_lookahead(
+    episode: Episode, source: Source, rewards: np.ndarray, n: int, cfg: PI05RLTrainConfig
+) -> Lookahead:
+    """The ``n``-step look-ahead of every frame of ``episode``, from its (T,) rewards."""
+    return lookahead(
+        rewards,
+        max(1, int(source.alignment.frames_ahead(n))),
+        discount=source.alignment.per_frame(reward_discount(cfg.reward, cfg.policy)),
+        terminated=episode.outcome is not Outcome.TRUNCATED,
+    )
+
+
+def make_lookaheads(
+    sources: list[Source], labels: LabelledEpisodes, cfg: PI05RLTrainConfig, *, pinned: bool
+) -> dict[int, list[Lookahead]]:
+    """n → per source the n-step look-ahead of every frame, for the n that training reads."""
     lookaheads = {}
-    for n in sorted(wanted):
+    for n in lookahead_steps(cfg.policy, pinned=pinned):
         lookaheads[n] = []
         for number, source in enumerate(sources):
             count = len(source.columns["index"])
@@ -204,11 +224,9 @@ def make_lookaheads(
                 np.zeros(count, dtype=np.int64),
                 np.zeros(count, dtype=np.float32),
             )
-            frames, per_frame = max(1, int(source.alignment.frames_ahead(n))), source.alignment.per_frame(discount)
             for episode in (episode for episode in labels.episodes if episode.source == number):
                 rows = slice(episode.start, episode.end)
-                terminated = episode.outcome is not Outcome.TRUNCATED
-                steps = lookahead(labels.rewards[number][rows], frames, discount=per_frame, terminated=terminated)
+                steps = episode_lookahead(episode, source, labels.rewards[number][rows], n, cfg)
                 for column, values in zip(columns, steps, strict=True):
                     column[rows] = values
             lookaheads[n].append(columns)

@@ -3,21 +3,17 @@
 import copy
 import logging
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ..data.episodes import Episode, LabelledEpisodes, known_outcomes, label_frames
-from ..data.frames import POSITION, FrameDataset, FrameIndex
+from ..data.frames import POSITION, FrameDataset
 from ..data.loaders import make_train_loader
-from ..data.loading import OfflineData, make_lookaheads, policy_cameras
-from ..data.sources import INTERVENTION_COLUMNS, Source
+from ..data.loading import OfflineData
 from .config import OnlineTrainConfig
 
 logger = logging.getLogger(__name__)
@@ -26,49 +22,6 @@ logger = logging.getLogger(__name__)
 def online_count(batch_size: int, online_ratio: float) -> int:
     """How many samples of a batch are online ones: at least one, as LeRobot's OnlineOfflineMixer has it."""
     return max(1, int(batch_size * online_ratio))
-
-
-def replay_frames(cfg: OnlineTrainConfig, data: OfflineData, source: Source) -> FrameDataset:
-    """The replay's frames, labelled in the unit of the offline data's returns.
-
-    The critic learnt returns normalised by the offline data's longest episode of each task; an online episode that is
-    longer is as bad as that scale can say: its returns are cut at the support. The fold of an episode never changes.
-    """
-    tasks, lengths = data.labels.tasks, data.labels.task_lengths
-    outcomes = known_outcomes(source, None, primary=True)
-    rows = zip(source.starts.tolist(), source.ends.tolist(), source.tasks, outcomes, strict=True)
-    episodes = [
-        Episode(0, int(source.columns["episode_index"][start]), start, end, tasks.index(task), outcome)
-        for start, end, task, outcome in rows
-    ]
-    frames = len(source.columns["index"])
-    rewards, returns = (np.full(frames, np.nan, dtype=np.float32) for _ in range(2))
-    for episode in episodes:
-        labels = label_frames(episode, source, cfg.reward, cfg.policy, int(lengths[episode.task]))
-        rewards[episode.start : episode.end], returns[episode.start : episode.end] = labels
-    returns = np.clip(returns, cfg.policy.value_support_min, cfg.policy.value_support_max)
-    intervention = next(source.columns[name] for name in INTERVENTION_COLUMNS if name in source.columns)
-    labelled = LabelledEpisodes(
-        episodes, tasks, lengths, [rewards], [returns], [intervention.reshape(-1).astype(bool)]
-    )
-    folds = cfg.policy.critic_folds if cfg.policy.trains_critic else 1
-    return FrameDataset(
-        [source],
-        labelled,
-        FrameIndex.of(episodes),
-        cameras=policy_cameras(cfg.policy),
-        chunk_size=cfg.policy.chunk_size,
-        image_transforms=data.train.image_transforms,
-        folds={(0, e.index): fold_of(source, e.start, folds) for e in episodes} if folds > 1 else {},
-        lookaheads=make_lookaheads([source], labelled, cfg, pinned=False),
-        seed=cfg.seed,
-    )
-
-
-def fold_of(source: Source, start: int, folds: int) -> int:
-    """The fold of the episode that begins at row ``start``: a function of what is seen and done there, so that it is
-    the same after a restart, and whatever was evicted before it."""
-    return zlib.crc32(b"".join(source.recorded(key)[start].tobytes() for key in (OBS_STATE, ACTION))) % folds
 
 
 class OnlineBatches:

@@ -25,12 +25,13 @@ from ..recap import RecapAlgorithm
 from ..resume import check_data, data_state
 from ..runtime import StopSignal, progress_bar
 from ..saving import CheckpointSaver
-from .batches import OnlineBatches, replay_frames
+from .batches import OnlineBatches
 from .config import OnlineTrainConfig
 from .inbox import Inbox
 from .intake import Intake
 from .monitoring import Monitor
 from .replay import Replay
+from .replay_labels import ReplayLabels
 from .security import check_binding
 from .server import LearnerServer
 from .setup import actor_setup, check_fit, episode_spec, open_replay
@@ -111,7 +112,7 @@ def run_loop(
 ) -> Path | None:
     """The loop itself; returns the last checkpoint it wrote."""
     total, saved, writer = cfg.total_steps, None, monitor.writer
-    batches = OnlineBatches(cfg, data, start=algorithm.sample_position)
+    batches, labels = OnlineBatches(cfg, data, start=algorithm.sample_position), ReplayLabels(cfg, data)
     saver = CheckpointSaver(cfg, processors, critic_data=critic_data(cfg, data), data_state=data_state(data))
     shown = -1  # episodes received when the batches were last shown the replay
     saved_step, said = algorithm.optimization_step, 0.0
@@ -133,7 +134,7 @@ def run_loop(
                 continue
             if replay.episodes_received != shown:
                 shown = replay.episodes_received
-                batches.show(replay_frames(cfg, data, replay.source()))
+                batches.show(labels.frames(replay.source()))
             stats = algorithm.update(batches)
             step = algorithm.optimization_step
             window.add(stats.to_log_dict())
