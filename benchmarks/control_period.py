@@ -49,7 +49,6 @@ def learner(megabytes: int, period: float, port, stop, pushed) -> None:
             spec=spec,
             inbox=Inbox(Path(folder), lambda _: False),
             weights=box,
-            on_episode=None,
             on_report=lambda *_: None,
             step=lambda: 0,
         )

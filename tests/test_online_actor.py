@@ -87,7 +87,7 @@ class FakeClient:
         if self.away or self._fails(self.calls):
             raise UnreachableError("no route")
 
-    def join(self, frozen_fingerprint=""):
+    def join(self):
         self._call()
         self.joins += 1
         return self.setup
@@ -586,7 +586,7 @@ def test_weights_of_another_session_are_not_taken_before_its_policy_is_seen(wire
 
 def test_a_learner_with_another_policy_ends_the_actor(tmp_path, wire, panda_setup):
     class Changed(RestartedClient):
-        def join(self, frozen_fingerprint=""):
+        def join(self):
             setup = super().join()
             if self.joins > 1:
                 setup.processors = {}

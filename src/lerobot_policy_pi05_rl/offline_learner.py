@@ -99,7 +99,7 @@ def run_loop(
     first, device = algorithm.optimization_step, next(algorithm.policy.parameters()).device
     batches_left = (total - first) * algorithm.batches_per_step
     loader = make_train_loader(cfg, data, batches=batches_left, start=algorithm.sample_position, processes=processes)
-    held_out, probe = make_held_out_loader(cfg, data, processes), make_probe_loader(cfg, data, processes)
+    held_out = HeldOut(cfg, data, processes)
     batches = TimedIterator(loader)
     saver = CheckpointSaver(
         cfg,
@@ -126,20 +126,34 @@ def run_loop(
                 speed = throughput(cfg, algorithm, seconds, window_steps, batches.flush())
                 log_window(cfg, algorithm, window, writer, speed)
                 window_start, window_steps = time.perf_counter(), 0
-            if held_out is not None and cfg.eval_steps > 0 and (step % cfg.eval_steps == 0 or step == total):
-                began = time.perf_counter()
-                means = evaluate(algorithm, held_out, data.held_out.frames, probe)
-                algorithm.observe_held_out(means)
-                if step == total and algorithm.watch is not None:
-                    algorithm.watch.restore_best()  # the last checkpoint holds the best critic
-                writer.log(step, means, mode="eval")
-                logger.info("%s Held out at step %d: %s", cfg.tag, step, summary(means))
-                window_start += time.perf_counter() - began  # the throughput is training's
+            window_start += held_out.evaluate_if_due(algorithm, writer)  # the throughput is training's
+            if step == total and algorithm.watch is not None:
+                algorithm.watch.restore_best()  # the last checkpoint holds the best critic
             if cfg.save_checkpoint and (should_save_checkpoint(step, cfg.checkpoint_freq, total) or stopping):
                 saved = save(cfg, saver, algorithm, window, writer)
     if stopping and algorithm.optimization_step < total:
         logger.info("%s Stopped at step %d; resume=true goes on from there", cfg.tag, algorithm.optimization_step)
     return saved
+
+
+class HeldOut:
+    """Evaluates the held-out episodes, where there are any, every ``eval_steps`` steps and behind the last one."""
+
+    def __init__(self, cfg: PI05RLTrainConfig, data: OfflineData, processes: Processes):
+        self.cfg, self.data = cfg, data
+        self.loader, self.probe = make_held_out_loader(cfg, data, processes), make_probe_loader(cfg, data, processes)
+
+    def evaluate_if_due(self, algorithm: RecapAlgorithm, writer: MetricsWriter) -> float:
+        """Tell ``algorithm``, log and console what was found; returns the seconds it took."""
+        cfg, step = self.cfg, algorithm.optimization_step
+        if self.loader is None or cfg.eval_steps <= 0 or (step % cfg.eval_steps and step != cfg.total_steps):
+            return 0.0
+        began = time.perf_counter()
+        means = evaluate(algorithm, self.loader, self.data.held_out.frames, self.probe)
+        algorithm.observe_held_out(means)
+        writer.log(step, means, mode="eval")
+        logger.info("%s Held out at step %d: %s", cfg.tag, step, summary(means))
+        return time.perf_counter() - began
 
 
 def log_window(

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
+from lerobot.utils.constants import REWARD
 
 from ..configuration_pi05_rl import PI05RLConfig
 from ..returns import (
@@ -17,9 +18,8 @@ from ..returns import (
     steps_to_success_rewards,
 )
 from .sources import (
-    CUT_OFF_COLUMNS,
+    CUT_OFF,
     INTERVENTION_COLUMNS,
-    REWARD_COLUMN,
     SUCCESS_COLUMNS,
     TRUNCATED_COLUMNS,
     DatasetError,
@@ -143,9 +143,9 @@ def known_outcome(source: Source, row: int, given: Outcome | None = None) -> Out
     """The outcome of the ``row``-th episode of ``source``: what a file gives, else what its columns say."""
     return episode_outcome(
         given=given,
-        cut_off=source.column(CUT_OFF_COLUMNS, row),
+        cut_off=source.column((CUT_OFF,), row),
         success=source.column(SUCCESS_COLUMNS, row),
-        reward=source.column((REWARD_COLUMN,), row),
+        reward=source.column((REWARD,), row),
         truncated=source.column(TRUNCATED_COLUMNS, row),
     )
 
@@ -160,12 +160,12 @@ def _episode_rewards(
 ) -> np.ndarray:
     if reward.source == "steps_to_success":
         return steps_to_success_rewards(episode.length, episode.outcome, task_length, rate=source.alignment.rate)
-    if REWARD_COLUMN not in source.columns:
+    if REWARD not in source.columns:
         raise DatasetError(
-            f"reward.source is 'dataset' but {source.name} has no {REWARD_COLUMN} column; use steps_to_success"
+            f"reward.source is 'dataset' but {source.name} has no {REWARD} column; use steps_to_success"
         )
     return dataset_rewards(
-        source.columns[REWARD_COLUMN][episode.start : episode.end],
+        source.columns[REWARD][episode.start : episode.end],
         episode.outcome,
         reward_normalization_constant=policy.reward_normalization_constant,
         terminal_failure_reward=policy.terminal_failure_reward,

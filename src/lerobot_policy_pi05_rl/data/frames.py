@@ -15,12 +15,11 @@ from torch.utils.data import Dataset
 from ..returns import Lookahead
 from .episodes import Episode, LabelledEpisodes
 from .frame_cache import FrameCache
-from .sources import DatasetError, Source
+from .sources import INTERVENTION, DatasetError, Source
 from .video import read_frame
 
 RETURN = "return"
 TASK_INDEX = "task_index"
-INTERVENTION = "intervention"
 FOLD = "fold"  # which critic has not seen the episode; −1: none of them has, or there is only one
 PINNED_ADVANTAGE, PINNED_TAG = "pinned_advantage", "pinned_tag"  # of a labeling made before
 POSITION = "position"  # global sample index: the how-manieth draw of the run

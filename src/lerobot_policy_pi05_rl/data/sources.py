@@ -17,11 +17,11 @@ from .alignment import Alignment, renamed
 
 logger = logging.getLogger(__name__)
 
-INTERVENTION_COLUMNS = ("intervention", "is_intervention", "complementary_info.is_intervention")
-SUCCESS_COLUMNS = ("next.success", "success")
+INTERVENTION = "intervention"  # lerobot-rollout's name
+SUCCESS, CUT_OFF = "next.success", "next.cut_off"
+INTERVENTION_COLUMNS = (INTERVENTION, "is_intervention", "complementary_info.is_intervention")
+SUCCESS_COLUMNS = (SUCCESS, "success")
 TRUNCATED_COLUMNS = ("next.truncated", "truncated")
-CUT_OFF_COLUMNS = ("next.cut_off",)
-REWARD_COLUMN = "next.reward"
 
 
 class DatasetError(UserError):

@@ -13,14 +13,13 @@ from ..configuration_pi05_rl import ActorLearnerConfig
 from ..errors import UserError
 from . import learner_pb2 as pb
 from .learner_pb2_grpc import LearnerStub
-from .security import CHUNK_BYTES, load_token, open_channel, token_metadata
+from .security import CHUNK_BYTES, SLOWEST_BYTES_S, load_token, open_channel, token_metadata
 from .weights_transfer import buffer
 
 logger = logging.getLogger(__name__)
 
 ANSWER_S = 30.0  # deadline of a short call
 JOIN_S = 120.0
-SLOWEST_BYTES_S = 50_000  # an episode's deadline allows for a connection as slow as this
 FINAL = (  # trying again would end the same way
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -59,15 +58,9 @@ class LearnerClient:
         self._closed = False
         self._streams: set[grpc.Call] = set()
 
-    def join(self, frozen_fingerprint: str = "") -> pb.ActorSetup:
-        """How the learner's policy reads the world.
-
-        Args:
-            frozen_fingerprint: of the weights that are never sent; "": not loaded yet.
-        """
-        hello = pb.Hello(
-            actor=self.actor, version=version("lerobot_policy_pi05_rl"), frozen_fingerprint=frozen_fingerprint
-        )
+    def join(self) -> pb.ActorSetup:
+        """How the learner's policy reads the world."""
+        hello = pb.Hello(actor=self.actor, version=version("lerobot_policy_pi05_rl"))
         with self._translated():
             chunks = self._stub.Join(hello, timeout=JOIN_S, metadata=self._metadata)
             return pb.ActorSetup.FromString(b"".join(chunk.data for chunk in chunks))

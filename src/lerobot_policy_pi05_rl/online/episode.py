@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_STATE, REWARD
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 
+from ..data.sources import INTERVENTION
 from ..errors import UserError
 from ..returns import Outcome
 
-REWARD, INTERVENTION, POLICY_VERSION = "next.reward", "intervention", "policy_version"
+POLICY_VERSION = "policy_version"
 # column → (dtype, width); None: of the policy's features
 COLUMNS: dict[str, tuple[torch.dtype, int | None]] = {
     OBS_STATE: (torch.float32, None),

@@ -6,17 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
-from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.constants import OBS_STATE, REWARD
 from PIL import Image
 
 from ..data.alignment import Alignment
 from ..data.episodes import Episode as LabelledEpisode
-from ..data.episodes import label_frames
+from ..data.episodes import label_frames, reward_discount
 from ..data.loading import OfflineData
-from ..data.sources import REWARD_COLUMN
 from ..recap import RecapAlgorithm
 from ..report.video import write_pictures
-from ..returns import lookahead
+from ..returns import Outcome, episode_advantages
 from .config import OnlineTrainConfig
 from .episode import Episode, decode_picture
 
@@ -56,16 +55,17 @@ def write_episode_video(
     algorithm.policy.train(was_training)
     task = data.labels.tasks.index(episode.task)
     labelled = LabelledEpisode(0, 0, 0, length, task, episode.outcome)
-    source = SimpleNamespace(name=episode.uid, columns={REWARD_COLUMN: episode.reward}, alignment=Alignment())
+    source = SimpleNamespace(name=episode.uid, columns={REWARD: episode.reward}, alignment=Alignment())
     rewards, returns = label_frames(labelled, source, cfg.reward, policy, int(data.labels.task_lengths[task]))
     returns = np.clip(returns, policy.value_support_min, policy.value_support_max)
-    advantages = returns - values
-    if policy.advantage_n_step is not None:
-        ended = episode.outcome.value != "truncated"
-        discount = 1.0 if cfg.reward.source == "steps_to_success" else policy.discount
-        ahead = lookahead(rewards, policy.advantage_n_step, discount=discount, terminated=ended)
-        later = values[np.minimum(np.arange(length) + ahead.offset, length - 1)]
-        advantages = ahead.reward + ahead.discount * later - values
+    advantages = episode_advantages(
+        returns,
+        rewards,
+        values,
+        n_step=policy.advantage_n_step,
+        discount=reward_discount(cfg.reward, policy),
+        terminated=episode.outcome is not Outcome.TRUNCATED,
+    )
     threshold = float(algorithm.thresholds[torch.tensor([task])][0])
     rows = pd.DataFrame(
         {

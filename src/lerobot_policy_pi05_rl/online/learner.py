@@ -19,7 +19,7 @@ from ..config import ConfigError
 from ..critic_data import critic_data
 from ..data.loading import OfflineData
 from ..metrics import MetricsWindow, MetricsWriter
-from ..offline_learner import announce, find_checkpoint, log_window, make_run_dir, save, throughput
+from ..offline_learner import HeldOut, announce, find_checkpoint, log_window, make_run_dir, save, throughput
 from ..preparation import prepare
 from ..recap import RecapAlgorithm
 from ..resume import check_data, data_state
@@ -82,7 +82,6 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
         spec=spec,
         inbox=inbox,
         weights=box,
-        on_episode=None,
         on_report=monitor.hear,
         step=lambda: algorithm.optimization_step,
     )
@@ -114,6 +113,7 @@ def run_loop(
     total, saved, writer = cfg.total_steps, None, monitor.writer
     batches, labels = OnlineBatches(cfg, data, start=algorithm.sample_position), ReplayLabels(cfg, data)
     saver = CheckpointSaver(cfg, processors, critic_data=critic_data(cfg, data), data_state=data_state(data))
+    held_out = HeldOut(cfg, data, algorithm.processes)
     shown = -1  # episodes received when the batches were last shown the replay
     saved_step, said = algorithm.optimization_step, 0.0
     stop = StopSignal()
@@ -146,6 +146,7 @@ def run_loop(
                 online = monitor.flush()
                 log_window(cfg, algorithm, window, writer, speed, online, monitor.summary(online))
                 window_start, window_steps = time.perf_counter(), 0
+            window_start += held_out.evaluate_if_due(algorithm, monitor.writer)
             if cfg.save_checkpoint and should_save_checkpoint(step, cfg.checkpoint_freq, total):
                 saved, saved_step = save(cfg, saver, algorithm, window, writer), step
         if stop.requested and cfg.save_checkpoint and algorithm.optimization_step > saved_step:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+lerobot_policy_pi05_rl/online/learner.proto\x12\x1dlerobot_policy_pi05_rl.online\"C\n\x05Hello\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1a\n\x12\x66rozen_fingerprint\x18\x03 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\xbb\x02\n\nActorSetup\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rpolicy_config\x18\x02 \x01(\t\x12M\n\nprocessors\x18\x03 \x03(\x0b\x32\x39.lerobot_policy_pi05_rl.online.ActorSetup.ProcessorsEntry\x12\r\n\x05tasks\x18\x04 \x03(\t\x12\x0b\n\x03\x66ps\x18\x05 \x01(\x01\x12\x1a\n\x12\x66rozen_fingerprint\x18\x06 \x01(\t\x12\x19\n\x11max_episode_bytes\x18\x07 \x01(\x04\x12\x1a\n\x12max_episode_frames\x18\x08 \x01(\r\x12\x14\n\x0c\x61\x63tion_names\x18\t \x03(\t\x1a\x31\n\x0fProcessorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"G\n\x0eWeightsRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x15\n\rknown_version\x18\x03 \x01(\x03\"]\n\rWeightsHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\r\n\x05\x63rc32\x18\x04 \x01(\x07\x12\x0c\n\x04sent\x18\x05 \x01(\x01\"Z\n\x0cWeightsChunk\x12<\n\x06header\x18\x01 \x01(\x0b\x32,.lerobot_policy_pi05_rl.online.WeightsHeader\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1a\n\nEpisodeIds\x12\x0c\n\x04uids\x18\x01 \x03(\t\"I\n\rEpisodeHeader\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\r\n\x05\x63rc32\x18\x04 \x01(\x07\"Z\n\x0c\x45pisodeChunk\x12<\n\x06header\x18\x01 \x01(\x0b\x32,.lerobot_policy_pi05_rl.online.EpisodeHeader\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"3\n\x0e\x45pisodeReceipt\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x14\n\x0cknown_before\x18\x02 \x01(\x08\"\xa7\x01\n\x0b\x41\x63torReport\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12H\n\x07numbers\x18\x03 \x03(\x0b\x32\x37.lerobot_policy_pi05_rl.online.ActorReport.NumbersEntry\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"*\n\rReportReceipt\x12\x19\n\x11optimization_step\x18\x01 \x01(\x03\x32\x86\x04\n\x07Learner\x12T\n\x04Join\x12$.lerobot_policy_pi05_rl.online.Hello\x1a$.lerobot_policy_pi05_rl.online.Chunk0\x01\x12m\n\rStreamWeights\x12-.lerobot_policy_pi05_rl.online.WeightsRequest\x1a+.lerobot_policy_pi05_rl.online.WeightsChunk0\x01\x12\x65\n\rKnownEpisodes\x12).lerobot_policy_pi05_rl.online.EpisodeIds\x1a).lerobot_policy_pi05_rl.online.EpisodeIds\x12k\n\x0bSendEpisode\x12+.lerobot_policy_pi05_rl.online.EpisodeChunk\x1a-.lerobot_policy_pi05_rl.online.EpisodeReceipt(\x01\x12\x62\n\x06Report\x12*.lerobot_policy_pi05_rl.online.ActorReport\x1a,.lerobot_policy_pi05_rl.online.ReportReceiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+lerobot_policy_pi05_rl/online/learner.proto\x12\x1dlerobot_policy_pi05_rl.online\"\'\n\x05Hello\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\xbb\x02\n\nActorSetup\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rpolicy_config\x18\x02 \x01(\t\x12M\n\nprocessors\x18\x03 \x03(\x0b\x32\x39.lerobot_policy_pi05_rl.online.ActorSetup.ProcessorsEntry\x12\r\n\x05tasks\x18\x04 \x03(\t\x12\x0b\n\x03\x66ps\x18\x05 \x01(\x01\x12\x1a\n\x12\x66rozen_fingerprint\x18\x06 \x01(\t\x12\x19\n\x11max_episode_bytes\x18\x07 \x01(\x04\x12\x1a\n\x12max_episode_frames\x18\x08 \x01(\r\x12\x14\n\x0c\x61\x63tion_names\x18\t \x03(\t\x1a\x31\n\x0fProcessorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"G\n\x0eWeightsRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x15\n\rknown_version\x18\x03 \x01(\x03\"]\n\rWeightsHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\r\n\x05\x63rc32\x18\x04 \x01(\x07\x12\x0c\n\x04sent\x18\x05 \x01(\x01\"Z\n\x0cWeightsChunk\x12<\n\x06header\x18\x01 \x01(\x0b\x32,.lerobot_policy_pi05_rl.online.WeightsHeader\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1a\n\nEpisodeIds\x12\x0c\n\x04uids\x18\x01 \x03(\t\"I\n\rEpisodeHeader\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\r\n\x05\x63rc32\x18\x04 \x01(\x07\"Z\n\x0c\x45pisodeChunk\x12<\n\x06header\x18\x01 \x01(\x0b\x32,.lerobot_policy_pi05_rl.online.EpisodeHeader\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"3\n\x0e\x45pisodeReceipt\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x14\n\x0cknown_before\x18\x02 \x01(\x08\"\xa7\x01\n\x0b\x41\x63torReport\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12H\n\x07numbers\x18\x03 \x03(\x0b\x32\x37.lerobot_policy_pi05_rl.online.ActorReport.NumbersEntry\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"*\n\rReportReceipt\x12\x19\n\x11optimization_step\x18\x01 \x01(\x03\x32\x86\x04\n\x07Learner\x12T\n\x04Join\x12$.lerobot_policy_pi05_rl.online.Hello\x1a$.lerobot_policy_pi05_rl.online.Chunk0\x01\x12m\n\rStreamWeights\x12-.lerobot_policy_pi05_rl.online.WeightsRequest\x1a+.lerobot_policy_pi05_rl.online.WeightsChunk0\x01\x12\x65\n\rKnownEpisodes\x12).lerobot_policy_pi05_rl.online.EpisodeIds\x1a).lerobot_policy_pi05_rl.online.EpisodeIds\x12k\n\x0bSendEpisode\x12+.lerobot_policy_pi05_rl.online.EpisodeChunk\x1a-.lerobot_policy_pi05_rl.online.EpisodeReceipt(\x01\x12\x62\n\x06Report\x12*.lerobot_policy_pi05_rl.online.ActorReport\x1a,.lerobot_policy_pi05_rl.online.ReportReceiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,33 +36,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTORREPORT_NUMBERSENTRY']._loaded_options = None
   _globals['_ACTORREPORT_NUMBERSENTRY']._serialized_options = b'8\001'
   _globals['_HELLO']._serialized_start=78
-  _globals['_HELLO']._serialized_end=145
-  _globals['_CHUNK']._serialized_start=147
-  _globals['_CHUNK']._serialized_end=168
-  _globals['_ACTORSETUP']._serialized_start=171
-  _globals['_ACTORSETUP']._serialized_end=486
-  _globals['_ACTORSETUP_PROCESSORSENTRY']._serialized_start=437
-  _globals['_ACTORSETUP_PROCESSORSENTRY']._serialized_end=486
-  _globals['_WEIGHTSREQUEST']._serialized_start=488
-  _globals['_WEIGHTSREQUEST']._serialized_end=559
-  _globals['_WEIGHTSHEADER']._serialized_start=561
-  _globals['_WEIGHTSHEADER']._serialized_end=654
-  _globals['_WEIGHTSCHUNK']._serialized_start=656
-  _globals['_WEIGHTSCHUNK']._serialized_end=746
-  _globals['_EPISODEIDS']._serialized_start=748
-  _globals['_EPISODEIDS']._serialized_end=774
-  _globals['_EPISODEHEADER']._serialized_start=776
-  _globals['_EPISODEHEADER']._serialized_end=849
-  _globals['_EPISODECHUNK']._serialized_start=851
-  _globals['_EPISODECHUNK']._serialized_end=941
-  _globals['_EPISODERECEIPT']._serialized_start=943
-  _globals['_EPISODERECEIPT']._serialized_end=994
-  _globals['_ACTORREPORT']._serialized_start=997
-  _globals['_ACTORREPORT']._serialized_end=1164
-  _globals['_ACTORREPORT_NUMBERSENTRY']._serialized_start=1118
-  _globals['_ACTORREPORT_NUMBERSENTRY']._serialized_end=1164
-  _globals['_REPORTRECEIPT']._serialized_start=1166
-  _globals['_REPORTRECEIPT']._serialized_end=1208
-  _globals['_LEARNER']._serialized_start=1211
-  _globals['_LEARNER']._serialized_end=1729
+  _globals['_HELLO']._serialized_end=117
+  _globals['_CHUNK']._serialized_start=119
+  _globals['_CHUNK']._serialized_end=140
+  _globals['_ACTORSETUP']._serialized_start=143
+  _globals['_ACTORSETUP']._serialized_end=458
+  _globals['_ACTORSETUP_PROCESSORSENTRY']._serialized_start=409
+  _globals['_ACTORSETUP_PROCESSORSENTRY']._serialized_end=458
+  _globals['_WEIGHTSREQUEST']._serialized_start=460
+  _globals['_WEIGHTSREQUEST']._serialized_end=531
+  _globals['_WEIGHTSHEADER']._serialized_start=533
+  _globals['_WEIGHTSHEADER']._serialized_end=626
+  _globals['_WEIGHTSCHUNK']._serialized_start=628
+  _globals['_WEIGHTSCHUNK']._serialized_end=718
+  _globals['_EPISODEIDS']._serialized_start=720
+  _globals['_EPISODEIDS']._serialized_end=746
+  _globals['_EPISODEHEADER']._serialized_start=748
+  _globals['_EPISODEHEADER']._serialized_end=821
+  _globals['_EPISODECHUNK']._serialized_start=823
+  _globals['_EPISODECHUNK']._serialized_end=913
+  _globals['_EPISODERECEIPT']._serialized_start=915
+  _globals['_EPISODERECEIPT']._serialized_end=966
+  _globals['_ACTORREPORT']._serialized_start=969
+  _globals['_ACTORREPORT']._serialized_end=1136
+  _globals['_ACTORREPORT_NUMBERSENTRY']._serialized_start=1090
+  _globals['_ACTORREPORT_NUMBERSENTRY']._serialized_end=1136
+  _globals['_REPORTRECEIPT']._serialized_start=1138
+  _globals['_REPORTRECEIPT']._serialized_end=1180
+  _globals['_LEARNER']._serialized_start=1183
+  _globals['_LEARNER']._serialized_end=1701
 # @@protoc_insertion_point(module_scope)

@@ -11,7 +11,7 @@ import grpc
 
 from .episode import is_uid
 from .learner_pb2 import EpisodeChunk, EpisodeHeader
-from .security import printable
+from .security import SLOWEST_BYTES_S, printable
 
 
 class RefusalError(Exception):
@@ -35,15 +35,17 @@ class Transfer:
     actor: str = "an actor"
     size: int = 0  # declared bytes
     received: int = 0  # bytes
+    began: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)  # when bytes last came
-    stalled: bool = False
+    given_up: str = ""  # why it was cancelled
 
 
 class Watchdog:
-    """Cancels transfers that bring no byte for ``stall_s`` seconds."""
+    """Cancels transfers that bring no byte for ``stall_s`` seconds, or so few that they would hardly end, and knows
+    whether all of them hold more than ``memory_bytes``."""
 
-    def __init__(self, stall_s: float) -> None:
-        self.stall_s = stall_s
+    def __init__(self, stall_s: float, memory_bytes: int) -> None:
+        self.stall_s, self.memory_bytes = stall_s, memory_bytes
         self._lock = threading.Lock()
         self._transfers: dict[int, Transfer] = {}
         self._stop = threading.Event()
@@ -70,19 +72,42 @@ class Watchdog:
             with self._lock:
                 del self._transfers[id(transfer)]
 
+    def room(self) -> bool:
+        """Whether memory is left for what comes next. What was announced does not count: an actor that announces much
+        and sends nothing takes nobody's place."""
+        with self._lock:
+            return sum(transfer.received for transfer in self._transfers.values()) <= self.memory_bytes
+
     def _watch(self) -> None:
         while not self._stop.wait(self.stall_s / 4):
+            now = time.monotonic()
             with self._lock:
                 for transfer in self._transfers.values():
-                    if not transfer.stalled and time.monotonic() - transfer.moved > self.stall_s:
-                        transfer.stalled = True
+                    if not transfer.given_up and (reason := self._hopeless(transfer, now)):
+                        transfer.given_up = reason
                         transfer.context.cancel()
+
+    def _hopeless(self, transfer: Transfer, now: float) -> str:
+        if now - transfer.moved > self.stall_s:
+            return f"nothing came for {self.stall_s:g} s"
+        if now - transfer.began > self.stall_s + transfer.received / SLOWEST_BYTES_S:
+            return f"it came slower than {SLOWEST_BYTES_S} bytes a second"
+        return ""
 
 
 def receive(
-    chunks: Iterator[EpisodeChunk], transfer: Transfer, max_bytes: int, known: Callable[[str], bool]
+    chunks: Iterator[EpisodeChunk],
+    transfer: Transfer,
+    max_bytes: int,
+    known: Callable[[str], bool],
+    room: Callable[[], bool],
 ) -> tuple[EpisodeHeader, bytes | None]:
     """The header and the bytes it announces; None for the bytes of a known episode, which are not read.
+
+    Args:
+        max_bytes: of an episode.
+        known: whether the episode of this uid need not come.
+        room: whether there is memory for more.
 
     Raises:
         RefusalError: too much, damaged, or without a header.
@@ -108,6 +133,8 @@ def receive(
         transfer.received += len(chunk.data)
         if transfer.received > header.bytes:
             raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, f"more came than the {header.bytes} bytes declared")
+        if not room():
+            raise RefusalError(grpc.StatusCode.UNAVAILABLE, "too much is being received at once; send it again")
         crc = zlib.crc32(chunk.data, crc)
         parts.append(chunk.data)
         if chunk.data:

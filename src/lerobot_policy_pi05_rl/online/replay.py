@@ -14,14 +14,12 @@ from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.datasets.utils import INFO_PATH, STATS_PATH, DatasetInfo, serialize_dict
 from lerobot.datasets.video_utils import get_video_info
 
-from ..data.sources import Source
+from ..data.sources import CUT_OFF, SUCCESS, Source
 from ..returns import Outcome, episode_outcome
 from . import replay_files as files
 from .episode import Episode, EpisodeSpec
 from .replay_compaction import build_compacted
 from .replay_episode import (
-    CUT_OFF,
-    SUCCESS,
     UID,
     column_stats,
     episode_row,

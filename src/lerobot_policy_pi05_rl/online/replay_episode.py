@@ -11,13 +11,14 @@ import pyarrow as pa
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.compute_stats import auto_downsample_height_width, get_feature_stats
 from lerobot.datasets.feature_utils import get_hf_features_from_features
-from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, DONE, OBS_STATE
+from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, DONE, OBS_STATE, REWARD
 from lerobot.utils.utils import flatten_dict, unflatten_dict
 
+from ..data.sources import CUT_OFF, INTERVENTION, SUCCESS
 from ..returns import Outcome
-from .episode import INTERVENTION, POLICY_VERSION, REWARD, BadEpisodeError, Episode, EpisodeSpec, decode_picture
+from .episode import POLICY_VERSION, BadEpisodeError, Episode, EpisodeSpec, decode_picture
 
-SUCCESS, CUT_OFF, EPISODE_UID = "next.success", "next.cut_off", "episode_uid"
+EPISODE_UID = "episode_uid"
 UID, ACTOR, STARTED = "uid", "actor", "started"  # of meta/episodes, beside LeRobot's own
 PICTURES_IN_STATS = 100
 Stats = dict[str, dict[str, np.ndarray]]

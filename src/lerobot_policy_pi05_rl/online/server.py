@@ -12,7 +12,7 @@ import grpc
 
 from ..configuration_pi05_rl import ActorLearnerConfig
 from . import learner_pb2 as pb
-from .episode import BadEpisodeError, Episode, EpisodeSpec, unpack
+from .episode import BadEpisodeError, EpisodeSpec, unpack
 from .inbox import Inbox
 from .learner_pb2_grpc import LearnerServicer, add_LearnerServicer_to_server
 from .receiving import CutOffError, RefusalError, Transfer, Watchdog, receive
@@ -22,6 +22,7 @@ from .weights_transfer import WeightsBox
 logger = logging.getLogger(__name__)
 
 THREADS = 64  # one per open stream
+MEMORY_BYTES = 2 << 30  # of all episodes that are being received
 MAX_NUMBERS = 1000  # of one report
 POLL_S = 0.5  # how soon a stream sees that its actor is gone or the learner stops
 GRACE_S = 2.0  # what calls under way have left when the learner stops
@@ -44,14 +45,12 @@ class LearnerServer(LearnerServicer):
         spec: EpisodeSpec,
         inbox: Inbox,
         weights: WeightsBox,
-        on_episode: Callable[[Episode], None] | None,
         on_report: Callable[[str, dict[str, float]], None],
         step: Callable[[], int],
         stall_s: float = 30.0,
     ) -> None:
         """
         Args:
-            on_episode: called with each episode once it is stored, from a thread of the server.
             on_report: called with an actor's name and numbers, from a thread of the server.
             step: the learner's optimization step.
             stall_s: an episode's stream that brings nothing for so many seconds is cancelled.
@@ -60,10 +59,11 @@ class LearnerServer(LearnerServicer):
             ConfigError: the address needs a secret or TLS, or cannot be listened on.
         """
         self.setup, self.spec, self.inbox, self.weights = setup, spec, inbox, weights
-        self._on_episode, self._on_report, self._step = on_episode, on_report, step
+        self._on_report, self._step = on_report, step
         self.received = self.duplicates = self.refused = 0
         self.actors: dict[str, float] = {}
-        self._lock, self._stopping, self._watchdog = threading.Lock(), threading.Event(), Watchdog(stall_s)
+        memory = max(MEMORY_BYTES, 2 * spec.max_bytes)  # whatever arrives meanwhile, a whole episode has room
+        self._lock, self._stopping, self._watchdog = threading.Lock(), threading.Event(), Watchdog(stall_s, memory)
         token = load_token(connection)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="learner-server")
         self._server = grpc.server(
@@ -89,13 +89,6 @@ class LearnerServer(LearnerServicer):
     def Join(self, request: pb.Hello, context: grpc.ServicerContext) -> Iterator[pb.Chunk]:  # noqa: N802
         """An actor asks how the policy reads the world."""
         with self._answering("Join", request.actor, context):
-            own = self.setup.frozen_fingerprint
-            if request.frozen_fingerprint and request.frozen_fingerprint != own:
-                raise RefusalError(
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                    "the actor's frozen weights, which are never sent, are not the learner's; set "
-                    "policy.pi05_checkpoint to the learner's checkpoint",
-                )
             logger.info("[LEARNER] Actor %s joined (%s)", printable(request.actor), context.peer())
             for data in split(self.setup.SerializeToString()):
                 yield pb.Chunk(data=data)
@@ -141,7 +134,7 @@ class LearnerServer(LearnerServicer):
         try:
             return self._take(request_iterator, transfer)
         except CutOffError:
-            reason = "cut off" if not transfer.stalled else f"nothing came for {self._watchdog.stall_s:g} s"
+            reason = transfer.given_up or "cut off"
             status = grpc.StatusCode.DATA_LOSS  # if the actor hears it at all, it sends again
             reason = f"{reason} after {transfer.received} of {transfer.size} bytes"
         except BadEpisodeError as error:
@@ -151,14 +144,14 @@ class LearnerServer(LearnerServicer):
         except Exception as error:
             logger.exception("[LEARNER] Failed to take an episode from %s (%s)", transfer.actor, transfer.peer)
             context.abort(grpc.StatusCode.INTERNAL, f"the learner failed ({type(error).__name__}); see its log")
+        logger.warning("[LEARNER] Refused an episode from %s (%s): %s", transfer.actor, transfer.peer, reason)
         with self._lock:
             self.refused += 1
-        logger.warning("[LEARNER] Refused an episode from %s (%s): %s", transfer.actor, transfer.peer, reason)
         context.abort(status, reason)
 
     def _take(self, chunks: Iterator[pb.EpisodeChunk], transfer: Transfer) -> pb.EpisodeReceipt:
         with self._watchdog.watching(transfer):
-            header, data = receive(chunks, transfer, self.spec.max_bytes, self.inbox.__contains__)
+            header, data = receive(chunks, transfer, self.spec.max_bytes, self.inbox.__contains__, self._watchdog.room)
         self._saw(header.actor)
         stored = False
         if data is not None:
@@ -169,11 +162,6 @@ class LearnerServer(LearnerServicer):
         with self._lock:
             self.received += stored
             self.duplicates += not stored
-        if stored and self._on_episode is not None:
-            try:
-                self._on_episode(episode)
-            except Exception:  # the episode is on disk: the actor must not send it again
-                logger.exception("[LEARNER] The episode %s is stored, but the learner failed on it", episode.uid)
         return pb.EpisodeReceipt(uid=header.uid, known_before=not stored)
 
     @contextlib.contextmanager
