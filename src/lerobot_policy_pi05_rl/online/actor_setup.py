@@ -16,10 +16,18 @@ from ..configuration_pi05_rl import PI05RLConfig
 from ..errors import UserError
 from ..modeling_pi05_rl import PI05RLPolicy
 from ..preparation import load_processors
+from ..resume import HARMLESS
 from ..trainable import select_trainable
 from .config import OnlineTrainConfig
 
 logger = logging.getLogger(__name__)
+
+
+_ACTED_WITH = {"inference_advantage", "guidance_scale", "num_inference_steps", "n_action_steps"}
+_LEARNERS_OWN = {
+    *(key.removeprefix("policy.") for key in HARMLESS if key.startswith("policy.")),
+    *("pretrained_path", "use_peft"),
+} - _ACTED_WITH
 
 
 class SetupError(UserError):
@@ -36,6 +44,12 @@ def decode_policy_config(text: str, cfg: OnlineTrainConfig) -> PI05RLConfig:
         raw: dict[str, Any] = json.loads(text)
         if raw.pop("type", "pi05_rl") != "pi05_rl":
             raise SetupError("the learner's policy is not pi05_rl")
+        if raw.get("use_peft", False) != (cfg.peft is not None):
+            raise SetupError(
+                "the learner trains an adapter; give this actor the same --peft.* settings"
+                if cfg.peft is None
+                else "this actor has --peft.* settings, but the learner trains no adapter; leave them out"
+            )
         device = cfg.policy.actor_device or ("cuda" if torch.cuda.is_available() else "cpu")
         checkpoint = cfg.policy.pi05_checkpoint
         raw |= {"device": device, "gradient_checkpointing": False, "use_peft": False, "rtc_config": None}
@@ -46,6 +60,18 @@ def decode_policy_config(text: str, cfg: OnlineTrainConfig) -> PI05RLConfig:
         raise SetupError(f"the learner's policy configuration cannot be read: {reason}") from error
     config.rtc_config = None if cfg.actor.inference == "sync" else cfg.policy.rtc_config or RTCConfig()
     return config
+
+
+def acts_alike(text: str, other: str) -> bool:
+    """Whether two policy configurations of a learner mean the same to its actors.
+
+    A run that goes on may have other lengths, devices or directories, and names an adapter's base in its own way.
+    """
+
+    def acting(config: str) -> dict[str, Any]:
+        return {key: value for key, value in json.loads(config).items() if key not in _LEARNERS_OWN}
+
+    return acting(text) == acting(other)
 
 
 def build_policy(config: PI05RLConfig, cfg: OnlineTrainConfig) -> PI05RLPolicy:
@@ -77,9 +103,11 @@ def check_frozen(policy: PI05RLPolicy, pushed: list[str], theirs: str) -> None:
     from .weights_transfer import frozen_fingerprint
 
     if theirs and frozen_fingerprint(policy, pushed) != theirs:
+        also = ", or the adapter's settings," if policy.adapter is not None else ""
+        too = ", and --peft.* to its settings" if policy.adapter is not None else ""
         raise SetupError(
-            "the weights that the learner never sends, since they do not train, differ from this actor's; set "
-            "policy.pi05_checkpoint to the checkpoint that the learner started from"
+            f"what the learner never sends, the weights that do not train{also} differs from this actor's; set "
+            f"policy.pi05_checkpoint to the checkpoint that the learner started from{too}"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from .actor_setup import SetupError
+from .actor_setup import SetupError, acts_alike
 from .inference import ChunkSource, Weights
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,8 @@ class WeightsThread(threading.Thread):
         setup = self._client.join()
         if setup.session == self.session:
             return
-        same = setup.policy_config == self._setup.policy_config and setup.processors == self._setup.processors
+        same = acts_alike(setup.policy_config, self._setup.policy_config)
+        same = same and setup.processors == self._setup.processors
         if not same or setup.frozen_fingerprint != self._setup.frozen_fingerprint:
             raise SetupError("the learner has started anew with another policy; start the actor anew, too")
         logger.info("[ACTOR] The learner has started anew; going on with its session %s", setup.session)

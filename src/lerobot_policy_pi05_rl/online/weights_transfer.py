@@ -129,7 +129,8 @@ def apply_weights(policy: "PI05RLPolicy", tensors: dict[str, Tensor]) -> None:
 
 
 def frozen_fingerprint(policy: "PI05RLPolicy", pushed_names: set[str]) -> str:
-    """What tells two actors' unpushed weights apart: a hash of names, shapes and contents; "" if all are pushed."""
+    """What tells two actors apart that act with the same pushed weights: a hash of the others' contents, of what is
+    pushed by name and shape, and of an adapter's scaling, which is no weight; "" if all weights are pushed."""
     state = policy.state_dict(keep_vars=True)
     pushed = {id(state[name]) for name in pushed_names}  # by identity: tied tensors have two names
     digest, frozen = hashlib.sha256(), 0
@@ -139,6 +140,11 @@ def frozen_fingerprint(policy: "PI05RLPolicy", pushed_names: set[str]) -> str:
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(f"{name} {tuple(tensor.shape)} {zlib.crc32(content):08x}\n".encode())
         frozen += 1
+    for name in sorted(pushed_names):
+        digest.update(f"{name} {tuple(state[name].shape)}\n".encode())
+    for name, module in policy.named_modules():
+        if isinstance(scaling := getattr(module, "scaling", None), dict):  # of a layer that PEFT has adapted
+            digest.update(f"{name} {scaling}\n".encode())
     return digest.hexdigest() if frozen else ""
 
 
