@@ -26,11 +26,12 @@ from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.online.actor import run_actor
 from lerobot_policy_pi05_rl.online.actor_setup import SetupError, choose_task, decode_policy_config, read_processors
 from lerobot_policy_pi05_rl.online.actor_threads import WeightsThread
+from lerobot_policy_pi05_rl.online.chunk_model import Weights
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.control import Control, Stats, time_limit_outcome
 from lerobot_policy_pi05_rl.online.environment import Step, make_environment
 from lerobot_policy_pi05_rl.online.episode import EpisodeSpec, decode_picture, unpack
-from lerobot_policy_pi05_rl.online.inference import ChunkSource, ChunkThread, Weights
+from lerobot_policy_pi05_rl.online.inference import ChunkSource, ChunkThread
 from lerobot_policy_pi05_rl.online.recorder import Recorder
 from lerobot_policy_pi05_rl.online.safety import (
     ActionLimits,
@@ -685,7 +686,7 @@ def test_what_does_not_fit_the_learner_is_refused(tmp_path, wire, panda_setup):
 
 def test_chunks_of_the_tiny_policy_continue_the_last_one(panda_setup, tmp_path, wire):
     """RTC reaches the network: with a plan that is left over, the chunk's start stays near it."""
-    from lerobot_policy_pi05_rl.online.inference import ChunkModel
+    from lerobot_policy_pi05_rl.online.chunk_model import ChunkModel
 
     cfg = panda_config(tmp_path, panda_setup)
     config = decode_policy_config(panda_setup.policy_config, cfg)

@@ -21,10 +21,10 @@ from lerobot_policy_pi05_rl.online.actor_setup import (
     read_processors,
 )
 from lerobot_policy_pi05_rl.online.batches import OnlineBatches
+from lerobot_policy_pi05_rl.online.chunk_model import ChunkModel, Weights
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.episode import Episode, encode_picture, new_uid, pack
 from lerobot_policy_pi05_rl.online.inbox import Inbox
-from lerobot_policy_pi05_rl.online.inference import ChunkModel, Weights
 from lerobot_policy_pi05_rl.online.learner import train_online
 from lerobot_policy_pi05_rl.online.replay_labels import ReplayLabels
 from lerobot_policy_pi05_rl.online.setup import actor_setup, episode_spec

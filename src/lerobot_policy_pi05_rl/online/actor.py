@@ -22,10 +22,11 @@ from ..returns import Outcome
 from ..runtime import StopSignal
 from .actor_setup import build_policy, check_frozen, choose_task, decode_policy_config, read_processors
 from .actor_threads import Reporter, WeightsThread, wait_for_learner
+from .chunk_model import ChunkModel
 from .config import OnlineTrainConfig
 from .control import SWITCH_S, Control, Ending, Stats
 from .environment import ActorEnvironment, make_environment
-from .inference import ChunkModel, ChunkSource, ChunkThread
+from .inference import ChunkSource, ChunkThread
 from .recorder import Recorder
 from .safety import StaleWatch, check_names
 from .spool import Sender, Spool

@@ -10,7 +10,8 @@ import torch
 
 from ..errors import UserError
 from .actor_setup import SetupError, acts_alike
-from .inference import ChunkSource, Weights
+from .chunk_model import Weights
+from .inference import ChunkSource
 
 logger = logging.getLogger(__name__)
 

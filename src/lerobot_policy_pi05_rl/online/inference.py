@@ -4,94 +4,20 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
-from lerobot.policies.rtc import ActionQueue, LatencyTracker, reanchor_relative_rtc_prefix
+from lerobot.policies.rtc import ActionQueue, LatencyTracker
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
-from lerobot.policies.utils import prepare_observation_for_inference
-from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 from torch import Tensor
 
-from ..modeling_pi05_rl import PI05RLPolicy
+from .chunk_model import ChunkModel, Weights
 from .environment import Observation
 from .safety import StaleWatch
 
 logger = logging.getLogger(__name__)
 
 IDLE_S = 0.005
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What the learner pushed."""
-
-    version: int  # the learner's optimization step
-    tensors: dict[str, Tensor]
-    received: float = field(default_factory=time.monotonic)
-
-
-class ChunkModel:
-    """The policy between its processors.
-
-    Args:
-        policy: acts; its weights change in :meth:`load` alone.
-        processors: its preprocessor and postprocessor.
-        task: the instruction.
-        apply: (policy, tensors): copies pushed weights into the policy.
-    """
-
-    def __init__(
-        self,
-        policy: PI05RLPolicy,
-        processors: tuple[Any, Any],
-        task: str,
-        apply: Callable[[PI05RLPolicy, dict[str, Tensor]], None],
-    ):
-        self.policy, (self._before, self._after) = policy, processors
-        self._task, self._apply = task, apply
-        self._device = next(policy.parameters()).device
-        steps = getattr(self._before, "steps", [])
-        self._relative = next((s for s in steps if isinstance(s, RelativeActionsProcessorStep) and s.enabled), None)
-        self._normalizer = next((s for s in steps if isinstance(s, NormalizerProcessorStep)), None)
-
-    def load(self, weights: Weights) -> None:
-        """Act with these weights from the next chunk on."""
-        self._apply(self.policy, weights.tensors)
-
-    @torch.no_grad()
-    def compute(
-        self, observation: Observation, delay: int, left_over: Tensor | None, left_over_actions: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """One chunk of T actions: (T, A) normalised, (T, A) as the environment takes them, both on the CPU.
-
-        Args:
-            delay: actions that will have been executed since the observation when the chunk is done.
-            left_over: (N, A) normalised actions that follow the observation, which the chunk continues; None: it is
-                free.
-            left_over_actions: (N, A) the same as the environment takes them.
-        """
-        batch = prepare_observation_for_inference(dict(observation), self._device, self._task)
-        batch["task"] = [self._task]
-        batch = self._before(batch)
-        options: dict[str, Any] = {}
-        if left_over is not None and len(left_over):
-            if self._relative is not None and self._relative.get_cached_state() is not None:
-                # Relative actions of the last chunk are relative to where the robot was then.
-                left_over = reanchor_relative_rtc_prefix(
-                    prev_actions_absolute=left_over_actions,
-                    current_state=self._relative.get_cached_state(),
-                    relative_step=self._relative,
-                    normalizer_step=self._normalizer,
-                    policy_device=self._device,
-                )
-            options["inference_delay"] = min(delay, len(left_over))
-            options["prev_chunk_left_over"] = left_over.to(self._device)
-        chunk = self.policy.predict_action_chunk(batch, **options)
-        return chunk.squeeze(0).float().cpu(), self._after(chunk).squeeze(0).float().cpu()
 
 
 class ChunkSource:
@@ -131,6 +57,7 @@ class ChunkSource:
         self._chunk: tuple[Tensor, Tensor, int] | None = None  # normalised, executed; which action its first one is
         self._epoch = 0  # a chunk that was begun in an earlier one is forgotten
         self._overruled = False  # a person acted since the newest chunk was begun
+        self._due = False  # a chunk is, and the observation to compute it from is there
         self._staged: Weights | None = None
         self._weights: Weights | None = None
         self._frozen: str | None = None
@@ -179,7 +106,8 @@ class ChunkSource:
     def begin_episode(self) -> None:
         """Forget the last episode's actions, also those of a chunk that is being computed."""
         with self._lock:
-            self._seen = self._frozen = self._refused = None
+            self._seen, self._due = None, False
+            self._frozen = self._refused = None
             self._forget()
         if self._watch is not None:
             self._watch.reset()
@@ -195,6 +123,7 @@ class ChunkSource:
         with self._lock:
             self._seen, self._frozen = (observation, now, self._taken), frozen
             self._overruled |= intervened
+            self._due = self._needs_chunk()  # asked here: later, an action is under way, and the observation older
             if frozen:
                 self._forget()
 
@@ -214,8 +143,7 @@ class ChunkSource:
     def work(self) -> bool:
         """Compute a chunk if one is needed; whether it did."""
         with self._lock:
-            due = self._overruled or self._queue.qsize() <= self._threshold
-            if self._seen is None or not self.has_weights or not due or self._frozen:
+            if not (self._due and self.has_weights and self._needs_chunk()) or self._frozen:
                 return False
         self._swap_weights()  # may take a while, so the observation is picked afterwards
         with self._lock:
@@ -224,7 +152,7 @@ class ChunkSource:
             observation, at, first = self._seen
             epoch, executing, overruled = self._epoch, self._taken - first, self._overruled
             left_over, left_over_actions = (None, None) if overruled else self._left_over(first)
-            self._overruled = False
+            self._overruled = self._due = False
         began = time.monotonic()
         if self._watch is not None and (reason := self._watch.too_old(began - at)):
             self._refuse(epoch, reason)
@@ -251,6 +179,9 @@ class ChunkSource:
                 self._chunk = original, actions, first
         return True
 
+    def _needs_chunk(self) -> bool:
+        return self._overruled or self._queue.qsize() <= self._threshold
+
     def _left_over(self, first: int) -> tuple[Tensor | None, Tensor | None]:
         """What is planned from action number ``first`` on, the one that follows the observation. It may be under way:
         an observation is older than the queue while the environment steps."""
@@ -274,7 +205,7 @@ class ChunkSource:
     def _refuse(self, epoch: int, reason: str) -> None:
         with self._lock:
             if epoch == self._epoch:
-                self._refused = reason
+                self._refused, self._due = reason, True
                 self._forget()
 
 
