@@ -492,11 +492,11 @@ def panda_config(tmp_path, setup, **changes):
     return load_config(path, kind=OnlineTrainConfig)
 
 
-@pytest.mark.parametrize("inference", ["sync", "rtc"])
-def test_the_actor_plays_in_the_simulator(tmp_path, wire, panda_setup, caplog, inference):
+@pytest.mark.parametrize(("inference", "realtime"), [("sync", False), ("rtc", False), ("rtc", True)])
+def test_the_actor_plays_in_the_simulator(tmp_path, wire, panda_setup, caplog, inference, realtime):
     caplog.set_level(logging.INFO)
     limits = {"max_action_step": {"delta_x": 0.1}, "action_clamp_limits": {"gripper": [-0.5, 0.5]}}
-    cfg = panda_config(tmp_path, panda_setup, actor={"inference": inference, **limits})
+    cfg = panda_config(tmp_path, panda_setup, actor={"inference": inference, "realtime": realtime, **limits})
     client = FakeClient(panda_setup, fails=lambda call: call == 1)
     run_actor(cfg, client=client)
     assert client.closed and len(client.received) == 2 and wire.applied
