@@ -15,6 +15,7 @@ from lerobot.envs.configs import (
     ImagePreprocessingConfig,
     ResetConfig,
 )
+from lerobot.rl import gym_manipulator  # noqa: F401 - before the keyboard is replaced, which it looks for
 from lerobot.teleoperators.so_leader import SO101LeaderConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
