@@ -21,6 +21,7 @@ from lerobot.rl.train_rl import TrainRLServerPipelineConfig
 from lerobot.utils.device_utils import is_torch_device_available
 from lerobot.utils.import_utils import register_third_party_plugins
 
+from . import config_encoding  # noqa: F401 - registers an encoder
 from .actor_config import ActorConfig, ReplayConfig
 from .config_errors import explain, forbidden_nulls
 from .configuration_pi05_rl import PI05RLConfig
