@@ -10,7 +10,8 @@ from conftest import TINY_SIZES, tiny_config, write_config
 from lerobot.envs import EnvConfig
 
 from lerobot_policy_pi05_rl.cli import split_config_path
-from lerobot_policy_pi05_rl.config import REPLACED_KEYS, ConfigError, PI05RLTrainConfig, load_config, parse_overrides
+from lerobot_policy_pi05_rl.config import REPLACED_KEYS, ConfigError, PI05RLTrainConfig
+from lerobot_policy_pi05_rl.config_file import load_config, parse_overrides
 
 
 @pytest.fixture

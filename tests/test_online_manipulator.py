@@ -14,7 +14,8 @@ from lerobot.motors.feetech import feetech
 from lerobot.teleoperators.utils import TeleopEvents
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.online import manipulator
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.environment import make_environment

@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..config import load_config
+from ..config_file import load_config
 from ..errors import UserError
 from ..report.build import main as write_report
 from .evaluate import ClosedLoopResult, summarize
