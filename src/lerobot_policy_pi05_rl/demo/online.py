@@ -67,7 +67,8 @@ def main(argv: list[str]) -> int:
     file.write_text(json.dumps({name: summarize(result) for name, result in results.items()}, indent=1) + "\n")
     print_table(results, LABELS)
     for name in ("online", "scratch"):
-        logger.info("[DEMO] %s: %s", LABELS[name], last_line(args.output, f"learner_{name}", "[LEARNER]"))
+        totals = last_line(args.output, f"learner_{name}", "[LEARNER]", about="episodes received")
+        logger.info("[DEMO] %s: %s", LABELS[name], totals)
     logger.info("[DEMO] Wrote %s; %.0f s in all", file, time.perf_counter() - began)
     return 0
 
