@@ -69,8 +69,9 @@ class ChunkModel:
         """One chunk of T actions: (T, A) normalised, (T, A) as the environment takes them, both on the CPU.
 
         Args:
-            delay: control steps that will pass while it is computed.
-            left_over: (N, A) normalised actions not yet executed, that the chunk continues; None: it is free.
+            delay: actions that will have been executed since the observation when the chunk is done.
+            left_over: (N, A) normalised actions that follow the observation, which the chunk continues; None: it is
+                free.
             left_over_actions: (N, A) the same as the environment takes them.
         """
         batch = prepare_observation_for_inference(dict(observation), self._device, self._task)
@@ -87,7 +88,7 @@ class ChunkModel:
                     normalizer_step=self._normalizer,
                     policy_device=self._device,
                 )
-            options = {"inference_delay": min(delay, len(left_over)), "prev_chunk_left_over": left_over}
+            options["inference_delay"] = min(delay, len(left_over))
             options["prev_chunk_left_over"] = left_over.to(self._device)
         chunk = self.policy.predict_action_chunk(batch, **options)
         return chunk.squeeze(0).float().cpu(), self._after(chunk).squeeze(0).float().cpu()
@@ -125,8 +126,11 @@ class ChunkSource:
         self._threshold, self._horizon, self._watch, self.inline = threshold, horizon, watch, inline
         self._queue, self._latency = ActionQueue(rtc), LatencyTracker()
         self._lock = threading.Lock()
-        self._seen: tuple[Observation, float, bool] | None = None
-        self._episode = 0
+        self._seen: tuple[Observation, float, int] | None = None  # when, and which action follows it
+        self._taken = 0  # actions that were handed out
+        self._chunk: tuple[Tensor, Tensor, int] | None = None  # normalised, executed; which action its first one is
+        self._epoch = 0  # a chunk that was begun in an earlier one is forgotten
+        self._overruled = False  # a person acted since the newest chunk was begun
         self._staged: Weights | None = None
         self._weights: Weights | None = None
         self._frozen: str | None = None
@@ -175,9 +179,8 @@ class ChunkSource:
     def begin_episode(self) -> None:
         """Forget the last episode's actions, also those of a chunk that is being computed."""
         with self._lock:
-            self._episode += 1
             self._seen = self._frozen = self._refused = None
-            self._queue.clear()
+            self._forget()
         if self._watch is not None:
             self._watch.reset()
 
@@ -185,23 +188,25 @@ class ChunkSource:
         """Show the newest observation.
 
         Args:
-            intervened: a person acted in the step that led to it; the next chunk then continues no plan.
+            intervened: a person acted in the step that led to it; a chunk that continues no plan is due then.
         """
         now = time.monotonic()
         frozen = None if self._watch is None else self._watch.see(observation, now)
         with self._lock:
-            self._seen, self._frozen = (observation, now, intervened), frozen
+            self._seen, self._frozen = (observation, now, self._taken), frozen
+            self._overruled |= intervened
             if frozen:
-                self._queue.clear()
+                self._forget()
 
     def next_action(self) -> tuple[np.ndarray, int] | None:
         """((A,) float32, the version of the weights that made it), or None: there is nothing to execute."""
-        if self.inline and self._queue.empty():
+        if self.inline and (self._overruled or self._queue.empty()):
             self.work()
         if self.error is not None:
             raise self.error
         with self._lock:
             row = None if self.fault else self._queue.get()
+            self._taken += row is not None
         return None if row is None else (row[:-1].float().numpy(), int(row[-1]))
 
     # Of the thread that computes
@@ -209,38 +214,56 @@ class ChunkSource:
     def work(self) -> bool:
         """Compute a chunk if one is needed; whether it did."""
         with self._lock:
-            episode, seen, left = self._episode, self._seen, self._queue.qsize()
-            index = self._queue.get_action_index()
-            plan = self._queue.get_left_over(), self._queue.get_processed_left_over()
-            if seen is None or not self.has_weights or left > self._threshold or self._frozen:
+            due = self._overruled or self._queue.qsize() <= self._threshold
+            if self._seen is None or not self.has_weights or not due or self._frozen:
                 return False
-        observation, at, intervened = seen
-        self._swap_weights()
+        self._swap_weights()  # may take a while, so the observation is picked afterwards
+        with self._lock:
+            if self._seen is None:
+                return False
+            observation, at, first = self._seen
+            epoch, executing, overruled = self._epoch, self._taken - first, self._overruled
+            left_over, left_over_actions = (None, None) if overruled else self._left_over(first)
+            self._overruled = False
         began = time.monotonic()
         if self._watch is not None and (reason := self._watch.too_old(began - at)):
-            self._refuse(episode, reason)
+            self._refuse(epoch, reason)
             return False
-        if intervened or not self._rtc.enabled or plan[0] is None:
-            plan = None, None
-        delay = math.ceil(self.latency_s * self._fps)
-        actions = None if plan[1] is None else plan[1][:, :-1].float()
-        original, processed = self._model.compute(observation, delay, plan[0], actions)
+        delay = executing + math.ceil(self.latency_s * self._fps)
+        original, actions = self._model.compute(observation, delay, left_over, left_over_actions)
         self.chunks += 1
         if self.chunks > 1:  # the first one warms up
             self._latency.add(time.monotonic() - began)
-        if not (torch.isfinite(original).all() and torch.isfinite(processed).all()):
+        if not (torch.isfinite(original).all() and torch.isfinite(actions).all()):
             self.bad_chunks += 1
-            self._refuse(episode, f"the policy's chunk holds NaN or infinity (weights of step {self.version})")
+            self._refuse(epoch, f"the policy's chunk holds NaN or infinity (weights of step {self.version})")
             return True
-        original, processed = original[: self._horizon], processed[: self._horizon].double()
-        marked = torch.cat([processed, torch.full((len(processed), 1), float(self.version)).double()], dim=1)
+        original, actions = original[: self._horizon], actions[: self._horizon]
+        version = torch.full((len(actions), 1), float(self.version)).double()
         with self._lock:
-            if episode == self._episode and not self._frozen:
+            if epoch == self._epoch and not self._frozen:
                 self._refused = None
+                if overruled:
+                    self._queue.clear()
                 # Exactly as many actions as were executed meanwhile; while the robot stood still, none were.
-                passed = max(0, self._queue.get_action_index() - index)
-                self._queue.merge(original, marked, passed if self._rtc.enabled else 0)
+                passed = self._taken - first if self._rtc.enabled else 0
+                self._queue.merge(original, torch.cat([actions.double(), version], dim=1), passed)
+                self._chunk = original, actions, first
         return True
+
+    def _left_over(self, first: int) -> tuple[Tensor | None, Tensor | None]:
+        """What is planned from action number ``first`` on, the one that follows the observation. It may be under way:
+        an observation is older than the queue while the environment steps."""
+        if self._chunk is None or not self._rtc.enabled:
+            return None, None
+        original, actions, start = self._chunk
+        return original[first - start :], actions[first - start :]
+
+    def _forget(self) -> None:
+        """Whatever is planned, also by the chunk that is being computed."""
+        self._epoch += 1
+        self._chunk, self._overruled = None, False
+        self._queue.clear()
 
     def _swap_weights(self) -> None:
         staged = self._staged
@@ -248,11 +271,11 @@ class ChunkSource:
             self._model.load(staged)
             self._weights = staged
 
-    def _refuse(self, episode: int, reason: str) -> None:
+    def _refuse(self, epoch: int, reason: str) -> None:
         with self._lock:
-            if episode == self._episode:
+            if epoch == self._epoch:
                 self._refused = reason
-                self._queue.clear()
+                self._forget()
 
 
 class ChunkThread(threading.Thread):
