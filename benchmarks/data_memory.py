@@ -32,7 +32,7 @@ def train_and_measure(root: Path, steps: int) -> dict[str, float]:
     """Seconds of each part of the start-up, and bytes at most."""
     import torch
 
-    from lerobot_policy_pi05_rl.config import load_config
+    from lerobot_policy_pi05_rl.config_file import load_config
     from lerobot_policy_pi05_rl.data import loaders, loading
     from lerobot_policy_pi05_rl.preparation import prepare
 

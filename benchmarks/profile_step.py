@@ -18,7 +18,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
-from lerobot_policy_pi05_rl.config import load_config
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader
 from lerobot_policy_pi05_rl.preparation import prepare
 

@@ -20,7 +20,7 @@ from lerobot.configs.default import PeftConfig
 from scaling_model import BF16, FP32, GPUS_A_MACHINE, HOP_SECONDS, LINK_EFFICIENCY, ROOT, Fabric, Traffic, Unit
 
 from lerobot_policy_pi05_rl.adapters import add_adapter
-from lerobot_policy_pi05_rl.config import load_config
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data.frame_cache import stored_size
 from lerobot_policy_pi05_rl.losses import RecapLosses
 from lerobot_policy_pi05_rl.plan.compute import checkpoint_bytes

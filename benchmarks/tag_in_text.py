@@ -18,7 +18,7 @@ from lerobot.processor import ComplementaryDataProcessorStep, PolicyProcessorPip
 
 from lerobot_policy_pi05_rl.checkpointing import load_training_state
 from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
-from lerobot_policy_pi05_rl.config import load_config
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data.frames import PINNED_TAG, POSITION
 from lerobot_policy_pi05_rl.demo.evaluate import main as evaluate
 from lerobot_policy_pi05_rl.draws import draw

@@ -20,7 +20,7 @@ from torch.distributed import GradBucket
 from torch.distributed.tensor import DTensor
 
 from lerobot_policy_pi05_rl import cli, offline_learner, preparation
-from lerobot_policy_pi05_rl.config import load_config
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.processes import Replicated

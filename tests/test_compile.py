@@ -16,7 +16,8 @@ from torch._dynamo.utils import counters
 
 from lerobot_policy_pi05_rl import cli, compiling
 from lerobot_policy_pi05_rl.adapters import add_adapter
-from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.flops import training_step_flops
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, build

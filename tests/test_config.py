@@ -10,7 +10,8 @@ from conftest import TINY_SIZES, tiny_config, write_config
 from lerobot.envs import EnvConfig
 
 from lerobot_policy_pi05_rl.cli import split_config_path
-from lerobot_policy_pi05_rl.config import REPLACED_KEYS, ConfigError, PI05RLTrainConfig, load_config, parse_overrides
+from lerobot_policy_pi05_rl.config import REPLACED_KEYS, ConfigError, PI05RLTrainConfig
+from lerobot_policy_pi05_rl.config_file import load_config, parse_overrides
 
 
 @pytest.fixture
@@ -300,6 +301,23 @@ def test_the_saved_configuration_loads_again_unchanged(tmp_path, config):
     cfg.validate()
     cfg.save_pretrained(tmp_path / "saved")
     assert load_config(tmp_path / "saved" / "train_config.json").to_dict() == cfg.to_dict()
+
+
+@pytest.mark.parametrize("pose", [None, [0.0, 0.195, -2.43]])
+def test_a_robots_reset_is_written_into_a_checkpoint(tmp_path, config, pose):
+    env = {"type": "gym_manipulator", "processor": {"reset": {"fixed_reset_joint_positions": pose}}}
+    config({"env": env}).save_pretrained(tmp_path / "saved")
+    again = load_config(tmp_path / "saved" / "train_config.json")
+    assert again.env.processor.reset.fixed_reset_joint_positions == pose
+
+
+@pytest.mark.parametrize("name", ["demo", "gym_hil", "so101"])
+def test_the_configurations_here_are_written_and_read_again(tmp_path, name):
+    here = ["--policy.device=cpu", *(f"--policy.{key}=null" for key in ("learner_device", "actor_device"))]
+    path = Path(__file__).parent.parent / "configs" / f"{name}.json"
+    cfg = load_config(path, [*here, "--policy.pi05_checkpoint=null"])
+    cfg.save_pretrained(tmp_path)
+    assert load_config(tmp_path / "train_config.json").to_dict() == cfg.to_dict()
 
 
 def test_defaults_are_stock_pi05_at_full_size(tmp_path):

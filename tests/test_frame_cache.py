@@ -13,7 +13,7 @@ from conftest import CAMERAS, make_dataset, write_config
 from lerobot.policies.common.vla_utils import resize_with_pad_torch
 
 from lerobot_policy_pi05_rl import cli
-from lerobot_policy_pi05_rl.config import load_config
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data import frame_cache
 from lerobot_policy_pi05_rl.data.frame_cache import resize, stored_size
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader

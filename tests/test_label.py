@@ -15,7 +15,7 @@ from conftest import make_dataset, write_config
 
 from lerobot_policy_pi05_rl import label_values, labeler
 from lerobot_policy_pi05_rl.cli import main as cli
-from lerobot_policy_pi05_rl.config import load_config
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.data.loading import open_sources
 from lerobot_policy_pi05_rl.data.sampling import SampleOrder

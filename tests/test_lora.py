@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from test_resume import metrics, step_back
 
 from lerobot_policy_pi05_rl.adapters import Adapter, add_adapter, check_targets, untouched_modules
-from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.critic_data import critic_fingerprint
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.labeler import main as label

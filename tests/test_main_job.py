@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from wandb.proto.wandb_internal_pb2 import Record
+from wandb.sdk.internal.datastore import DataStore
 
 SCRIPTS = Path(sys.executable).parent
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.json"
@@ -134,7 +136,7 @@ def test_importing_the_offline_learner_imports_nothing_of_online(tmp_path):
 @pytest.fixture(scope="module")
 def online(demo) -> Path:
     """Learner and actor from the demo's checkpoint, and from scratch, until each learner has made its steps."""
-    sizes = ("--steps", "6", "--eval-episodes", "2")
+    sizes = ("--steps", "6", "--eval-episodes", "2", "--wandb.enable=true", "--wandb.mode=offline")
     done = run(SCRIPTS / "pi05-rl", "demo-online", "--output", demo, "--config", CONFIG, *sizes, cwd=demo.parent)
     assert "after online RL" in done.stdout
     return demo / "online"
@@ -149,7 +151,24 @@ def test_online_goes_on_from_the_offline_checkpoint(demo, online):
     assert any("episode_return" in line for line in lines)
     last = [line for line in lines if "loss_actor" in line][-1]
     assert last["step"] == 6 and last["weights_pushed"] >= 1 and last["replay_transitions"] >= 200
+    held_out = [line for line in lines if "eval/loss_critic" in line]
+    assert [line["step"] for line in held_out] == [6]
     assert list((online / "videos").glob("episode_*.mp4"))
+
+
+def test_wandb_gets_the_numbers_of_both_under_one_step_axis(online):
+    (run_file,) = (online / "wandb").glob("offline-run-*/run-*.wandb")
+    rows = []
+    store = DataStore()
+    store.open_for_scan(str(run_file))
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        rows.append({item.key or "/".join(item.nested_key): item.value_json for item in record.history.item})
+    for key in ("train/loss_actor", "train/episode_return", "train/actor_steps_per_s", "eval/loss_critic"):
+        assert any(key in row and any("Optimization step" in name for name in row) for row in rows), key
+    (video,) = {json.loads(row["train/episode"])["path"] for row in rows if "train/episode" in row}
+    assert (run_file.parent / "files" / video).stat().st_size > 1000
 
 
 def test_stock_lerobot_eval_runs_the_online_checkpoint(online, tmp_path):

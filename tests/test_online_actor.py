@@ -20,7 +20,8 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from lerobot_policy_pi05_rl.actor_config import ActorConfig
-from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.online.actor import run_actor

@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import MIXED_EPISODES, make_dataset, write_config
 
-from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.data.loading import open_offline_data
 from lerobot_policy_pi05_rl.data.sources import Source

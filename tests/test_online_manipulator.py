@@ -14,7 +14,8 @@ from lerobot.motors.feetech import feetech
 from lerobot.teleoperators.utils import TeleopEvents
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.online import manipulator
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.environment import make_environment
@@ -194,47 +195,3 @@ def test_a_leader_of_other_joints_is_refused(tmp_path, arms):
     events = LeaderWithKeys(FakeLeader(), JOINTS).get_teleop_events()
     assert not any(events.values()) and TeleopEvents.IS_INTERVENTION in events
     assert torch.is_tensor(torch.as_tensor(LeaderWithKeys(FakeLeader(), JOINTS).get_action()))
-
-
-def test_gym_hil_through_the_pipelines(tmp_path, monkeypatch):
-    cfg = so101(tmp_path, action_clamp_limits={"a": [-0.5, 0.5]})
-    cfg.env.name, cfg.env.robot, cfg.env.teleop, cfg.env.task = "gym_hil", None, None, "Fake-v0"
-    sim = FakeGymHil()
-    monkeypatch.setattr("lerobot.rl.gym_manipulator.make_robot_env", lambda env_cfg: (sim, None))
-    features = {
-        "observation.images.front": FEATURES["observation.images.front"],
-        OBS_STATE: PolicyFeature(FeatureType.STATE, (2,)),
-        ACTION: PolicyFeature(FeatureType.ACTION, (2,)),
-    }
-    env = make_environment(cfg, features, ["a", "b"])
-    assert env.judges and not env.real_robot
-    env.reset(3)
-    step = env.step(np.array([2, 3], np.float32))
-    assert step.executed.tolist() == [0.5, 3] and sim.actions[0].tolist() == [0.5, 3] and not step.intervention
-    step = env.step(np.array([0, 0], np.float32))
-    assert step.intervention and step.executed.tolist() == [7, 8]
-    assert step.success and step.terminated
-
-
-class FakeGymHil:
-    """gym-hil's conventions: a person acts in the second step and succeeds."""
-
-    def __init__(self):
-        self.actions = []
-
-    def _observe(self):
-        return {"pixels": {"front": np.zeros((48, 64, 3), np.uint8)}, "agent_pos": np.zeros(2, np.float32)}
-
-    def reset(self, seed=None):
-        return self._observe(), {}
-
-    def step(self, action):
-        self.actions.append(action)
-        human = len(self.actions) == 2
-        info = {"is_intervention": human, "succeed": human}
-        if human:
-            info["teleop_action"] = np.array([7, 8], np.float32)
-        return self._observe(), float(human), human, False, info
-
-    def close(self):
-        pass

@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from lerobot_policy_pi05_rl import cli
 from lerobot_policy_pi05_rl.context import Block
 from lerobot_policy_pi05_rl.network import PI05RLPytorch
+from lerobot_policy_pi05_rl.online.weights_transfer import pack_weights, pushed_tensors, unpack_weights
 from lerobot_policy_pi05_rl.plan.analytic import minimum_flops
-from lerobot_policy_pi05_rl.plan.compute import checkpoint_bytes, parameters_by_part
+from lerobot_policy_pi05_rl.plan.compute import checkpoint_bytes, parameters_by_part, pushed_bytes
 from lerobot_policy_pi05_rl.plan.flops import ATTENTION, total, training_step_flops
 from lerobot_policy_pi05_rl.plan.memory import LiveBytes, training_step_memory
 from lerobot_policy_pi05_rl.plan.meta_modes import FusedAttention, MetaAutocast
@@ -175,6 +176,17 @@ def plan(capsys, *arguments) -> tuple[int, str, str]:
         cli.main(["plan", *map(str, arguments)])
     printed = capsys.readouterr()
     return exit_.value.code, printed.out, printed.err
+
+
+@pytest.mark.parametrize("overrides", [{}, {"train_expert_only": True, "dtype": "bfloat16"}])
+def test_what_is_pushed_is_counted(overrides):
+    overrides["pi05_checkpoint"] = "somewhere"
+    policy = make_algorithm(**{**overrides, "pi05_checkpoint": None}).policy
+    policy.config.pi05_checkpoint = "somewhere"  # which has what does not train
+    tensors = pushed_tensors(policy)
+    dtype = getattr(torch, policy.config.dtype)
+    sent = unpack_weights(pack_weights(tensors, dtype), {name: tensor.shape for name, tensor in tensors.items()})
+    assert pushed_bytes(build(tiny_config(**overrides))) == sum(tensor.nbytes for tensor in sent.values()) > 0
 
 
 def test_the_shipped_configuration_is_planned_without_its_dataset(capsys, tmp_path, monkeypatch):

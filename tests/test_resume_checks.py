@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from lerobot_policy_pi05_rl import offline_learner
 from lerobot_policy_pi05_rl.checkpointing import checkpoints_of, prune
-from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.manifest import MANIFEST
 from lerobot_policy_pi05_rl.metrics import drop_lines_after, wandb_run_id

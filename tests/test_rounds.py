@@ -18,7 +18,7 @@ pytest.importorskip("gym_hil")
 
 import lerobot_policy_pi05_rl  # noqa: F401  registers both types, as LeRobot's plugin discovery does
 from lerobot_policy_pi05_rl import labeler
-from lerobot_policy_pi05_rl.config import load_config
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.demo.config_sim_robot import PandaSimOperatorConfig
 from lerobot_policy_pi05_rl.demo.operators import ScriptedOperator
 from lerobot_policy_pi05_rl.demo.record import record_dataset

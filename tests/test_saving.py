@@ -13,7 +13,8 @@ from lerobot.common import train_utils
 
 from lerobot_policy_pi05_rl import checkpointing, cli, saving
 from lerobot_policy_pi05_rl.checkpointing import remove_leftovers
-from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.manifest import damages
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.saving import CheckpointSaver, SaveError

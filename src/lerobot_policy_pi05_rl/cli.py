@@ -107,7 +107,7 @@ def run_verb(verb: Callable[[list[str]], int], arguments: list[str], *, debug: b
 
 def run_offline(arguments: list[str]) -> int:
     """``pi05-rl offline CONFIG`` (positional or ``--config_path``)."""
-    from .config import load_config
+    from .config_file import load_config
     from .offline_learner import train_offline
 
     path, overrides = split_config_path(arguments)
@@ -118,7 +118,7 @@ def run_offline(arguments: list[str]) -> int:
 
 def run_learner(arguments: list[str]) -> int:
     """``pi05-rl learner CONFIG``."""
-    from .config import load_config
+    from .config_file import load_config
     from .online.config import OnlineTrainConfig
     from .online.learner import train_online
 
@@ -130,7 +130,7 @@ def run_learner(arguments: list[str]) -> int:
 
 def run_actor(arguments: list[str]) -> int:
     """``pi05-rl actor CONFIG``."""
-    from .config import load_config
+    from .config_file import load_config
     from .online.actor import run_actor as run
     from .online.config import OnlineTrainConfig
 
@@ -150,7 +150,8 @@ def run_label(arguments: list[str]) -> int:
 
 def run_cache(arguments: list[str]) -> int:
     """``pi05-rl cache CONFIG``."""
-    from .config import ConfigError, load_config
+    from .config import ConfigError
+    from .config_file import load_config
     from .data.loading import open_caches, open_sources
 
     path, overrides = split_config_path(arguments)

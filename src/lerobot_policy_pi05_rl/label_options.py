@@ -10,7 +10,8 @@ from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
 from .checkpointing import last_checkpoint
 from .cli import split_config_path
-from .config import ConfigError, PI05RLTrainConfig, load_config
+from .config import ConfigError, PI05RLTrainConfig
+from .config_file import load_config
 from .data.episodes import LabelledEpisodes
 from .returns import horizon_trace
 

@@ -1,10 +1,11 @@
 """The online demo: from the demo's offline checkpoint, a learner and one actor on loopback, against one from scratch.
 
-    pi05-rl demo-online [--output outputs/demo] [--config configs/demo.json] …
+    pi05-rl demo-online [--output outputs/demo] [--config configs/demo.json] … [--key=value …]
 
 Both learners have the same offline data, environment and optimization steps; one starts from the pretrained policy and
-critic, the other from random weights. All policies meet the same start states. Each stage is skipped when its result
-is already there. The offline demo comes first where it has not been run.
+critic, the other from random weights. Keys of the configuration go to both and to their actors. All policies meet the
+same start states. Each stage is skipped when its result is already there. The offline demo comes first where it has
+not been run.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..config import load_config
+from ..config_file import load_config
 from ..errors import UserError
 from .evaluate import summarize
 from .run import (
@@ -49,23 +50,25 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, help="optimization steps (default: the configuration's online_steps)")
     parser.add_argument("--eval-episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    args, keys = parser.parse_known_args(argv)
     began = time.perf_counter()
-    steps = args.steps or load_config(args.config).policy.online_steps
+    configured = load_config(args.config, keys).policy.online_steps  # a wrong key is told before anything runs
+    steps = args.steps or configured
     pretrained = checkpoint_path(args.output, "recap")
     if not pretrained.is_dir():
         logger.info("[DEMO] No offline checkpoint in %s: the offline demo comes first", pretrained)
         run_demo(["--output", str(args.output), "--config", str(args.config), "--seed", str(args.seed)])
         began = time.perf_counter()
     fine = [f"--policy.pi05_checkpoint={pretrained}", f"--policy.actor_lr={FINE_TUNING_LR}"]
-    train_with_actor(args, "online", steps, fine)
-    train_with_actor(args, "scratch", steps, ["--policy.pi05_checkpoint=null"])
+    train_with_actor(args, "online", steps, [*fine, *keys])
+    train_with_actor(args, "scratch", steps, ["--policy.pi05_checkpoint=null", *keys])
     results = evaluate_policies(args, RUNS)
     file = args.output / "results_online.json"
     file.write_text(json.dumps({name: summarize(result) for name, result in results.items()}, indent=1) + "\n")
     print_table(results, LABELS)
     for name in ("online", "scratch"):
-        logger.info("[DEMO] %s: %s", LABELS[name], last_line(args.output, f"learner_{name}", "[LEARNER]"))
+        totals = last_line(args.output, f"learner_{name}", "[LEARNER]", about="episodes received")
+        logger.info("[DEMO] %s: %s", LABELS[name], totals)
     logger.info("[DEMO] Wrote %s; %.0f s in all", file, time.perf_counter() - began)
     return 0
 
@@ -79,7 +82,7 @@ def train_with_actor(args: argparse.Namespace, name: str, steps: int, overrides:
     common = [
         *(str(args.config), f"--dataset.repo_id={REPO_ID}", f"--dataset.root={args.output / 'dataset'}"),
         *(f"--output_dir={run_dir}", f"--policy.online_steps={steps}", f"--seed={args.seed}"),
-        *("--eval_steps=0", f"--policy.actor_learner_config.learner_port={free_port()}"),
+        f"--policy.actor_learner_config.learner_port={free_port()}",
         *overrides,
     ]
     learner = [*common, f"--resume={str((run_dir / 'checkpoints').exists()).lower()}", f"--save_freq={steps}"]

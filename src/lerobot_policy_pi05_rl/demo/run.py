@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..config import load_config
+from ..config_file import load_config
 from ..errors import UserError
 from ..report.build import main as write_report
 from .evaluate import ClosedLoopResult, summarize
@@ -198,9 +198,10 @@ def last_step(run_dir: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def last_line(output: Path, log: str, marker: str) -> str:
-    """What follows the marker in the last such line of a stage's log."""
-    lines = [line for line in (output / f"{log}.log").read_text().splitlines() if marker in line]
+def last_line(output: Path, log: str, marker: str, *, about: str = "") -> str:
+    """What follows the marker in the last such line of a stage's log, of those that say something ``about``."""
+    text = (output / f"{log}.log").read_text()
+    lines = [line for line in text.splitlines() if marker in line and about in line]
     return lines[-1].split(marker)[-1].strip() if lines else "starting"
 
 

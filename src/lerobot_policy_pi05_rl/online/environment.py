@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 type Observation = dict[str, np.ndarray]  # policy's key → (H, W, 3) uint8 of a camera, (S,) float32 of the state
 
 
+class HardwareError(UserError):
+    """A robot, teleoperator, camera or simulator that cannot be opened."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What one control step led to."""
@@ -176,7 +180,7 @@ def to_observation(batch: dict[str, Any], features: dict[str, PolicyFeature]) ->
         if tuple(value.shape) != tuple(feature.shape):
             raise ConfigError(
                 f"the environment's {key} is {tuple(value.shape)}, but the policy reads {tuple(feature.shape)}; set "
-                "the environment's sizes to the dataset's"
+                "the environment's sizes to the dataset's, or record the dataset in this environment"
             )
         if feature.type is FeatureType.VISUAL:
             pixels = (value.float() * 255).round().clamp(0, 255) if value.is_floating_point() else value

@@ -17,15 +17,12 @@ from lerobot.teleoperators.utils import TeleopEvents
 from ..config import ConfigError
 from ..errors import UserError
 from .config import OnlineTrainConfig
-from .environment import Observation, Step, to_observation
+from .environment import HardwareError, Observation, Step, to_observation
+from .hil_simulator import SeededReset, check_fits, forget_correction, make_simulator
 from .leader import LeaderWithKeys
 from .safety import ActionLimits, UnsafeActionError, check_limits
 
 logger = logging.getLogger(__name__)
-
-
-class HardwareError(UserError):
-    """A robot, teleoperator or camera that cannot be opened."""
 
 
 class LimitedTargets(gym.Wrapper):
@@ -128,22 +125,23 @@ def _joint_actions(action_names: list[str], joints: list[str]) -> list[str]:
 def _make_simulator(
     cfg: OnlineTrainConfig, features: dict[str, PolicyFeature], action_names: list[str]
 ) -> "ManipulatorEnvironment":
-    from lerobot.rl.gym_manipulator import make_processors, make_robot_env
+    from lerobot.rl.gym_manipulator import make_processors
 
     limits = ActionLimits.of(cfg.actor, action_names)
-    try:
-        env, teleop = make_robot_env(cfg.env)
-    except (ImportError, AssertionError, RuntimeError, gym.error.Error) as error:
-        raise HardwareError(f"env.name=gym_hil cannot be made: {str(error).partition(chr(10))[0]}") from error
-    pipelines = make_processors(env, teleop, cfg.env)
-    return ManipulatorEnvironment(env, teleop, pipelines, cfg.env, features, action_names, limits)
+    env = make_simulator(cfg.env)
+    with ExitStack() as undo:
+        undo.callback(env.close)
+        pipelines = make_processors(env, None, cfg.env)
+        check_fits(env, pipelines[0], features, action_names)
+        undo.pop_all()
+    return ManipulatorEnvironment(env, None, pipelines, cfg.env, features, action_names, limits)
 
 
 class ManipulatorEnvironment:
     """A manipulator behind LeRobot's environment and action pipelines.
 
     Args:
-        env: a :class:`LimitedTargets` around a real robot, or gym-hil's simulator.
+        env: a :class:`LimitedTargets` around a real robot, or gym-hil's simulator (:class:`SeededReset`).
         teleop: with which a person takes over; None: the simulator has its own.
         pipelines: LeRobot's environment and action processors.
         limits: of the policy's actions, where ``env`` has none of its own.
@@ -173,8 +171,8 @@ class ManipulatorEnvironment:
     def reset(self, seed: int) -> Observation:
         from lerobot.rl.gym_manipulator import reset_and_build_transition
 
-        if not self.real_robot:
-            self._env.reset(seed=seed)  # LeRobot's own reset passes no seed; the one behind goes on from this one
+        if isinstance(self._env, SeededReset):
+            self._env.next_seed = seed
         self._last = None
         self._transition = reset_and_build_transition(self._env, self._after, self._before)
         if isinstance(self._teleop, LeaderWithKeys):
@@ -188,6 +186,8 @@ class ManipulatorEnvironment:
             raise UnsafeActionError(f"expected finite numbers as an action, got {action}")
         if self._limits is not None:
             action = self._limits.apply(action, self._last)
+        if not self.real_robot:
+            forget_correction(self._transition[TransitionKey.INFO])
         self._transition = step_env_and_process_transition(
             self._env, self._transition, torch.from_numpy(np.array(action, np.float32)), self._after, self._before
         )
@@ -195,7 +195,8 @@ class ManipulatorEnvironment:
         if isinstance(self._teleop, LeaderWithKeys):
             self._teleop.follow(self._env.get_raw_joint_positions())
         reward, terminated = float(transition[TransitionKey.REWARD]), bool(transition[TransitionKey.DONE])
-        success = bool(info.get(TeleopEvents.SUCCESS) or info.get("is_success") or info.get("succeed"))
+        # gym-hil's own keys: "succeed" is what the simulator says, "next.success" what a person did.
+        success = any(info.get(key) for key in (TeleopEvents.SUCCESS, "is_success", "succeed", "next.success"))
         intervention = bool(info.get(TeleopEvents.IS_INTERVENTION))
         self._last = self._executed(action, intervention)
         return Step(
@@ -206,7 +207,7 @@ class ManipulatorEnvironment:
             truncated=bool(transition[TransitionKey.TRUNCATED]),
             success=success or (self._classified and reward > 0),
             intervention=intervention,
-            rerecord=bool(info.get(TeleopEvents.RERECORD_EPISODE)),
+            rerecord=bool(info.get(TeleopEvents.RERECORD_EPISODE) or info.get("rerecord_episode")),
         )
 
     def _executed(self, action: np.ndarray, intervention: bool) -> np.ndarray:
@@ -214,7 +215,7 @@ class ManipulatorEnvironment:
         makes them of something else, what a person or the policy put into it."""
         if self._stores_targets:
             return self._env.executed.copy()
-        if intervention:
+        if intervention or not self.real_robot:  # gym-hil says so at every step
             action = self._transition[TransitionKey.COMPLEMENTARY_DATA].get("teleop_action", action)
         return torch.as_tensor(action).detach().cpu().float().numpy().reshape(-1)
 

@@ -17,7 +17,10 @@ from .weights_transfer import WeightsBox
 
 logger = logging.getLogger(__name__)
 
-SHOWN = ("episode_success", "episode_length", "intervention_rate", "actor_steps_per_s", "policy_age_s", "inbox")
+SHOWN = (
+    *("episode_success_mean", "episode_length_mean", "intervention_rate_mean"),
+    *("actor_steps_per_s", "policy_age_s", "inbox"),
+)
 
 # an actor's number → what it is called, and how those of several actors become one
 REPORTED: dict[str, tuple[str, Callable[[list[float]], float]]] = {
@@ -98,7 +101,7 @@ class Monitor:
 
     def flush(self) -> dict[str, float]:
         """Means over the episodes since the last call, and how things stand now."""
-        means = self._window.flush()
+        means = {f"{name}_mean": value for name, value in self._window.flush().items()}
         reports = list(self._reports.values())
         means |= {
             "interaction_step": float(self.replay.transitions_received),

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from rich.console import Console
 
 from ..cli import split_config_path
-from ..config import ConfigError, load_config
+from ..config import ConfigError
+from ..config_file import load_config
 from .compute import make_plan
 from .gpus import EFFICIENCY
 from .report import print_plan

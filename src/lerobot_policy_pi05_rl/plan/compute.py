@@ -4,8 +4,11 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import torch
+
 from ..config import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
+from ..online.weights_transfer import pushed_tensors
 from .flops import Flops, part_of, total, training_step_flops
 from .gpus import CAPACITIES_GIB, EFFICIENCY, GPUS, USABLE
 from .memory import Memory, nbytes, training_step_memory
@@ -33,6 +36,7 @@ class Plan:
     checkpoint: int
     checkpoints_written: int
     disk: int  # the most at once: the checkpoints kept, and the one being written
+    pushed: int  # one version of the weights on its way to an online actor
     fits: dict[int, bool]  # GiB → whether the step fits
     changes: dict[str, int]  # what one change alone would bring the peak to
 
@@ -71,6 +75,7 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
         checkpoint=checkpoint,
         checkpoints_written=written,
         disk=checkpoint * kept,
+        pushed=pushed_bytes(model),
         fits=fits,
         changes={} if all(fits.values()) else peaks_after_changes(policy, shape, memory),
     )
@@ -91,6 +96,13 @@ def checkpoint_bytes(model: MetaModel) -> int:
     trainable = [parameter for group in model.trainable.values() for parameter in group]
     best = critic.parameters() if config.trains_critic and config.critic_early_stop is not None else []
     return nbytes(model.losses.parameters()) + 2 * nbytes(trainable) + nbytes(best)
+
+
+def pushed_bytes(model: MetaModel) -> int:
+    """What the online learner sends each actor of one version of its weights."""
+    config = model.policy.config
+    dtype = getattr(torch, config.actor_learner_config.push_dtype or config.dtype)
+    return sum(tensor.numel() for tensor in pushed_tensors(model.policy).values()) * dtype.itemsize
 
 
 def checkpoints_written(config: PI05RLTrainConfig) -> int:

@@ -13,6 +13,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(_parameters(plan), _memory(plan), _flops(plan), _speed(plan), _fit(plan))
     disk = f"Checkpoint: {gib(plan.checkpoint)} GiB; {plan.checkpoints_written} written, at most {gib(plan.disk)} GiB"
     console.print(f"{disk} on disk at once.", highlight=False)
+    console.print(f"Online, each version of the weights is {gib(plan.pushed)} GiB to each actor.", highlight=False)
 
 
 def gib(count: float) -> str:

@@ -72,6 +72,30 @@ CURVES = (
         None,
         (0.0, 1.0),
     ),
+    Curve(
+        "Online success",
+        "share of episodes",
+        "Success of the actors' episodes that arrived between two lines of the log.",
+        "episode_success_mean",
+        None,
+        (0.0, 1.0),
+    ),
+    Curve(
+        "Online episode length",
+        "control steps",
+        "Mean length of the actors' episodes; of a policy that succeeds, shorter is faster.",
+        "episode_length_mean",
+        None,
+        (0.0,),
+    ),
+    Curve(
+        "Interventions",
+        "share of steps",
+        "Steps of the actors' episodes at which a person acted; it falls as the policy learns.",
+        "intervention_rate_mean",
+        None,
+        (0.0, 1.0),
+    ),
 )
 
 
