@@ -9,7 +9,8 @@ from conftest import CAMERAS, MIXED_EPISODES, make_dataset, write_config
 from lerobot.utils.constants import OBS_STATE
 
 from lerobot_policy_pi05_rl.checkpointing import load_training_state
-from lerobot_policy_pi05_rl.config import ConfigError, load_config
+from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.online.actor_setup import (
