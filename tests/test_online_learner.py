@@ -1,4 +1,4 @@
-"""The online learner's data and rules. The whole of it, with actors, is in test_online_run.py."""
+"""The online learner's data and rules. The whole of it, with actors, is in test_main_job.py."""
 
 import subprocess
 import sys
