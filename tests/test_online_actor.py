@@ -685,6 +685,19 @@ def test_what_does_not_fit_the_learner_is_refused(tmp_path, wire, panda_setup):
             read_processors(files, config)
 
 
+def test_settings_of_acting_are_the_learners_and_an_actor_is_told(tmp_path, panda_setup, caplog):
+    cfg = panda_config(tmp_path, panda_setup)
+    learners = decode_policy_config(panda_setup.policy_config, cfg)
+    for name in ("n_action_steps", "num_inference_steps"):  # of the same file
+        setattr(cfg.policy, name, getattr(learners, name))
+    caplog.clear()
+    decode_policy_config(panda_setup.policy_config, cfg)
+    assert "has no effect" not in caplog.text
+    cfg.policy.guidance_scale = 2.0
+    assert decode_policy_config(panda_setup.policy_config, cfg).guidance_scale == learners.guidance_scale == 1.0
+    assert "policy.guidance_scale=2.0 has no effect" in caplog.text
+
+
 def test_chunks_of_the_tiny_policy_continue_the_last_one(panda_setup, tmp_path, wire):
     """RTC reaches the network: with a plan that is left over, the chunk's start stays near it."""
     from lerobot_policy_pi05_rl.online.chunk_model import ChunkModel

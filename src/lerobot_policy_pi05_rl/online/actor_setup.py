@@ -22,7 +22,8 @@ from .config import OnlineTrainConfig
 
 logger = logging.getLogger(__name__)
 
-
+# Fields of the policy that an actor acts with. The others of those that may change between two starts of a learner
+# (resume.HARMLESS) mean nothing to an actor.
 _ACTED_WITH = {"inference_advantage", "guidance_scale", "num_inference_steps", "n_action_steps"}
 _LEARNERS_OWN = {
     *(key.removeprefix("policy.") for key in HARMLESS if key.startswith("policy.")),
@@ -58,6 +59,12 @@ def decode_policy_config(text: str, cfg: OnlineTrainConfig) -> PI05RLConfig:
     except (ValueError, TypeError, AttributeError, DraccusException) as error:
         reason = str(error).partition("\n")[0]
         raise SetupError(f"the learner's policy configuration cannot be read: {reason}") from error
+    for key in sorted(_ACTED_WITH):
+        own, theirs = getattr(cfg.policy, key), getattr(config, key)
+        if own != theirs:
+            logger.warning(
+                "[ACTOR] policy.%s=%s has no effect here: the learner's, %s, is acted with", key, own, theirs
+            )
     config.rtc_config = None if cfg.actor.inference == "sync" else cfg.policy.rtc_config or RTCConfig()
     return config
 
