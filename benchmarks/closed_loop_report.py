@@ -111,10 +111,10 @@ def table(mix: str, rows: list[dict], labels: dict[str, str]) -> str:
     columns = ["success", "steps to success", "successes per 1000 steps", *(f"× {RIVALS[rival]}" for rival in rivals)]
     lines = _head(mix, [*columns, "failures × cloning", "seeds"])
     for row in rows:
-        cells = [_with_interval(row["success"], 2), f"{row['steps_to_success']:.1f}"]
-        cells.append(_with_interval(row["per_1000_steps"], 1))
-        cells += [_with_interval(row.get(f"ratio_to_{rival}"), 2) for rival in rivals]
-        cells += [_with_interval(row.get("failures_to_bc"), 2), _per_seed(row)]
+        cells = [with_interval(row["success"], 2), f"{row['steps_to_success']:.1f}"]
+        cells.append(with_interval(row["per_1000_steps"], 1))
+        cells += [with_interval(row.get(f"ratio_to_{rival}"), 2) for rival in rivals]
+        cells += [with_interval(row.get("failures_to_bc"), 2), per_seed(row)]
         lines.append(f"| {labels[row['variant']]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -147,9 +147,9 @@ def ablation_table(mix: str, rows: list[dict], labels: dict[str, str]) -> str:
     columns = ["seeds", "success", "successes per 1000 steps", "× RECAP", "× cloning", "of each seed"]
     lines = _head(mix, columns)
     for row in rows:
-        cells = [", ".join(map(str, row["seeds"])), _with_interval(row["success"], 2)]
-        cells += [_with_interval(row["per_1000_steps"], 1)]
-        cells += [_with_interval(row.get(f"ratio_to_{rival}"), 2) for rival in ("recap", "bc")] + [_per_seed(row)]
+        cells = [", ".join(map(str, row["seeds"])), with_interval(row["success"], 2)]
+        cells += [with_interval(row["per_1000_steps"], 1)]
+        cells += [with_interval(row.get(f"ratio_to_{rival}"), 2) for rival in ("recap", "bc")] + [per_seed(row)]
         lines.append(f"| {labels[row['variant']]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -159,11 +159,11 @@ def _head(mix: str, columns: list[str]) -> list[str]:
     return [f"Mix `{mix}`:\n", f"| policy | {' | '.join(columns)} |", f"| --- | {' | '.join(aligned)} |"]
 
 
-def _per_seed(row: dict) -> str:
+def per_seed(row: dict) -> str:
     return ", ".join(f"{value[1]:.1f}" for value in row["per_seed"].values())
 
 
-def _with_interval(values: list[float] | None, digits: int) -> str:
+def with_interval(values: list[float] | None, digits: int) -> str:
     if values is None:
         return ""
     point, low, high = values
