@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from closed_loop_report import Cells, interval, ratio, success, throughput
+from closed_loop_report import Cells, per_seed, ratio, summarize, throughput, with_interval
 from docs_section import replace_section
 from lerobot.utils.utils import init_logging
 
@@ -74,26 +74,13 @@ def table(results: dict[str, Cells]) -> str:
     lines = ["| policy | success | mean steps | successes per 1000 steps | × offline | of each seed |"]
     lines += ["| --- | ---: | ---: | ---: | ---: | --- |"]
     for name, cells in results.items():
-        seeds = sorted(cells)
+        row = summarize(name, cells, {})
         steps = np.concatenate([steps for _, steps in cells.values()]).mean()
-        times = "" if name == "before" else with_interval(*ratio(cells, results["before"], seeds, throughput))
-        each = ", ".join(f"{throughput([cells[seed]]):.1f}" for seed in seeds)
-        shown = (
-            with_interval(success(list(cells.values())), *interval(cells, success)),
-            f"{steps:.1f}",
-            with_interval(throughput(list(cells.values())), *interval(cells, throughput), digits=1),
-            times,
-            each,
-        )
-        lines.append(f"| {LABELS[name]} | {' | '.join(shown)} |")
-    episodes = sum(len(won) for won, _ in results["before"].values())
-    return "\n".join(
-        [*lines, "", f"{len(results['before'])} seeds, {episodes} episodes of each policy, 95 % intervals."]
-    )
-
-
-def with_interval(point: float, low: float, high: float, *, digits: int = 2) -> str:
-    return f"{point:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        times = None if name == "before" else ratio(cells, results["before"], row["seeds"], throughput)
+        shown = [with_interval(row["success"], 2), f"{steps:.1f}", with_interval(row["per_1000_steps"], 1)]
+        lines.append(f"| {LABELS[name]} | {' | '.join([*shown, with_interval(times, 2), per_seed(row)])} |")
+    seeds, episodes = len(results["before"]), sum(len(won) for won, _ in results["before"].values())
+    return "\n".join([*lines, "", f"{seeds} seeds, {episodes} episodes of each policy, 95 % intervals."])
 
 
 if __name__ == "__main__":
