@@ -165,7 +165,7 @@ def test_wandb_gets_the_numbers_of_both_under_one_step_axis(online):
         record = Record()
         record.ParseFromString(data)
         rows.append({item.key or "/".join(item.nested_key): item.value_json for item in record.history.item})
-    for key in ("train/loss_actor", "train/episode_return", "train/actor_steps_per_s", "eval/loss_critic"):
+    for key in ("train/loss_actor", "train/episode_return", "train/replay_transitions", "eval/loss_critic"):
         assert any(key in row and any("Optimization step" in name for name in row) for row in rows), key
     (video,) = {json.loads(row["train/episode/path"]) for row in rows if "train/episode/path" in row}
     assert (run_file.parent / "files" / video).stat().st_size > 1000
