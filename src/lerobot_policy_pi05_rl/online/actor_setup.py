@@ -110,10 +110,10 @@ def check_frozen(policy: PI05RLPolicy, pushed: list[str], theirs: str) -> None:
     from .weights_transfer import frozen_fingerprint
 
     if theirs and frozen_fingerprint(policy, pushed) != theirs:
-        also = ", or the adapter's settings," if policy.adapter is not None else ""
+        also = ", or the adapter's settings" if policy.adapter is not None else ""
         too = ", and --peft.* to its settings" if policy.adapter is not None else ""
         raise SetupError(
-            f"what the learner never sends, the weights that do not train{also} differs from this actor's; set "
+            f"what the learner never sends (the weights that do not train{also}) differs from this actor's; set "
             f"policy.pi05_checkpoint to the checkpoint that the learner started from{too}"
         )
 

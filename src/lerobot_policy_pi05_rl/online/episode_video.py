@@ -11,13 +11,14 @@ from PIL import Image
 
 from ..data.alignment import Alignment
 from ..data.episodes import Episode as LabelledEpisode
-from ..data.episodes import label_frames, reward_discount
+from ..data.episodes import reward_discount
 from ..data.loading import OfflineData
 from ..recap import RecapAlgorithm
 from ..report.video import write_pictures
 from ..returns import Outcome, episode_advantages
 from .config import OnlineTrainConfig
 from .episode import Episode, decode_picture
+from .replay_labels import label_online
 
 BATCH = 32
 
@@ -56,8 +57,7 @@ def write_episode_video(
     task = data.labels.tasks.index(episode.task)
     labelled = LabelledEpisode(0, 0, 0, length, task, episode.outcome)
     source = SimpleNamespace(name=episode.uid, columns={REWARD: episode.reward}, alignment=Alignment())
-    rewards, returns = label_frames(labelled, source, cfg.reward, policy, int(data.labels.task_lengths[task]))
-    returns = np.clip(returns, policy.value_support_min, policy.value_support_max)
+    rewards, returns = label_online(labelled, source, cfg, data.labels.task_lengths)
     advantages = episode_advantages(
         returns,
         rewards,

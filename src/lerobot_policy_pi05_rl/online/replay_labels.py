@@ -4,17 +4,15 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_STATE, REWARD
 
 from ..data.episodes import Episode, LabelledEpisodes, known_outcome, label_frames
-from ..data.frames import FrameDataset, FrameIndex
+from ..data.frames import RETURN, FrameDataset, FrameIndex
 from ..data.loading import OfflineData, episode_lookahead, lookahead_steps, policy_cameras
 from ..data.sources import INTERVENTION_COLUMNS, Source
 from ..returns import Lookahead, Outcome
 from .config import OnlineTrainConfig
 from .replay_memory import GrowingColumns
-
-REWARD, RETURN = "reward", "return"
 
 
 class Label(NamedTuple):
@@ -27,11 +25,7 @@ class Label(NamedTuple):
 
 
 class ReplayLabels:
-    """The replay's frames with their labels, in the unit of the offline data's returns.
-
-    The critic learnt returns normalised by the offline data's longest episode of each task; an online episode that is
-    longer is as bad as that scale can say: its returns are cut at the support.
-    """
+    """The replay's frames with their labels; those of an episode are computed when it is first seen."""
 
     def __init__(self, cfg: OnlineTrainConfig, data: OfflineData):
         self._cfg, self._data = cfg, data
@@ -41,7 +35,7 @@ class ReplayLabels:
         self._known: dict[int, Label] = {}  # running number of an episode in the replay, oldest first
 
     def frames(self, source: Source) -> FrameDataset:
-        """What may be drawn of ``source``, a snapshot of the replay; of each one a later one than of the last call."""
+        """What may be drawn of ``source``, a snapshot of the replay that is no older than the last call's."""
         present = source.columns["episode_index"][source.starts].tolist()
         for number in self._known.keys() - set(present):
             self._columns.drop(self._known.pop(number).length)
@@ -79,14 +73,26 @@ class ReplayLabels:
         start, end = int(source.starts[row]), int(source.ends[row])
         task = labels.tasks.index(source.tasks[row])
         episode = Episode(0, number, start, end, task, known_outcome(source, row))
-        rewards, returns = label_frames(episode, source, cfg.reward, cfg.policy, int(labels.task_lengths[task]))
-        returns = np.clip(returns, cfg.policy.value_support_min, cfg.policy.value_support_max)
+        rewards, returns = label_online(episode, source, cfg, labels.task_lengths)
         columns = {REWARD: rewards, RETURN: returns}
         for n in self._ahead:
             steps = episode_lookahead(episode, source, rewards, n, cfg)
             columns |= {f"{n}.{name}": values for name, values in steps._asdict().items()}
         self._columns.append(columns)
         self._known[number] = Label(episode.length, task, episode.outcome, fold_of(source, start, self._folds))
+
+
+def label_online(
+    episode: Episode, source: Source, cfg: OnlineTrainConfig, task_lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(T,) rewards and (T,) returns of an online episode, in the unit of the offline data's returns.
+
+    The critic learnt returns normalised by the offline data's longest episode of each task (``task_lengths``); an
+    online episode that is longer is as bad as that scale can say: its returns are cut at the support.
+    """
+    policy = cfg.policy
+    rewards, returns = label_frames(episode, source, cfg.reward, policy, int(task_lengths[episode.task]))
+    return rewards, np.clip(returns, policy.value_support_min, policy.value_support_max)
 
 
 def fold_of(source: Source, start: int, folds: int) -> int:
