@@ -16,10 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .configuration_pi05_rl import PI05RLConfig
-from .errors import UserError
-from .trainable import frozen_modules
-from .weights import (
+from .checkpoint_files import (
     ADAPTER_CONFIG,
     CRITIC_PREFIX,
     CRITIC_WEIGHTS,
@@ -30,6 +27,9 @@ from .weights import (
     locate,
     missing_base,
 )
+from .configuration_pi05_rl import PI05RLConfig
+from .errors import UserError
+from .trainable import frozen_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel

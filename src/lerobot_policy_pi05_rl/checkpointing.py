@@ -28,12 +28,12 @@ from lerobot.utils.random_utils import load_rng_state
 from lerobot.utils.utils import flatten_dict
 from safetensors.torch import load_file, save_file
 
+from .checkpoint_files import CheckpointError
 from .critic_data import CRITIC_DATA
 from .manifest import damages, flush, write_manifest
 from .recap import RecapAlgorithm
 from .sharding import optimizer_parts
 from .snapshot import Snapshot
-from .weights import CheckpointError
 
 logger = logging.getLogger(__name__)
 

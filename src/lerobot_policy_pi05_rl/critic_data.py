@@ -16,11 +16,11 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 
+from .checkpoint_files import CRITIC_PREFIX, CheckpointError, CheckpointFiles, locate, open_tensors
 from .config import PI05RLTrainConfig
 from .data.episodes import LabelledEpisodes, reward_discount
 from .data.loading import OfflineData
 from .data.sources import Source, dataset_fingerprint
-from .weights import CRITIC_PREFIX, CheckpointError, CheckpointFiles, locate, open_tensors
 
 logger = logging.getLogger(__name__)
 

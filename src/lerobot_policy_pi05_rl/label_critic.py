@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from draccus.utils import DraccusException
-from lerobot.configs import PreTrainedConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from torch import Tensor
 
+from .checkpoint_files import CheckpointError, locate, stored_config
 from .checkpointing import last_checkpoint
 from .config import PI05RLTrainConfig
 from .configuration_pi05_rl import PI05RLConfig
@@ -19,7 +18,6 @@ from .label_options import LabelOptions
 from .modeling_pi05_rl import PI05RLPolicy
 from .preparation import load_processors, make_preprocess
 from .processor_pi05_rl import check_prompt_lengths
-from .weights import CheckpointError, locate
 
 
 @dataclass(frozen=True)
@@ -92,12 +90,7 @@ def load_critic(path: str) -> Critic | None:
         CheckpointError: the checkpoint is missing or damaged.
     """
     locate(path)
-    try:
-        policy = PreTrainedConfig.from_pretrained(path)
-    except (OSError, ValueError, DraccusException) as error:
-        raise CheckpointError(
-            f"the config.json of the checkpoint {path} is missing or damaged: {' '.join(str(error).split())[:200]}"
-        ) from error
+    policy = stored_config(path)
     if not isinstance(policy, PI05RLConfig):
         return None
     fingerprint = critic_fingerprint(path, (policy.value_support_min, policy.value_support_max))

@@ -19,11 +19,13 @@ from .adapters import (
     save_adapter,
     untouched_modules,
 )
+from .checkpoint_files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic
+from .checkpoint_folders import policy_kind
 from .configuration_pi05_rl import PI05RLConfig
 from .context import Block, Features
 from .network import PI05RLPytorch
 from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
-from .weights import CRITIC_PREFIX, load_policy_weights, stores_critic
+from .weights import load_policy_weights
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +77,14 @@ class PI05RLPolicy(PI05Policy):
         hub_keys = ("force_download", "cache_dir", "token", "revision", "local_files_only")
         hub_kwargs = {key: kwargs[key] for key in hub_keys if kwargs.get(key) is not None}
         if config is None:
-            config = PreTrainedConfig.from_pretrained(pretrained_name_or_path, **hub_kwargs)
+            config = stored_config(pretrained_name_or_path, **hub_kwargs)
             if not isinstance(config, PI05RLConfig):
-                raise ValueError(
-                    f"{pretrained_name_or_path} holds a policy of type {config.type!r}; pass config=PI05RLConfig(…) "
-                    "to start a pi05_rl policy from its weights"
+                kind = policy_kind(config.type)
+                raise CheckpointError(
+                    f"{pretrained_name_or_path} is of {kind}, but a π0.5 is needed"
+                    if kind
+                    else f"{pretrained_name_or_path} holds a policy of type {config.type!r}; pass "
+                    "config=PI05RLConfig(…) to start a pi05_rl policy from its weights"
                 )
         files = locate_for(config, pretrained_name_or_path, **hub_kwargs)
         if config.use_peft:  # an adapter's checkpoint, or its base: a critic that neither stores was never trained

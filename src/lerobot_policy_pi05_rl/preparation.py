@@ -12,6 +12,7 @@ from lerobot.utils.random_utils import set_seed
 from torch import Tensor
 
 from .adapters import add_adapter, check_same_settings
+from .checkpoint_files import locate, stores_critic
 from .config import ConfigError, PI05RLTrainConfig
 from .configuration_pi05_rl import PI05RLConfig
 from .data.frames import (
@@ -39,7 +40,6 @@ from .processor_pi05_rl import (
     tokenizer_from_checkpoint,
 )
 from .recap import RecapAlgorithm, RecapConfig
-from .weights import locate, stores_critic
 
 logger = logging.getLogger(__name__)
 

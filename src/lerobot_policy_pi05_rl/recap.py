@@ -13,6 +13,7 @@ from lerobot.rl.algorithms.configs import RLAlgorithmConfig, TrainingStats
 from torch import Tensor
 from torch.profiler import record_function
 
+from .checkpoint_files import CRITIC_PREFIX
 from .configuration_pi05_rl import PI05RLConfig
 from .data.frames import POSITION
 from .draws import Draws, draw
@@ -24,7 +25,6 @@ from .processes import Processes, Replicated
 from .returns import AdvantageThresholds, positive_fractions
 from .sharding import Sharded, part_like, whole
 from .trainable import select_trainable
-from .weights import CRITIC_PREFIX
 
 
 @RLAlgorithmConfig.register_subclass("recap")

@@ -9,13 +9,13 @@ import draccus
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
 
+from .checkpoint_files import CheckpointError
 from .checkpointing import DATA_STATE, checkpoints_of, has_parts, last_checkpoint
 from .config import ConfigError, PI05RLTrainConfig
 from .config_file import SIZE_FIELDS
 from .data.loading import OfflineData
 from .data.sources import DatasetError, dataset_fingerprint
 from .manifest import MANIFEST, damages
-from .weights import CheckpointError
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from lerobot.common.train_utils import get_step_checkpoint_dir, push_checkpoint_
 from lerobot.utils.constants import LAST_CHECKPOINT_LINK
 from safetensors import SafetensorError
 
+from .checkpoint_files import CheckpointError
 from .checkpointing import PARTIAL, hidden, prune, remove_leftovers, write_checkpoint
 from .config import PI05RLTrainConfig
 from .errors import UserError
 from .recap import RecapAlgorithm
 from .snapshot import Snapshot, collect
-from .weights import CheckpointError
 
 logger = logging.getLogger(__name__)
 
