@@ -15,8 +15,8 @@ from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.episodes import known_outcomes
 from lerobot_policy_pi05_rl.data.loading import open_offline_data
+from lerobot_policy_pi05_rl.data.outcomes import known_outcomes
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint, load_source
 from lerobot_policy_pi05_rl.data.video import read_frame
 from lerobot_policy_pi05_rl.online import replay as online_replay

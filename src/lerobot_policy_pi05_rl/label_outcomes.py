@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from .config import ConfigError
-from .data.episodes import known_outcomes
+from .data.outcomes import known_outcomes
 from .data.sources import DatasetError, Source, check_outcome_file_datasets, read_outcome_file
 from .labeling import labels_folder
 from .returns import Outcome

@@ -67,13 +67,12 @@ def labeling_names(folder: Path) -> list[str]:
 def frame_columns(number: int, source: Source, labels: LabelledEpisodes) -> Columns:
     """The columns of source ``number`` that need no critic."""
     count = len(source.columns["index"])
-    task, outcome = np.empty(count, dtype=object), np.empty(count, dtype=object)
+    outcome = np.empty(count, dtype=object)
     for episode in (episode for episode in labels.episodes if episode.source == number):
-        rows = slice(episode.start, episode.end)
-        task[rows], outcome[rows] = labels.tasks[episode.task], episode.outcome.value
+        outcome[episode.start : episode.end] = episode.outcome.value
     return {
         **{key: source.columns[key].astype(np.int64) for key in ("index", "episode_index", "frame_index")},
-        "task": task,
+        "task": np.array(labels.tasks, dtype=object)[labels.frame_tasks[number]],
         "outcome": outcome,
         "intervention": labels.interventions[number],
         "reward": labels.rewards[number],

@@ -55,20 +55,26 @@ def episode_outcome(
         given: from an outcome file.
         cut_off: (T,) the episode's ``next.cut_off`` column; true at the last step: nobody knows how it would have
             ended, whatever its ``next.success`` says.
-        success: (T,) the episode's ``next.success`` (or ``success``) column; any true value is a success, none
-            a failure.
+        success: (T,) the episode's ``next.success`` (or ``success``) column; true at any step is a success, false at
+            the last one a failure. Neither (the end is unknown) says nothing: steps before the end of a success are
+            false as well.
         reward: (T,) ``next.reward``; a positive one at the last step is a success, any other says nothing.
         truncated: (T,) ``next.truncated``; true at the last step marks a time limit.
+
+    Flags are booleans or numbers: 1 is true, 0 false, all else unknown (data/flags.py reads other types).
     """
     if given is not None:
         return given
-    if cut_off is not None and bool(cut_off[-1]):
+    if cut_off is not None and cut_off[-1] == 1:
         return Outcome.TRUNCATED
     if success is not None:
-        return Outcome.SUCCESS if bool(np.any(success)) else Outcome.FAILURE
-    if reward is not None and reward[-1] > 0:
+        if np.any(success == 1):
+            return Outcome.SUCCESS
+        if success[-1] == 0:
+            return Outcome.FAILURE
+    if reward is not None and reward[-1] is not None and 0 < reward[-1] < np.inf:
         return Outcome.SUCCESS
-    if truncated is not None and bool(truncated[-1]):
+    if truncated is not None and truncated[-1] == 1:
         return Outcome.TRUNCATED
     return None
 

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,19 +15,10 @@ from ..returns import (
     RewardConfig,
     dataset_rewards,
     discounted_returns,
-    episode_outcome,
     steps_to_success_rewards,
 )
-from .sources import (
-    CUT_OFF,
-    INTERVENTION_COLUMNS,
-    SUCCESS_COLUMNS,
-    TRUNCATED_COLUMNS,
-    DatasetError,
-    Source,
-    check_outcome_file_datasets,
-    read_outcome_file,
-)
+from .outcomes import intervention_flags, say_outcomes, told_outcomes
+from .sources import DatasetError, Source, check_outcome_file_datasets
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +31,7 @@ class Episode:
     index: int  # the dataset's episode_index
     start: int
     end: int
-    task: int
+    task: int  # of its first frame; `LabelledEpisodes.frame_tasks` has every frame's
     outcome: Outcome
 
     @property
@@ -54,38 +46,49 @@ class LabelledEpisodes:
     episodes: list[Episode]
     tasks: list[str]
     task_lengths: np.ndarray  # (tasks,) longest episode in policy steps, the normaliser of the returns
+    frame_tasks: list[np.ndarray]  # per source (frames,) int64 index of each frame's task
     rewards: list[np.ndarray]  # per source (frames,) float32, in units of the return; NaN where no label is needed
     returns: list[np.ndarray]  # per source (frames,) float32, NaN where unknown
     interventions: list[np.ndarray]  # per source (frames,) bool
 
 
 def label_episodes(
-    sources: list[Source], reward: RewardConfig, policy: PI05RLConfig, *, needs_returns: bool = True
+    sources: list[Source],
+    reward: RewardConfig,
+    policy: PI05RLConfig,
+    *,
+    needs_returns: bool = True,
+    recorded: list[Mapping[int, Outcome]] | None = None,
 ) -> LabelledEpisodes:
-    """Outcomes, rewards and returns of every episode of every source.
+    """Outcomes, tasks, rewards and returns of every episode of every source.
 
     Args:
         needs_returns: false for plain cloning, which learns from no label: unlabelled episodes are then allowed.
+        recorded: per source, the outcomes under which the labeling that is trained from was made; they hold where
+            neither file nor columns know one.
 
     Raises:
         DatasetError: unlabelled episodes under ``reward.unlabelled: error``, no label at all, a missing reward
-            column, or returns outside the critic's support.
+            column or a reward that is no number, or returns outside the critic's support.
     """
-    tasks = sorted({policy.task or task for source in sources for task in source.tasks})
-    task_ids = {task: index for index, task in enumerate(tasks)}
+    tasks, frame_tasks = index_tasks(sources, policy.task)
     unlabelled = Outcome(reward.unlabelled) if reward.unlabelled != "error" else None
     check_outcome_file_datasets(reward.outcome_file, sources)
+    told = [
+        told_outcomes(source, reward.outcome_file, primary=number == 0, recorded=recorded and recorded[number])
+        for number, source in enumerate(sources)
+    ]
+    if needs_returns:
+        say_outcomes(sources, told)
     episodes, unknown = [], []
     for number, source in enumerate(sources):
-        outcomes = known_outcomes(source, reward.outcome_file, primary=number == 0)
-        rows = zip(source.starts.tolist(), source.ends.tolist(), outcomes, strict=True)
-        for row, (start, end, outcome) in enumerate(rows):
+        bounds = zip(source.starts.tolist(), source.ends.tolist(), told[number], strict=True)
+        for start, end, (outcome, _) in bounds:
             index = int(source.columns["episode_index"][start])
             if outcome is None:
                 unknown.append(f"{source.name}#{index}")
                 outcome = unlabelled or Outcome.TRUNCATED
-            task = task_ids[policy.task or source.tasks[row]]
-            episodes.append(Episode(number, index, start, end, task, outcome))
+            episodes.append(Episode(number, index, start, end, int(frame_tasks[number][start]), outcome))
     if needs_returns and unknown and unlabelled is None:
         raise DatasetError(
             f"{len(unknown)} of {len(episodes)} episodes have no outcome ({_shortened(unknown)}). Give a CSV "
@@ -93,16 +96,20 @@ def label_episodes(
         )
     counts = Counter(episode.outcome.value for episode in episodes)
     logger.info("Outcomes of %d episodes: %s", len(episodes), dict(sorted(counts.items())))
+    if needs_returns and unknown:
+        logger.warning(
+            "%d episodes have no outcome and are taken for a %s, as reward.unlabelled says: %s",
+            len(unknown),
+            reward.unlabelled,
+            _shortened(unknown),
+        )
     if needs_returns and counts[Outcome.TRUNCATED.value] == len(episodes):
         raise DatasetError(
             "every episode was cut by a time limit and none is labelled: the critic has nothing to learn from. Give "
             "a CSV episode_index,outcome as reward.outcome_file"
         )
 
-    task_lengths = np.zeros(len(tasks), dtype=np.int64)
-    for episode in episodes:
-        steps = math.ceil(episode.length / sources[episode.source].alignment.rate)
-        task_lengths[episode.task] = max(task_lengths[episode.task], steps)
+    task_lengths = longest_episodes(episodes, frame_tasks, sources, len(tasks))
     unknown_frames = [np.full(len(source.columns["index"]), np.nan, dtype=np.float32) for source in sources]
     rewards, returns = unknown_frames, [frames.copy() for frames in unknown_frames]
     for episode in episodes if needs_returns else ():
@@ -111,12 +118,44 @@ def label_episodes(
         rewards[episode.source][rows], returns[episode.source][rows] = labels
     if needs_returns:
         _check_support(returns, policy)
-    interventions = []
+    interventions = [intervention_flags(source) for source in sources]
+    return LabelledEpisodes(episodes, tasks, task_lengths, frame_tasks, rewards, returns, interventions)
+
+
+def index_tasks(sources: list[Source], override: str | None) -> tuple[list[str], list[np.ndarray]]:
+    """Task texts in order, and per source (frames,) the index of each frame's task, as LeRobot gives it to the frame.
+
+    Args:
+        override: ``policy.task``, which every frame has then.
+    """
+    if override:
+        return [override], [np.zeros(len(source.columns["index"]), dtype=np.int64) for source in sources]
+    texts = []
     for source in sources:
-        name = next((name for name in INTERVENTION_COLUMNS if name in source.columns), None)
-        flags = source.columns[name] if name else np.zeros(len(source.columns["index"]))
-        interventions.append(flags.astype(bool))
-    return LabelledEpisodes(episodes, tasks, task_lengths, rewards, returns, interventions)
+        names = np.array([str(task) for task in source.dataset.meta.tasks.index], dtype=object)
+        texts.append(names[source.columns["task_index"].reshape(-1).astype(np.int64)])
+    tasks = sorted(set().union(*(set(frames) for frames in texts)))
+    index = {task: number for number, task in enumerate(tasks)}
+    return tasks, [np.array([index[task] for task in frames], dtype=np.int64) for frames in texts]
+
+
+def longest_episodes(
+    episodes: list[Episode], frame_tasks: list[np.ndarray], sources: list[Source], tasks: int
+) -> np.ndarray:
+    """(tasks,) the longest episode, in policy steps, among those that a task occurs in.
+
+    Tasks that follow each other within an episode share it: the episode has one outcome and one return, which must
+    rise by the same amount at each of its steps, and a task's returns must have one unit wherever the task occurs.
+    """
+    group = np.arange(tasks)
+    for episode in episodes:
+        joined = np.unique(group[frame_tasks[episode.source][episode.start : episode.end]])
+        group[np.isin(group, joined)] = joined[0]
+    longest = np.zeros(tasks, dtype=np.int64)
+    for episode in episodes:
+        steps = math.ceil(episode.length / sources[episode.source].alignment.rate)
+        longest[group[episode.task]] = max(longest[group[episode.task]], steps)
+    return longest[group]
 
 
 def label_frames(
@@ -128,26 +167,6 @@ def label_frames(
         return rewards, np.full(len(rewards), np.nan, dtype=np.float32)
     discount = source.alignment.per_frame(reward_discount(reward, policy))
     return rewards, discounted_returns(rewards, discount=discount)
-
-
-def known_outcomes(source: Source, outcome_file: str | None, *, primary: bool) -> list[Outcome | None]:
-    """(episodes,) the outcome of each episode of ``source``, None where neither file nor columns know it."""
-    given = read_outcome_file(outcome_file, source, primary=primary)
-    return [
-        known_outcome(source, row, given.get(int(source.columns["episode_index"][start])))
-        for row, start in enumerate(source.starts)
-    ]
-
-
-def known_outcome(source: Source, row: int, given: Outcome | None = None) -> Outcome | None:
-    """The outcome of the ``row``-th episode of ``source``: what a file gives, else what its columns say."""
-    return episode_outcome(
-        given=given,
-        cut_off=source.column((CUT_OFF,), row),
-        success=source.column(SUCCESS_COLUMNS, row),
-        reward=source.column((REWARD,), row),
-        truncated=source.column(TRUNCATED_COLUMNS, row),
-    )
 
 
 def reward_discount(reward: RewardConfig, policy: PI05RLConfig) -> float:
@@ -164,8 +183,16 @@ def _episode_rewards(
         raise DatasetError(
             f"reward.source is 'dataset' but {source.name} has no {REWARD} column; use steps_to_success"
         )
+    column = source.columns[REWARD].reshape(-1)[episode.start : episode.end].astype(np.float64)
+    if not np.isfinite(column).all():
+        bad = int(np.flatnonzero(~np.isfinite(column))[0])
+        raise DatasetError(
+            f"dataset {source.name}: {REWARD} is {column[bad]} in frame {bad} of episode {episode.index}, and a "
+            "return is the sum of all rewards that follow. Correct the column, leave the episode out "
+            "(dataset.episodes), or set reward.source to steps_to_success, which reads no reward"
+        )
     return dataset_rewards(
-        source.columns[REWARD][episode.start : episode.end],
+        column,
         episode.outcome,
         reward_normalization_constant=policy.reward_normalization_constant,
         terminal_failure_reward=policy.terminal_failure_reward,

@@ -131,6 +131,7 @@ class FrameDataset(Dataset):
         episode, row = self.frames[number]
         source = self.sources[episode.source]
         actions, is_pad = self._action_chunk(source, row)
+        task = int(self.labels.frame_tasks[episode.source][row])
         observation = self._observation(episode.source, row)
         return {
             **observation,
@@ -138,9 +139,9 @@ class FrameDataset(Dataset):
             **self._pinned(episode.source, row),
             ACTION: actions,
             ACTION_IS_PAD: is_pad,
-            "task": self.labels.tasks[episode.task],
+            "task": self.labels.tasks[task],
             RETURN: torch.tensor(self.labels.returns[episode.source][row]),
-            TASK_INDEX: torch.tensor(episode.task),
+            TASK_INDEX: torch.tensor(task),
             INTERVENTION: torch.tensor(bool(self.labels.interventions[episode.source][row])),
             FOLD: torch.tensor(self.folds.get((episode.source, episode.index), -1)),
             POSITION: torch.tensor(position),

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from lerobot.utils.constants import ACTION, OBS_STATE, REWARD
 
-from ..data.episodes import Episode, LabelledEpisodes, known_outcome, label_frames
+from ..data.episodes import Episode, LabelledEpisodes, label_frames
 from ..data.frames import RETURN, FrameDataset, FrameIndex
 from ..data.loading import OfflineData, episode_lookahead, lookahead_steps, policy_cameras
-from ..data.sources import INTERVENTION_COLUMNS, Source
+from ..data.outcomes import intervention_flags, known_outcome
+from ..data.sources import Source
 from ..returns import Lookahead, Outcome
 from .config import OnlineTrainConfig
 from .replay_memory import GrowingColumns
@@ -47,14 +48,14 @@ class ReplayLabels:
             Episode(0, number, start, end, self._known[number].task, self._known[number].outcome)
             for number, start, end in zip(present, source.starts.tolist(), source.ends.tolist(), strict=True)
         ]
-        flags = next(source.columns[name] for name in INTERVENTION_COLUMNS if name in source.columns)
         labelled = LabelledEpisodes(
             episodes,
             data.labels.tasks,
             data.labels.task_lengths,
+            [np.repeat([episode.task for episode in episodes], [episode.length for episode in episodes])],
             [columns[REWARD]],
             [columns[RETURN]],
-            [flags.reshape(-1).astype(bool)],
+            [intervention_flags(source)],
         )
         return FrameDataset(
             [source],
