@@ -5,12 +5,19 @@ from pathlib import Path
 
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+from safetensors import SafetensorError, safe_open
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # PEFT's own name
 WEIGHTS = (SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE, ADAPTER_WEIGHTS)
 POLICY_NAMES = {"pi0": "π0", "pi0_fast": "π0-FAST", "smolvla": "SmolVLA", "act": "ACT"}
 OURS = ("pi05", "pi05_rl")  # policy types whose weights these are
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PROCESSORS = "policy_*processor*"
+PROCESSOR_CONFIGS = ("policy_preprocessor.json", "policy_postprocessor.json")
+PROCESSORS_ADVICE = (
+    "Copy policy_*processor* from another checkpoint of that run, or delete them and begin a run from these weights "
+    "with pi05-rl offline, which writes processors with the statistics of its data"
+)
 _LAST = Path(CHECKPOINTS_DIR) / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR
 _CONVERT_PICKLE = (
     "import glob, torch; from safetensors.torch import save_file; save_file({{name: tensor.clone() for file in "
@@ -91,3 +98,26 @@ def stored_type(folder: Path) -> str | None:
 def policy_kind(policy_type: str | None) -> str | None:
     """The name of a policy that is no π0.5; None for π0.5 and where the type is unknown."""
     return None if policy_type is None or policy_type in OURS else POLICY_NAMES.get(policy_type, policy_type)
+
+
+def damaged_processor_file(folder: Path) -> str | None:
+    """The first processor file that is missing or cannot be read, and why; None where all can or it is no folder."""
+    if not folder.is_dir():
+        return None
+    for name in PROCESSOR_CONFIGS:
+        if not (folder / name).is_file():
+            return f"there is no {name}"
+    for file in sorted(folder.glob(PROCESSORS)):
+        try:
+            if file.suffix == ".json":
+                steps = json.loads(file.read_text())["steps"]
+                states = [step["state_file"] for step in steps if "state_file" in step]
+                missing = [state for state in states if not (folder / state).is_file()]
+                if missing:
+                    return f"{file.name} names {missing[0]}, which is not there"
+            elif file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            return f"{file.name} cannot be read ({type(error).__name__}: {error})"
+    return None

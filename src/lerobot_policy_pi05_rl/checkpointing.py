@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from lerobot.optim.schedulers import load_scheduler_state
 from lerobot.utils.constants import (
     CHECKPOINTS_DIR,
     LAST_CHECKPOINT_LINK,
+    OPTIMIZER_PARAM_GROUPS,
+    OPTIMIZER_STATE,
     PRETRAINED_MODEL_DIR,
     RNG_STATE,
     SCHEDULER_STATE,
     TRAINING_STATE_DIR,
+    TRAINING_STEP,
 )
 from lerobot.utils.io_utils import write_json
 from lerobot.utils.random_utils import load_rng_state
@@ -31,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from .checkpoint_files import CheckpointError
 from .critic_data import CRITIC_DATA
 from .manifest import damages, flush, write_manifest
+from .metrics import MetricsWindow
 from .recap import RecapAlgorithm
 from .sharding import optimizer_parts
 from .snapshot import Snapshot
@@ -150,20 +156,39 @@ def load_training_state(checkpoint: Path, algorithm: RecapAlgorithm) -> dict[str
     """
     state = checkpoint / TRAINING_STATE_DIR
     settings = optimizer_settings(algorithm.optimizer)
-    try:
-        algorithm.optimization_step = load_training_step(state)
-        load_optimizer(algorithm.optimizer, state)
-        load_scheduler_state(algorithm.scheduler, state)
-        algorithm.load_state_dict(load_file(state / RECAP_STATE))
-        metrics_state = json.loads((state / METRICS_STATE).read_text())
-        load_rng_state(state)
-    except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
-        raise CheckpointError(
-            f"the training state in {state} is incomplete or does not fit this configuration ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}). Set resume_from to another checkpoint"
-        ) from error
+    metrics = MetricsWindow()
+    algorithm.optimization_step = _restore(state, TRAINING_STEP, _training_step)
+    _restore(state, OPTIMIZER_STATE, partial(load_optimizer, algorithm.optimizer))
+    _restore(state, SCHEDULER_STATE, partial(load_scheduler_state, algorithm.scheduler))
+    _restore(state, RECAP_STATE, lambda folder: algorithm.load_state_dict(load_file(folder / RECAP_STATE)))
+    _restore(state, METRICS_STATE, lambda folder: metrics.load_state_dict(_read_json(folder / METRICS_STATE)))
+    _restore(state, RNG_STATE, load_rng_state)
     apply_settings(algorithm.optimizer, algorithm.scheduler, settings)
-    return metrics_state
+    return metrics.state_dict()
+
+
+def _restore[T](folder: Path, name: str, load: Callable[[Path], T]) -> T:
+    """``load`` a file of the training state in ``folder``."""
+    try:
+        return load(folder)
+    except Exception as error:  # whatever a damaged file raises, the user must learn which file it was
+        beside = f" (with {OPTIMIZER_PARAM_GROUPS})" if name == OPTIMIZER_STATE else ""
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise CheckpointError(
+            f"{folder / name}{beside} is missing, damaged or of another configuration ({type(error).__name__}: "
+            f"{reason}). Set resume_from to another checkpoint"
+        ) from error
+
+
+def _training_step(folder: Path) -> int:
+    step = load_training_step(folder)
+    if not isinstance(step, int) or step < 0:
+        raise ValueError(f"the step is {step!r}")
+    return step
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:

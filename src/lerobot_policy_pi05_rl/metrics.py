@@ -47,8 +47,16 @@ class MetricsWindow:
         return {"sums": self.sums, "counts": self.counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
-        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is none.
+        """
+        sums = {str(name): float(value) for name, value in state["sums"].items()}
+        counts = {str(name): int(value) for name, value in state["counts"].items()}
+        if sums.keys() != counts.keys() or not all(count > 0 for count in counts.values()):
+            raise ValueError("sums and counts do not belong together")
+        self.sums, self.counts = sums, counts
 
 
 class MetricsWriter:

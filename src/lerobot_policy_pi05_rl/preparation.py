@@ -32,8 +32,10 @@ from .data.loaders import ALONE, to_device
 from .data.loading import OfflineData, open_offline_data
 from .modeling_pi05_rl import PI05RLPolicy
 from .processes import Processes
+from .processor_checks import check_processors
 from .processor_pi05_rl import (
     check_prompt_lengths,
+    check_vocabulary,
     damaged_processors,
     make_pi05_rl_pre_post_processors,
     make_tokenizer,
@@ -108,7 +110,9 @@ def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPol
     tokenizer = None
     if cfg.policy.pi05_checkpoint and Path(cfg.policy.pi05_checkpoint).is_dir():
         tokenizer = tokenizer_from_checkpoint(cfg.policy.pi05_checkpoint)
-    if tokenizer is None:
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, cfg.policy, f"the tokenizer of {cfg.policy.pi05_checkpoint}")
+    else:
         tokenizer = make_tokenizer(cfg.policy, data.labels.tasks)
     return make_pi05_rl_pre_post_processors(cfg.policy, data.stats, tokenizer=tokenizer)
 
@@ -117,16 +121,18 @@ def load_processors(policy: PI05RLConfig, path: str | Path) -> tuple:
     """The processors saved in the directory (or Hub repository) ``path``.
 
     Raises:
-        UserError: they are missing or damaged.
+        CheckpointError: they are missing, damaged or of another policy.
     """
     try:
-        return make_pre_post_processors(
+        processors = make_pre_post_processors(
             policy,
             pretrained_path=str(path),
             preprocessor_overrides={"device_processor": {"device": policy.device}},
         )
     except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
         raise damaged_processors(path, error) from error
+    check_processors(policy, *processors, path)
+    return processors
 
 
 def make_preprocess(preprocessor: Callable[[dict], dict], device: torch.device) -> Callable[[dict], dict]:

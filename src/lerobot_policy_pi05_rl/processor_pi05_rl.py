@@ -24,6 +24,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from .checkpoint_files import CheckpointError
+from .checkpoint_folders import PROCESSORS, PROCESSORS_ADVICE, damaged_processor_file
 from .configuration_pi05_rl import TASKS_TOKENIZER, PI05RLConfig
 from .errors import UserError
 
@@ -167,12 +169,18 @@ def make_tokenizer(config: PI05RLConfig, tasks: list[str] | None) -> PreTrainedT
                 "the Hub; google/paligemma-3b-pt-224 is gated: accept its licence and run `hf auth login`, or give "
                 "the directory of a downloaded copy"
             ) from error
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"the tokenizer {config.tokenizer!r} has {len(tokenizer)} tokens but policy.vocab_size is "
-            f"{config.vocab_size}"
-        )
+    check_vocabulary(tokenizer, config, f"the tokenizer {config.tokenizer!r}")
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: PI05RLConfig, name: str) -> None:
+    """Every token must have an embedding.
+
+    Raises:
+        UserError: the tokenizer, called ``name``, has more tokens than ``config.vocab_size``.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(f"{name} has {len(tokenizer)} tokens but policy.vocab_size is {config.vocab_size}")
 
 
 def tokenizer_from_checkpoint(path: str | Path) -> PreTrainedTokenizerFast | None:
@@ -191,10 +199,12 @@ def tokenizer_from_checkpoint(path: str | Path) -> PreTrainedTokenizerFast | Non
     return next(s.input_tokenizer for s in pipeline.steps if isinstance(s, TokenizePromptStep))
 
 
-def damaged_processors(path: str | Path, error: Exception) -> UserError:
-    """What to tell the user when the processors saved in the directory ``path`` do not load."""
-    reason = " ".join(str(error).split())[:300]
-    return UserError(f"the processors in {path} (policy_*processor*) are missing or damaged: {reason}")
+def damaged_processors(path: str | Path, error: Exception) -> CheckpointError:
+    """What to tell the user when the processors saved in the directory (or Hub repository) ``path`` do not load."""
+    reason = damaged_processor_file(Path(path)) or " ".join(str(error).split())[:300]
+    return CheckpointError(
+        f"the processors in {path} ({PROCESSORS}) are missing or damaged: {reason}. {PROCESSORS_ADVICE}"
+    )
 
 
 def make_pi05_rl_pre_post_processors(

@@ -235,7 +235,14 @@ class AdvantageThresholds:
         return {"advantage_window": self._values.clone(), "advantage_counts": self._counts.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError: it is of other tasks or another window.
+        """
+        for name, own in (("advantage_window", self._values), ("advantage_counts", self._counts)):
+            if state[name].shape != own.shape or state[name].dtype != own.dtype:  # copy_ would broadcast and cast
+                raise ValueError(f"{name} is {tuple(state[name].shape)}, here {tuple(own.shape)}")
         self._values.copy_(state["advantage_window"])
         self._counts.copy_(state["advantage_counts"])
 
