@@ -543,26 +543,6 @@ def damaged(mixed_dataset, tmp_path):
     return root
 
 
-def test_degenerate_statistics_are_refused_with_the_dimension(damaged, open_data):
-    path = damaged / "meta" / "stats.json"
-    stats = json.loads(path.read_text())
-    stats["action"]["q99"][2] = stats["action"]["q01"][2]
-    path.write_text(json.dumps(stats))
-    with pytest.raises(DatasetError, match=r"test/tiny: dimension 2 of action runs from .* q01 and q99"):
-        open_data(damaged)
-    mapping = {"VISUAL": "IDENTITY", "STATE": "QUANTILES", "ACTION": "MIN_MAX"}
-    assert len(open_data(damaged, policy__normalization_mapping=mapping).train) == TOTAL
-
-
-def test_missing_quantiles_are_refused(damaged, open_data):
-    path = damaged / "meta" / "stats.json"
-    stats = json.loads(path.read_text())
-    del stats["observation.state"]["q01"]
-    path.write_text(json.dumps(stats))
-    with pytest.raises(DatasetError, match=r"no statistics q01 of observation\.state"):
-        open_data(damaged)
-
-
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -585,12 +565,6 @@ def test_a_damaged_dataset_is_a_one_line_error_that_names_its_folder(damaged, op
     with pytest.raises(DatasetError, match=f"^the dataset in {damaged} cannot be read: .+") as error:
         open_data(damaged)
     assert "\n" not in str(error.value)
-
-
-def test_missing_statistics_are_refused(damaged, open_data):
-    (damaged / "meta" / "stats.json").unlink()
-    with pytest.raises(DatasetError, match="test/tiny has no statistics"):
-        open_data(damaged)
 
 
 def test_a_missing_dataset_leaves_no_folder_behind(tmp_path, open_data):

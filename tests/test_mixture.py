@@ -187,9 +187,14 @@ def test_pooled_and_own_statistics_reach_samples_and_processors(opened, second):
     assert torch.equal(pooled.train[(0, TOTAL + 3)]["action"][0], recorded)
     assert not torch.allclose(own.train[(0, TOTAL + 3)]["action"][0], recorded)
     assert torch.equal(own.train[(0, 3)]["action"], pooled.train[(0, 3)]["action"])  # the first one's stay
-    first = own.sources[0].stats["action"]
-    np.testing.assert_allclose(own.stats["action"]["q01"], first["q01"])
-    assert not np.allclose(pooled.stats["action"]["q01"], first["q01"])
+    first, all_of_them = (
+        np.concatenate([source.recorded("action") for source in sources]) for sources in (own.sources[:1], own.sources)
+    )
+    np.testing.assert_allclose(own.stats["action"]["q01"], np.quantile(first, 0.01, axis=0))
+    np.testing.assert_allclose(pooled.stats["action"]["q01"], np.quantile(all_of_them, 0.01, axis=0))
+    scaled = own.sources[1].alignment.scaled("action", own.sources[1].recorded("action"))
+    for name, share in {"q01": 0.01, "q99": 0.99}.items():  # each by its own true statistics
+        np.testing.assert_allclose(np.quantile(scaled, share, axis=0), own.stats["action"][name], atol=1e-5)
 
 
 # ── Frame rates ──────────────────────────────────────────────────────────────────────────────────────────────────

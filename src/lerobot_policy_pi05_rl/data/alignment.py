@@ -10,13 +10,8 @@ from typing import Any
 import numpy as np
 from lerobot.configs import NormalizationMode
 
-# mode → the statistics that become −1 and 1 (of MEAN_STD: those whose difference is one unit)
-BOUNDS = {
-    NormalizationMode.QUANTILES: ("q01", "q99"),
-    NormalizationMode.QUANTILE10: ("q10", "q90"),
-    NormalizationMode.MIN_MAX: ("min", "max"),
-    NormalizationMode.MEAN_STD: ("mean", "std"),
-}
+from .statistics import BOUNDS
+
 Affine = tuple[np.ndarray, np.ndarray]  # (D,) factor, (D,) offset
 
 

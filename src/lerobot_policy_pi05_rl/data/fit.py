@@ -3,7 +3,6 @@
 import logging
 from dataclasses import replace
 
-import numpy as np
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from lerobot.utils.feature_utils import dataset_to_policy_features
@@ -11,12 +10,14 @@ from lerobot.utils.feature_utils import dataset_to_policy_features
 from ..config import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from .alignment import Alignment, affine_to, own_names
+from .names import dimension_names
+from .normalisation import mode_of
 from .sources import DatasetError, Source
+from .statistics import row_statistics, usable
 
 logger = logging.getLogger(__name__)
 
 EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera"  # LeRobot's names for cameras that exist in no dataset
-LARGEST_NORMALISED = 100.0  # a value this many times its quantile range away has broken statistics, not an outlier
 
 
 def align_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[Source]:
@@ -59,8 +60,10 @@ def _rename(rename_map: dict[str, str], sources: list[Source]) -> list[Source]:
 
 def _to_scale_of(first: Source, source: Source, policy: PI05RLConfig) -> Source:
     scale = {}
-    for key, kind in ((OBS_STATE, "STATE"), (ACTION, "ACTION")):
-        affine = affine_to(source.stats[key], first.stats[key], policy.normalization_mapping[kind])
+    for key in (OBS_STATE, ACTION):
+        mode = mode_of(policy, key)
+        own, target = (usable(row_statistics(one.recorded(key)), mode)[0] for one in (source, first))
+        affine = affine_to(own, target, mode)
         if affine is not None:
             scale[key] = affine
     return replace(source, alignment=replace(source.alignment, scale=scale))
@@ -78,15 +81,14 @@ def set_features(policy: PI05RLConfig, first: Source) -> None:
         }
     if not policy.output_features:
         policy.output_features = {ACTION: features[ACTION]} if ACTION in features else {}
-    names = first.features.get(ACTION, {}).get("names")
-    if policy.action_feature_names is None and isinstance(names, list):
-        policy.action_feature_names = names
+    if policy.action_feature_names is None and ACTION in first.features:
+        policy.action_feature_names = dimension_names(first.features[ACTION], qualified=True)
 
 
 def check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
     """
     Raises:
-        DatasetError: a dataset lacks what the policy reads, has another shape, rate, or useless statistics.
+        DatasetError: a dataset lacks what the policy reads, or has another shape or rate.
     """
     policy = cfg.policy
     if not policy.image_features:
@@ -95,8 +97,6 @@ def check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
     if OBS_STATE not in wanted or ACTION not in wanted:
         raise DatasetError(f"dataset {sources[0].name} needs the columns {OBS_STATE} and {ACTION}")
     for source in sources:
-        if source.stats is None:
-            raise DatasetError(f"dataset {source.name} has no statistics (meta/stats.json)")
         features = source.features
         for key, feature in wanted.items():
             if key.startswith(EMPTY_CAMERA):
@@ -111,16 +111,6 @@ def check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
                     f"dataset {source.name}: {key} has the shape {tuple(features[key]['shape'])}, "
                     f"the policy expects {tuple(feature.shape)}"
                 )
-        for key in (OBS_STATE, ACTION):
-            mode = policy.normalization_mapping["STATE" if key == OBS_STATE else "ACTION"]
-            needed = {"QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}.get(mode.value, ())
-            absent = [name for name in needed if name not in source.stats.get(key, {})]
-            if absent:
-                raise DatasetError(
-                    f"dataset {source.name} has no statistics {', '.join(absent)} of {key}; run LeRobot's "
-                    "augment_dataset_quantile_stats.py on it, or set policy.normalization_mapping"
-                )
-            _check_spread(source, key, mode.value)
         if source.alignment.rate != 1.0 and not cfg.dataset.resample_actions:
             raise DatasetError(
                 f"dataset {source.name} was recorded at {source.dataset.meta.fps} frames per second, "
@@ -130,22 +120,4 @@ def check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
     if wanted[ACTION].shape[0] > policy.max_action_dim:
         raise DatasetError(
             f"actions have {wanted[ACTION].shape[0]} dimensions, policy.max_action_dim is {policy.max_action_dim}"
-        )
-
-
-def _check_spread(source: Source, key: str, mode: str) -> None:
-    """A dimension whose quantiles (nearly) coincide while its values do not explodes when it is normalised."""
-    bounds = {"QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90"), "MIN_MAX": ("min", "max")}.get(mode)
-    if bounds is None:
-        return
-    low, high = (np.asarray(source.stats[key][name], dtype=np.float64) for name in bounds)
-    values = source.recorded(key)
-    beyond = np.maximum(low - values.min(axis=0), values.max(axis=0) - high)
-    bad = np.flatnonzero(beyond > LARGEST_NORMALISED * np.maximum(high - low, 1e-8))
-    if bad.size:
-        raise DatasetError(
-            f"dataset {source.name}: dimension {bad[0]} of {key} runs from {values[:, bad[0]].min():.4g} to "
-            f"{values[:, bad[0]].max():.4g}, but its statistics {bounds[0]} and {bounds[1]} are {low[bad[0]]:.4g} and "
-            f"{high[bad[0]]:.4g}: normalised values would exceed {LARGEST_NORMALISED:g}. Recompute the statistics, or "
-            f"set policy.normalization_mapping of {key} to MIN_MAX"
         )

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.transforms import ImageTransforms
-from torch import Tensor
 
 from ..config import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
@@ -28,7 +26,9 @@ from .episodes import (
 from .fit import EMPTY_CAMERA, align_sources
 from .frame_cache import FrameCache, open_frame_cache
 from .frames import FrameDataset, FrameIndex, PinnedLabels
+from .normalisation import normalisation_statistics
 from .sources import DatasetError, Source, load_source, open_dataset
+from .statistics import Stats
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class OfflineData:
     labels: LabelledEpisodes
     train: FrameDataset
     held_out: FrameDataset | None
-    stats: dict[str, dict[str, Tensor]]
+    stats: dict[str, Stats]  # what a fresh run's processors normalise with
 
     @property
     def description(self) -> str:
@@ -100,6 +100,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     elif cfg.policy.policy_extraction == "conditioning" and pinned is not None:
         draws = [np.where(labels.tags == 1, round(cfg.policy.advantage_positive_weight), 1) for labels in pinned]
     train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
+    stats = normalisation_statistics(cfg, sources, train, policy_cameras(cfg.policy))
     transforms = cfg.dataset.image_transforms
 
     folds = assign_folds(train, cfg.policy.critic_folds) if cfg.policy.trains_critic else {}
@@ -126,14 +127,8 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
         labels,
         frames(FrameIndex.of(train, draws), ImageTransforms(transforms) if transforms.enable else None),
         frames(FrameIndex.of(held_out), lookaheads=None) if held_out else None,
-        pooled_statistics(cfg, sources),
+        stats,
     )
-
-
-def pooled_statistics(cfg: PI05RLTrainConfig, sources: list[Source]) -> dict[str, dict[str, np.ndarray]]:
-    """What the policy normalises with: the datasets' pooled statistics, or the first one's if each keeps its own."""
-    used = sources if cfg.dataset.statistics == "pooled" else sources[:1]
-    return aggregate_stats([source.stats for source in used])
 
 
 def open_caches(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[FrameCache] | None:
