@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from double import in_double
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies import make_policy, make_pre_post_processors
@@ -88,6 +89,13 @@ def logging_as_before():
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """The whole test, the fixtures that it names after this one included, computes in float64."""
+    with in_double():
+        yield
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from conftest import make_batch, model_inputs, randomised, tiny_config
+from double import assert_same, in_double
 from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 
+pytestmark = pytest.mark.usefixtures("float64")
 PREFIX = ("images", "img_masks", "tokens", "masks")
 STEPS = 3
 
@@ -37,7 +39,8 @@ def two_passes(model, inputs, scale):
 
 @pytest.fixture(scope="module")
 def policy():
-    return make_policy()
+    with in_double():
+        return make_policy()
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 2.5])
@@ -45,7 +48,7 @@ def policy():
 def test_guidance_follows_its_formula_computed_from_two_separate_passes(policy, scale):
     inputs = model_inputs()
     guided = sample(policy.model, inputs, scale=scale)
-    torch.testing.assert_close(guided, two_passes(policy.model, inputs, scale), rtol=1e-4, atol=1e-5)
+    assert_same(guided, two_passes(policy.model, inputs, scale))
     assert scale == 1.0 or (guided - sample(policy.model, inputs)).abs().max() > 1e-3
 
 
@@ -53,7 +56,7 @@ def test_a_scale_of_one_is_plain_conditioning_bit_for_bit_and_zero_forgets_the_t
     inputs = model_inputs()
     assert torch.equal(sample(policy.model, inputs, scale=1.0), sample(policy.model, inputs))
     untagged = sample(policy.model, inputs, tag=False)
-    torch.testing.assert_close(sample(policy.model, inputs, scale=0.0), untagged, rtol=1e-4, atol=1e-5)
+    assert_same(sample(policy.model, inputs, scale=0.0), untagged)
     assert (sample(policy.model, inputs) - untagged).abs().max() > 1e-3
 
 
@@ -67,7 +70,7 @@ def test_the_readings_of_one_cache_do_not_see_each_other(policy):
     together = model.velocities(context, [tagged, untagged], *args)
     for reading, velocity in zip((tagged, untagged), together, strict=True):
         (alone,) = model.velocities(context, [reading], *args)
-        torch.testing.assert_close(velocity, alone, rtol=1e-5, atol=1e-5)
+        assert_same(velocity, alone)
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
@@ -127,7 +130,7 @@ def test_real_time_chunking_without_a_tag_is_stocks():
     stock = PI05Pytorch.sample_actions(
         model, *(inputs[name] for name in PREFIX), noise=inputs["noise"], prev_chunk_left_over=left_over, **RTC
     )
-    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+    assert_same(ours, stock)
     assert (ours - sample(model, inputs, tag=False)).abs().max() > 1e-3
 
 

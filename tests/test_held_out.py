@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_algorithm, make_batch, make_dataset, read_prefix, write_config
+from double import assert_same
 from safetensors.torch import load_file
 from test_resume import metrics as logged
 from test_resume import run, step_back
@@ -47,6 +48,7 @@ def test_the_middle_frame_of_each_episode():
     assert critic_metrics.middle_frames(episodes, places).tolist() == [4, 1]
 
 
+@pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
     algorithm, batch = make_algorithm(), make_batch()
@@ -66,10 +68,11 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
     for name, tag in (("positive", 1), ("negative", 0), ("none", -1)):
         tags = None if tag < 0 else torch.full((6,), tag)
         loss, _ = algorithm.losses.actor_loss(states, tags, batch, draws)
-        torch.testing.assert_close(columns[f"loss_actor_{name}"].mean(), loss, rtol=1e-4, atol=1e-5)
+        assert_same(columns[f"loss_actor_{name}"].mean(), loss)
     assert abs(columns["loss_actor_positive"] - columns["loss_actor_negative"]).max() > 1e-5
 
 
+@pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     algorithm, batch = make_algorithm(), make_batch()
@@ -83,9 +86,9 @@ def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
         valid = ~batch["action_is_pad"][:, :3]
         error = (chunks[name] - batch["action"])[:, :3].abs().mean(dim=2)
         expected = (error * valid).sum(dim=1) / valid.sum(dim=1)
-        torch.testing.assert_close(columns[f"action_error_{name}"], expected, rtol=1e-4, atol=1e-5)
+        assert_same(columns[f"action_error_{name}"], expected)
     grip = (chunks["positive"] - chunks["negative"]).square().mean(dim=(1, 2))
-    torch.testing.assert_close(columns["tag_grip"], grip, rtol=1e-3, atol=1e-7)
+    assert_same(columns["tag_grip"], grip)
     untagged = make_algorithm(policy_extraction="weighted")
     assert set(held_out.tag_contexts(untagged, read_prefix(policy, batch), batch)) == {"none"}
 

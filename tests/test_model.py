@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import CAMERAS, make_batch, model_inputs, randomised, tiny_config
+from double import assert_same
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy, PI05Pytorch, compute_layer_complete
@@ -14,6 +15,7 @@ from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.network import PI05RLPytorch
 from lerobot_policy_pi05_rl.towers import read_block
 
+pytestmark = pytest.mark.usefixtures("float64")
 PREFIX = ("images", "img_masks", "tokens", "masks")
 TRAIN = (*PREFIX, "actions", "noise", "time")
 
@@ -22,25 +24,25 @@ def values(inputs, names):
     return [inputs[name] for name in names]
 
 
-def test_without_a_tag_loss_and_samples_are_stocks_to_rounding(tiny_policy):
+def test_without_a_tag_loss_and_samples_are_stocks(tiny_policy):
     model, inputs = tiny_policy.model, model_inputs()
     ours = model.forward(*values(inputs, TRAIN))
     stock = PI05Pytorch.forward(model, *values(inputs, TRAIN))  # stock's code on the same weights
-    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)  # attention is fused here, eager there
+    assert_same(ours, stock)  # attention is fused here, eager there
 
     ours = model.sample_actions(*values(inputs, PREFIX), noise=inputs["noise"], num_steps=3)
     stock = PI05Pytorch.sample_actions(model, *values(inputs, PREFIX), noise=inputs["noise"], num_steps=3)
-    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+    assert_same(ours, stock)
 
 
-def test_a_masked_tag_equals_stock_to_rounding_beside_tagged_samples(tiny_policy):
+def test_a_masked_tag_equals_stock_beside_tagged_samples(tiny_policy):
     model, inputs = tiny_policy.model, model_inputs()
     tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
     prefix = model.read_prefix(model.embed_observation(*values(inputs, PREFIX)))
     tag = model.embed_tag(inputs["tag_tokens"], tag_masks)
     tagged = model.flow_matching_error(model.read_tag(prefix, tag), *values(inputs, ("actions", "noise", "time")))
     stock = PI05Pytorch.forward(model, *values(inputs, TRAIN))
-    torch.testing.assert_close(tagged[1], stock[1], rtol=1e-5, atol=1e-5)
+    assert_same(tagged[1], stock[1])
     assert (tagged[0] - stock[0]).abs().max() > 1e-3, "the tag must reach the actions"
 
     sample = dict(noise=inputs["noise"], num_steps=3)
@@ -48,7 +50,7 @@ def test_a_masked_tag_equals_stock_to_rounding_beside_tagged_samples(tiny_policy
         *values(inputs, PREFIX), tag_tokens=inputs["tag_tokens"], tag_masks=tag_masks, **sample
     )
     stock = PI05Pytorch.sample_actions(model, *values(inputs, PREFIX), **sample)
-    torch.testing.assert_close(tagged[1], stock[1], rtol=1e-5, atol=1e-5)
+    assert_same(tagged[1], stock[1])
     assert (tagged[0] - stock[0]).abs().max() > 1e-3
 
 
@@ -64,7 +66,7 @@ def test_a_camera_that_is_not_there_is_not_embedded_and_changes_nothing(tiny_pol
     stock = PI05Pytorch.sample_actions(model, images, img_masks, *text, noise=noise, num_steps=3)
     tiny_policy.config.inference_advantage = "none"
     ours = tiny_policy.predict_action_chunk(batch, noise=noise, num_steps=3)
-    torch.testing.assert_close(ours, stock[:, :, :3], rtol=1e-5, atol=1e-5)
+    assert_same(ours, stock[:, :, :3])
 
 
 def test_training_integrates_to_what_sampling_gives(tiny_policy):
@@ -78,7 +80,7 @@ def test_training_integrates_to_what_sampling_gives(tiny_policy):
     sampled = model.sample_actions(
         *values(inputs, PREFIX), tag_tokens=inputs["tag_tokens"], tag_masks=tag_masks, noise=noise, num_steps=1
     )
-    torch.testing.assert_close(sampled.square(), error, rtol=1e-5, atol=1e-5)
+    assert_same(sampled.square(), error)
 
 
 def test_the_prefix_is_read_once_and_without_the_tag(tiny_policy):
@@ -129,8 +131,8 @@ def test_gradient_checkpointing_changes_nothing_and_recomputes_each_layer_once()
         results.append((loss.detach(), gradient, vision, len(calls)))
     (loss, grad, vision, calls), (loss2, grad2, vision2, calls2) = results
     assert torch.equal(loss, loss2)
-    torch.testing.assert_close(grad, grad2)
-    torch.testing.assert_close(vision, vision2)
+    assert_same(grad, grad2)
+    assert_same(vision, vision2)
     assert (calls, calls2) == (1, 2)  # both cameras at once; each layer is recomputed once
 
 
@@ -195,11 +197,11 @@ def test_prefix_then_suffix_equals_stocks_joint_layers_forward_and_backward(num_
         gradients = {name: p.grad for name, p in towers.named_parameters() if p.grad is not None and p.grad.any()}
         results.append((out.detach(), prefix.grad[valid[:, :7]], suffix.grad, gradients))
     (ours, *our_inputs, our_grads), (stocks, *stock_inputs, stock_grads) = results
-    torch.testing.assert_close(ours, stocks, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(our_inputs, stock_inputs, rtol=1e-4, atol=1e-6)
+    assert_same(ours, stocks)
+    assert_same(our_inputs, stock_inputs)
     assert our_grads.keys() == stock_grads.keys()
     for name, gradient in our_grads.items():
-        torch.testing.assert_close(gradient, stock_grads[name], rtol=1e-3, atol=1e-6, msg=name)
+        assert_same(gradient, stock_grads[name], msg=name)
 
 
 def test_checkpointed_layers_are_recomputed_once_and_give_the_same_gradients():
@@ -219,4 +221,4 @@ def test_checkpointed_layers_are_recomputed_once_and_give_the_same_gradients():
     assert (calls, calls_again) == (3, 6)  # prefix, tag and actions
     assert plain.keys() == recomputed.keys()
     for name, gradient in plain.items():
-        torch.testing.assert_close(recomputed[name], gradient, msg=name)
+        assert_same(recomputed[name], gradient, msg=name)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import batches, make_algorithm, make_batch, read_prefix, tiny_config
+from double import assert_same
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.critic import SharedValueCritic, ValueBins
@@ -36,6 +37,7 @@ def test_a_step_reads_the_prefix_once_for_both_and_a_critics_step_no_further_tha
     assert runs == [[prefix, 3]] * 3
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_critic_reads_the_same_states_in_training_and_when_it_is_asked():
     algorithm, batch = shared(critic_folds=2), make_batch()
     policy = algorithm.policy
@@ -44,7 +46,7 @@ def test_the_critic_reads_the_same_states_in_training_and_when_it_is_asked():
     features = policy.model.critic_features(policy.embed_observation(batch), read_prefix(policy, batch))
     assert not features.states.requires_grad
     logits = policy.model.critic(*features)
-    torch.testing.assert_close(policy.model.critic.bins.value(logits), policy.predict_values(batch))
+    assert_same(policy.model.critic.bins.value(logits).detach(), policy.predict_values(batch))
     assert policy.predict_values(batch).std() > 1e-4
     deeper = read_prefix(policy, batch)
     assert not torch.equal(policy.embed_observation(batch).embs, deeper.tapped), "one layer lies between"
@@ -62,6 +64,7 @@ def test_the_critic_learns_and_its_loss_never_reaches_the_actor():
     assert touched == {name for name, _ in policy.named_parameters() if ".critic." in name}
 
 
+@pytest.mark.usefixtures("float64")
 def test_padding_is_not_read():
     bins = ValueBins(11, -1.0, 0.0, 0.75)
     torch.manual_seed(0)
@@ -70,7 +73,7 @@ def test_padding_is_not_read():
     states, mask = torch.randn(2, 5, 16), torch.tensor([[True] * 5, [True, True, True, False, False]])
     changed = states.clone()
     changed[1, 3:] = 9.0
-    torch.testing.assert_close(critic(states, mask), critic(changed, mask))
+    assert_same(critic(states, mask), critic(changed, mask))
     assert not torch.equal(critic(states, mask), critic(changed, torch.ones_like(mask)))
 
 
