@@ -91,8 +91,8 @@ class ShortTorchcodecWarning(logging.Filter):
 
 
 def run_verb(verb: Callable[[list[str]], int], arguments: list[str], *, debug: bool) -> int:
-    """Run a verb; a UserError becomes one line and exit code 2."""
-    from .errors import UserError
+    """Run a verb; a UserError, or memory that does not suffice, becomes one line and exit code 2."""
+    from .errors import UserError, is_out_of_memory, out_of_memory_advice
 
     try:
         return verb(arguments)
@@ -102,6 +102,11 @@ def run_verb(verb: Callable[[list[str]], int], arguments: list[str], *, debug: b
         reason = str(error).strip().splitlines()[-1]  # a data-loading worker puts its traceback in front
         reason = reason.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
         print(f"pi05-rl: error: {reason}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if debug or not is_out_of_memory(error):
+            raise
+        print(f"pi05-rl: error: {out_of_memory_advice(error, arguments)}", file=sys.stderr)
         return 2
 
 

@@ -1,5 +1,28 @@
-"""The one exception type whose message is meant for the user's eyes."""
+"""The one exception type whose message is meant for the user's eyes, and what to say where memory does not suffice."""
+
+import shlex
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
 class UserError(Exception):
     """Bad input. The message says what is wrong, where, and what to do; the CLI prints it and exits with 2."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; torch says it in a RuntimeError on the CPU, in one of its own on a GPU."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY)
+
+
+def out_of_memory_advice(error: Exception, arguments: list[str]) -> str:
+    """One line: what was asked for, the command that counts it, the keys that need less.
+
+    Args:
+        arguments: of the verb: the configuration and its overrides.
+    """
+    asked = " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        f"memory does not suffice: {asked}. What a step needs, and of what: pi05-rl plan {shlex.join(arguments)}. "
+        "Less needs: --policy.gradient_checkpointing=true, --policy.dtype=bfloat16, a smaller --batch_size with more "
+        "--policy.gradient_accumulation_steps, --policy.train_expert_only=true, --peft.method_type=LORA"
+    )

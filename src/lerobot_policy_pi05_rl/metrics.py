@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lerobot.common.wandb_utils import WandBLogger
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 STEP_KEY = "Optimization step"
 METRICS_FILE = "metrics.jsonl"
+HISTOGRAM_BINS = 64  # W&B's default
+ROUNDING = 1e-6  # relative; fp32 has 1.2e-7, and a value is a sum over some bins
 
 
 class MetricsWindow:
@@ -83,8 +86,12 @@ class MetricsWriter:
             return
         import wandb
 
-        arrays = {name: values[~values.isnan()].float().cpu().numpy() for name, values in histograms.items()}
-        data = {f"train/{name}": wandb.Histogram(array) for name, array in arrays.items() if array.size}
+        arrays = {name: values[values.isfinite()].double().cpu().numpy() for name, values in histograms.items()}
+        data = {
+            f"train/{name}": wandb.Histogram(np_histogram=histogram(array))
+            for name, array in arrays.items()
+            if array.size
+        }
         wandb.log({**data, f"train/{STEP_KEY}": step})
 
     def log_video(self, step: int, name: str, path: Path) -> None:
@@ -121,6 +128,17 @@ class NoWriter:
 
     def close(self) -> None:
         """Nothing."""
+
+
+def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(64,) counts and (65,) edges of (N,) finite float64; values that differ by no more than fp32 rounds fall into
+    one bin, where numpy refuses ("too many bins for data range") or shows the rounding as a shape."""
+    low, high = float(values.min()), float(values.max())
+    scale = max(1.0, abs(low), abs(high))
+    if high - low <= ROUNDING * scale:
+        low = (low + high) / 2 - scale * (0.5 + 0.5 / HISTOGRAM_BINS)  # the values in the middle of a bin
+        high = low + scale
+    return np.histogram(values, bins=HISTOGRAM_BINS, range=(low, high))
 
 
 def drop_lines_after(path: Path, step: int) -> None:
