@@ -66,7 +66,7 @@ def main() -> None:
         root = Path(folder) / "dataset"
         source = load_source("codec", record(root, args.height, args.width, args.codec), "pyav")
         size = sum(path.stat().st_size for path in (root / "videos").rglob("*.mp4")) / FRAMES
-        path, start = source.videos[CAMERA][0]
+        path, start, _ = source.videos[CAMERA][0]
         times = start + np.random.default_rng(1).permutation(FRAMES) / 30
         begin = time.process_time()
         for timestamp in times:

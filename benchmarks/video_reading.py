@@ -28,7 +28,7 @@ def main() -> None:
     rows = np.random.default_rng(0).integers(0, len(source.columns["index"]), FRAMES)
     places = []
     for row in rows:
-        path, start = source.videos[camera][int(source.columns["episode_index"][row])]
+        path, start, _ = source.videos[camera][int(source.columns["episode_index"][row])]
         places.append((path, start + float(source.columns["timestamp"][row])))
     readers = {
         "opened each time": lambda path, t: decode_video_frames(path, [t], 1e-4, "pyav", return_uint8=True)[0],

@@ -15,9 +15,9 @@ from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data import frames as frames_module
 from lerobot_policy_pi05_rl.data.loaders import make_held_out_loader, make_train_loader
 from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
+from lerobot_policy_pi05_rl.data.pictures import read_picture
 from lerobot_policy_pi05_rl.data.sampling import BatchPositions, SampleOrder
 from lerobot_policy_pi05_rl.data.sources import DatasetError
-from lerobot_policy_pi05_rl.data.video import read_frame
 
 LENGTHS = [episode["length"] for episode in MIXED_EPISODES]
 TOTAL = sum(LENGTHS)
@@ -135,11 +135,11 @@ def test_only_the_declared_cameras_are_decoded_once_each(video_dataset, open_dat
     data = open_data(video_dataset, policy__input_features=features)
     read = []
 
-    def counted(path, *args, **kwargs):
-        read.append(path.parents[1].name)
-        return read_frame(path, *args, **kwargs)
+    def counted(source, camera, row):
+        read.append(camera)
+        return read_picture(source, camera, row)
 
-    monkeypatch.setattr(frames_module, "read_frame", counted)
+    monkeypatch.setattr(frames_module, "read_picture", counted)
     sample = data.train[(0, 3)]
     assert read == list(cameras)
     assert [key for key in sample if key.startswith("observation.images")] == list(cameras)
@@ -489,11 +489,11 @@ def test_a_frame_ahead_is_decoded_only_where_there_is_one(video_dataset, open_da
     data, read = open_data(video_dataset, policy__advantage_n_step=3), []
     rows = [row for _, row in drawn_rows(data)]
 
-    def counted(path, timestamp, **kwargs):
-        read.append(timestamp)
-        return read_frame(path, timestamp, **kwargs)
+    def counted(source, camera, row):
+        read.append(row)
+        return read_picture(source, camera, row)
 
-    monkeypatch.setattr(frames_module, "read_frame", counted)
+    monkeypatch.setattr(frames_module, "read_picture", counted)
     for row, frames in [(8, 2), (9, 2), (10, 1), (12, 1), (6, 2), (7, 1)]:  # 13 ends a success, 8 a cut episode
         read.clear()
         _ = data.train[(0, rows.index(row))]

@@ -123,7 +123,7 @@ def check_snapshot(replay: Replay, episodes: list[Episode]) -> None:
         start, end = source.starts[number], source.ends[number]
         assert end - start == len(episode) and source.tasks[number] == episode.task
         for camera, files in source.videos.items():
-            path, begin = files[int(source.columns["episode_index"][start])]
+            path, begin, _ = files[int(source.columns["episode_index"][start])]
             time = begin + float(source.columns["timestamp"][end - 1])
             found = read_frame(path, time, tolerance_s=source.dataset.tolerance_s, backend=source.video_backend)
             sent = decode_picture(episode.pictures[camera][-1]).astype(int)
@@ -214,7 +214,7 @@ def test_a_snapshot_taken_before_an_eviction_can_still_be_read(tmp_path):
     source = replay.source()
     replay.append(make_episode(4))  # 25 > 22: the oldest is evicted
     assert json.loads((tmp_path / "replay/meta/info.json").read_text())["total_frames"] == 20
-    assert all(path.exists() for files in source.videos.values() for path, _ in files.values())
+    assert all(path.exists() for files in source.videos.values() for path, *_ in files.values())
 
 
 def test_many_small_tables_are_merged_without_losing_an_episode(tmp_path, monkeypatch):

@@ -4,20 +4,18 @@ import logging
 from dataclasses import replace
 
 from lerobot.configs import FeatureType, PolicyFeature
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
-from lerobot.utils.feature_utils import dataset_to_policy_features
+from lerobot.utils.constants import ACTION, OBS_STATE
 
 from ..config import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from .alignment import Alignment, affine_to, own_names
+from .cameras import EMPTY_CAMERA, check_camera, policy_features
 from .names import dimension_names
 from .normalisation import mode_of
 from .sources import DatasetError, Source
 from .statistics import row_statistics, usable
 
 logger = logging.getLogger(__name__)
-
-EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera"  # LeRobot's names for cameras that exist in no dataset
 
 
 def align_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[Source]:
@@ -71,8 +69,8 @@ def _to_scale_of(first: Source, source: Source, policy: PI05RLConfig) -> Source:
 
 def set_features(policy: PI05RLConfig, first: Source) -> None:
     """Fill in what the configuration leaves open: the policy reads and acts as the first dataset was recorded."""
-    features = dataset_to_policy_features(first.features)
     if not policy.input_features:
+        features = policy_features(first.features)
         policy.input_features = {
             key: feature
             for key, feature in features.items()
@@ -80,7 +78,8 @@ def set_features(policy: PI05RLConfig, first: Source) -> None:
             and (feature.type is not FeatureType.STATE or key == OBS_STATE)
         }
     if not policy.output_features:
-        policy.output_features = {ACTION: features[ACTION]} if ACTION in features else {}
+        own = first.features.get(ACTION)
+        policy.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, tuple(own["shape"]))} if own else {}
     if policy.action_feature_names is None and ACTION in first.features:
         policy.action_feature_names = dimension_names(first.features[ACTION], qualified=True)
 
@@ -106,7 +105,9 @@ def check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
                     f"dataset {source.name} has no {key}, which the policy reads; it has {sorted(features)}. If a "
                     'camera only has another name, say so: rename_map={"<its name>": "<the policy\'s>"}'
                 )
-            if feature.type is not FeatureType.VISUAL and tuple(features[key]["shape"]) != tuple(feature.shape):
+            if feature.type is FeatureType.VISUAL:
+                check_camera(source.name, key, features[key])
+            elif tuple(features[key]["shape"]) != tuple(feature.shape):
                 raise DatasetError(
                     f"dataset {source.name}: {key} has the shape {tuple(features[key]['shape'])}, "
                     f"the policy expects {tuple(feature.shape)}"

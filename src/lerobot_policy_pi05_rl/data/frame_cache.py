@@ -19,24 +19,23 @@ from itertools import batched
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from lerobot.datasets.video_utils import FrameTimestampError
 from lerobot.policies.common.vla_utils import resize_with_pad_torch
-from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..runtime import progress_bar
+from .cameras import picture_shape
+from .pictures import counts_frames, read_pictures
 from .sources import DatasetError, Source, dataset_fingerprint
-from .video import read_frames
+from .video import Segment
 
 logger = logging.getLogger(__name__)
 
 TAG = "[FRAME CACHE]"
-RULE = 1  # raise it when the stored pixels or their layout change
+RULE = 2  # raise it when the stored pixels or their layout change
 UNIT_FRAMES = 1024  # about so many frames are decoded by one worker at a time, and lost by a kill
 BLOCK = 8  # frames resized and written at once
 LOG_SECONDS = 10.0
@@ -119,8 +118,8 @@ def open_frame_cache(
     if folder.resolve().is_relative_to(root):
         raise DatasetError(f"dataset.frame_cache {folder} lies inside the dataset {root}, whose files are not touched")
     fingerprint = frame_fingerprint(source, cameras, resolution)
-    recorded = dataset_to_policy_features(source.dataset.meta.features)
-    sizes = {camera: stored_size(recorded[camera].shape[1:], resolution) for camera in cameras}
+    features = source.dataset.meta.features
+    sizes = {camera: stored_size(picture_shape(camera, features[camera])[1:], resolution) for camera in cameras}
     name = f"{re.sub(r'[^\w.-]+', '_', Path(source.name).name)}-{fingerprint[:16]}"
     cache = FrameCache(folder / name, fingerprint, len(source.columns["index"]), sizes)
     try:
@@ -184,14 +183,12 @@ def frame_fingerprint(source: Source, cameras: list[str], resolution: tuple[int,
     """
     meta, root = source.dataset.meta, source.dataset.root
     episodes = [int(index) for index in source.columns["episode_index"][source.starts]]
-    places: dict[str, list[tuple[str, float]]] = {}
+    places: dict[str, list[tuple[str, float, float]]] = {}
     for camera in cameras:
-        videos = source.videos.get(camera) or {
-            index: (root / meta.get_data_file_path(index), 0.0) for index in episodes
+        segments = source.videos.get(camera) or {
+            index: Segment(root / meta.get_data_file_path(index), 0.0, 0.0) for index in episodes
         }
-        places[camera] = [
-            (os.path.relpath(path, root), start) for path, start in (videos[index] for index in episodes)
-        ]
+        places[camera] = [(os.path.relpath(segments[i].path, root), *segments[i][1:]) for i in episodes]
     files = {}
     for name in sorted({name for camera in cameras for name, _ in places[camera]}):
         try:
@@ -200,9 +197,12 @@ def frame_fingerprint(source: Source, cameras: list[str], resolution: tuple[int,
             raise DatasetError(f"dataset {source.name}: {root / name} cannot be read ({error.strerror})") from error
         files[name] = [status.st_size, status.st_mtime_ns]
     identity = [RULE, UNIT_FRAMES, dataset_fingerprint(source), places, files, list(resolution), source.video_backend]
+    identity.append(counts_frames(source))
     digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=16)
     digest.update((root / "meta" / "info.json").read_bytes())
-    digest.update(np.ascontiguousarray(source.columns["timestamp"]).tobytes())
+    for key in ("timestamp", "frame_index"):
+        if key in source.columns:
+            digest.update(np.ascontiguousarray(source.columns[key]).tobytes())
     return digest.hexdigest()
 
 
@@ -221,7 +221,7 @@ def make_units(source: Source, cameras: list[str]) -> list[Unit]:
     for camera in cameras:
         before = None  # of the unit that still grows: last episode and file
         for index, start, end in zip(indices, source.starts.tolist(), source.ends.tolist(), strict=True):
-            path = source.videos[camera][index][0] if camera in source.videos else None
+            path = source.videos[camera][index].path if camera in source.videos else None
             if before == (index - 1, path) and end - units[-1].start <= UNIT_FRAMES:
                 units[-1] = units[-1]._replace(end=end)
             else:
@@ -249,7 +249,7 @@ class UnitWriter(Dataset):
         try:
             with self.cache.path(camera).open("r+b") as file:
                 file.seek(start * self.cache.frame_bytes(camera))
-                for block in batched(self._recorded(camera, start, end), BLOCK):
+                for block in batched(read_pictures(self.source, camera, range(start, end)), BLOCK):
                     file.write(resize(torch.stack(block), self.resolution, size).contiguous().numpy().tobytes())
                 file.flush()
                 os.fsync(file.fileno())
@@ -257,24 +257,6 @@ class UnitWriter(Dataset):
         except OSError as error:  # a full disk; here, because a worker's OSError arrives without its strerror
             raise DatasetError(f"the frame cache {self.cache.folder} cannot be written: {error}") from error
         return end - start
-
-    def _recorded(self, camera: str, start: int, end: int) -> Iterator[Tensor]:
-        """The rows' pictures as recorded, (3, H, W) uint8 each."""
-        source = self.source
-        if camera not in source.videos:
-            column = source.dataset.hf_dataset.with_format(None).select_columns(camera)
-            for row in range(start, end):
-                yield torch.from_numpy(np.array(column[row][camera].convert("RGB"))).permute(2, 0, 1)
-            return
-        episodes, times = (source.columns[key][start:end].tolist() for key in ("episode_index", "timestamp"))
-        path = source.videos[camera][episodes[0]][0]
-        timestamps = [source.videos[camera][index][1] + time for index, time in zip(episodes, times, strict=True)]
-        tolerance = source.dataset.tolerance_s
-        try:
-            yield from read_frames(path, timestamps, tolerance_s=tolerance, backend=source.video_backend)
-        except (av.error.FFmpegError, FrameTimestampError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DatasetError(f"dataset {source.name}: {path} cannot be decoded ({reason})") from error
 
 
 def _build(source: Source, cache: FrameCache, resolution: tuple[int, int], loader_kwargs: dict[str, Any]) -> None:

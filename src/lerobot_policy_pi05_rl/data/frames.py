@@ -4,10 +4,8 @@ policy declares are decoded, one frame each."""
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import av
 import numpy as np
 import torch
-from lerobot.datasets.video_utils import FrameTimestampError
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,8 +13,8 @@ from torch.utils.data import Dataset
 from ..returns import Lookahead
 from .episodes import Episode, LabelledEpisodes
 from .frame_cache import FrameCache
-from .sources import INTERVENTION, DatasetError, Source
-from .video import read_frame
+from .pictures import read_picture
+from .sources import INTERVENTION, Source
 
 RETURN = "return"
 TASK_INDEX = "task_index"
@@ -195,19 +193,4 @@ class FrameDataset(Dataset):
         own = source.alignment.own_name(camera)
         if self.caches is not None:
             return self.caches[number].read(own, row)
-        if own in source.dataset.meta.video_keys:
-            return self._video_frame(source, own, row)
-        image = source.dataset.hf_dataset.with_format(None).select_columns(own)[row][own]
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-    def _video_frame(self, source: Source, camera: str, row: int) -> Tensor:
-        episode_index = int(source.columns["episode_index"][row])
-        path, start = source.videos[camera][episode_index]
-        timestamp = start + float(source.columns["timestamp"][row])
-        try:
-            return read_frame(path, timestamp, tolerance_s=source.dataset.tolerance_s, backend=source.video_backend)
-        except (av.error.FFmpegError, FrameTimestampError, RuntimeError) as error:
-            raise DatasetError(
-                f"dataset {source.name}: episode {episode_index} of {path} cannot be decoded at {timestamp:.3f} s "
-                f"({' '.join(str(error).split())[:200]})"
-            ) from error
+        return read_picture(source, own, row)

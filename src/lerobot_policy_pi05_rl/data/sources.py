@@ -14,6 +14,7 @@ from lerobot.utils.constants import ACTION, HF_LEROBOT_HOME, OBS_STATE
 from ..errors import UserError
 from ..returns import Outcome
 from .alignment import Alignment, renamed
+from .video import Segment
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Source:
     starts: np.ndarray  # (episodes,) first row of each episode
     ends: np.ndarray  # (episodes,) one past its last row
     tasks: list[str]  # (episodes,) task text
-    videos: dict[str, dict[int, tuple[Path, float]]]  # its camera → episode_index → file, where it starts there (s)
+    videos: dict[str, dict[int, Segment]]  # its camera → episode_index → where the episode lies
     alignment: Alignment = field(default_factory=Alignment)
 
     @property
@@ -129,10 +130,12 @@ def load_source(name: str, dataset: LeRobotDataset, video_backend: str) -> Sourc
     tasks = [task_texts[index] for index in columns["task_index"][starts]]
     videos = {}
     for camera in meta.video_keys:
-        begins = meta.episodes[f"videos/{camera}/from_timestamp"]
+        begins, ends_at = (meta.episodes[f"videos/{camera}/{name}_timestamp"] for name in ("from", "to"))
         videos[camera] = {
-            int(index): (dataset.root / meta.get_video_file_path(int(index), camera), float(begins[int(index)]))
-            for index in episodes[starts]
+            index: Segment(
+                dataset.root / meta.get_video_file_path(index, camera), float(begins[index]), float(ends_at[index])
+            )
+            for index in episodes[starts].tolist()
         }
     return Source(name, dataset, video_backend, columns, starts, ends, tasks, videos)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.sources import Source
+from ..data.video import Segment
 from ..returns import Outcome
 from .replay_episode import Stats
 
@@ -117,7 +118,10 @@ class Memory:
         ends = np.cumsum([episode.length for episode in self.episodes], dtype=np.int64)
         starts = ends - np.array([episode.length for episode in self.episodes], dtype=np.int64)
         videos = {
-            camera: {episode.number: (episode.videos[camera], 0.0) for episode in self.episodes} for camera in cameras
+            camera: {
+                episode.number: Segment(episode.videos[camera], 0.0, episode.length / fps) for episode in self.episodes
+            }
+            for camera in cameras
         }
         meta = ReplayMeta(features, stats, fps, cameras, len(self), len(self.episodes))
         tasks = [episode.task for episode in self.episodes]

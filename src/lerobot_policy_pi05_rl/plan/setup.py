@@ -6,9 +6,9 @@ from pathlib import Path
 
 from lerobot.configs import FeatureType
 from lerobot.utils.constants import ACTION, HF_LEROBOT_HOME, OBS_STATE
-from lerobot.utils.feature_utils import dataset_to_policy_features
 
 from ..config import ConfigError, PI05RLTrainConfig
+from ..data.cameras import policy_features
 from ..data.loading import policy_cameras
 from ..data.sources import DatasetError
 from .meta_step import Shape, with_cameras
@@ -70,7 +70,7 @@ def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_to
 def _read_features(policy, file: Path) -> None:
     """The features as data/loading.py takes them, from the dataset's metadata alone."""
     try:
-        features = dataset_to_policy_features(json.loads(file.read_text())["features"])
+        features = policy_features(json.loads(file.read_text())["features"])
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{file} is damaged ({type(error).__name__}: {error})") from error
     missing = [key for key in (OBS_STATE, ACTION) if key not in features]

@@ -1,14 +1,17 @@
 """Pictures of a LeRobot v3 dataset by episode and step, from its files: videos or images in the Parquet columns."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-import av
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lerobot.datasets.video_utils import FrameTimestampError
 from PIL import Image
+from torch import Tensor
 
+from ..data.cameras import is_camera, is_depth, picture_shape
+from ..data.pictures import EXACT, STORED_ERRORS, check_size, open_stored, rgb
+from ..data.video import PYAV, ROUNDING_S, VIDEO_ERRORS, Segment, frame_times, read_frames
 from ..errors import UserError
 
 
@@ -17,7 +20,9 @@ class DatasetFrames:
 
     def __init__(self, root: Path, info: dict[str, Any]):
         self.root, self.info = root, info
-        self.cameras = [name for name, feature in info["features"].items() if _is_camera(feature)]
+        self.cameras = [
+            name for name, feature in info["features"].items() if is_camera(feature) and not is_depth(feature)
+        ]
         self._episodes = _read_episodes(root) if self.cameras else {}
 
     def read(self, episode: int, steps: list[int], camera: str) -> list[Image.Image]:
@@ -28,17 +33,21 @@ class DatasetFrames:
         """
         if episode not in self._episodes:
             raise UserError(f"{self.root} has no episode {episode} (there are {len(self._episodes)})")
-        row = self._episodes[episode]
-        is_video = self.info["features"][camera]["dtype"] == "video"
+        row, feature = self._episodes[episode], self.info["features"][camera]
+        is_video = feature["dtype"] == "video"
         path = self._path(row, camera if is_video else None)
         try:
             if is_video:
-                begin = float(row[f"videos/{camera}/from_timestamp"])
-                return _decode(path, [begin + step / float(self.info["fps"]) for step in steps])
-            return _stored_images(path, camera, episode, steps)
-        except (OSError, av.error.FFmpegError, pa.ArrowException, IndexError, KeyError) as error:
+                begin, end = (float(row[f"videos/{camera}/{name}_timestamp"]) for name in ("from", "to"))
+                found = _video_frames(Segment(path, begin, end), steps, int(row["length"]), float(self.info["fps"]))
+            else:
+                found = [rgb(image) for image in _stored_images(self.root, path, camera, episode, steps)]
+        except (*VIDEO_ERRORS, *STORED_ERRORS, pa.ArrowException, KeyError) as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(f"episode {episode} of {path} cannot be decoded ({reason})") from error
+        for step, picture in zip(steps, found, strict=True):
+            check_size(f"{path}: episode {episode}, frame {step}: {camera}", picture, picture_shape(camera, feature))
+        return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in found]
 
     def _path(self, row: dict[str, Any], camera: str | None) -> Path:
         prefix = f"videos/{camera}" if camera else "data"
@@ -50,40 +59,32 @@ class DatasetFrames:
         return path
 
 
-def _is_camera(feature: dict[str, Any]) -> bool:
-    return feature["dtype"] in ("image", "video") and not (feature.get("info") or {}).get("is_depth_map")
-
-
 def _read_episodes(root: Path) -> dict[int, dict[str, Any]]:
     """Episode → where its rows and pictures lie (``meta/episodes``), without the statistics."""
     episodes = {}
     for path in sorted((root / "meta" / "episodes").rglob("*.parquet")):
-        names = [name for name in pq.read_schema(path).names if name.startswith(("episode_index", "data/", "videos/"))]
+        wanted = ("episode_index", "length", "data/", "videos/")
+        names = [name for name in pq.read_schema(path).names if name.startswith(wanted)]
         for row in pq.read_table(path, columns=names).to_pylist():
             episodes[int(row["episode_index"])] = row
     return episodes
 
 
-def _decode(path: Path, timestamps: list[float]) -> list[Image.Image]:
-    """The video's frames nearest to ascending ``timestamps`` (s), decoded in one pass."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        container.seek(round(timestamps[0] / stream.time_base), stream=stream)  # to the key frame at or before it
-        nearest: list[av.VideoFrame | None] = [None] * len(timestamps)
-        for frame in container.decode(stream):
-            for number, timestamp in enumerate(timestamps):
-                best = nearest[number]
-                if best is None or abs(frame.time - timestamp) < abs(best.time - timestamp):
-                    nearest[number] = frame
-            if frame.time >= timestamps[-1]:
-                break
-        if any(frame is None for frame in nearest):
-            raise IndexError(f"no frame at {timestamps[0]:.3f} s")
-        return [frame.to_image() for frame in nearest]
+def _video_frames(segment: Segment, steps: list[int], length: int, fps: float) -> list[Tensor]:
+    """The episode's frames of ascending numbers: where the frame rate says, or counted if the video has another."""
+    if abs(segment.end - segment.start - length / fps) <= EXACT / fps:
+        times = [segment.start + step / fps for step in steps]
+        try:
+            return list(read_frames(segment.path, times, tolerance_s=EXACT / fps, backend=PYAV[0]))
+        except FrameTimestampError:
+            pass  # frames come at uneven times
+    shown = frame_times(segment, fps)
+    if len(shown) != length:
+        raise IndexError(f"it has {len(shown)} frames, the episode {length}")
+    return list(read_frames(segment.path, shown[steps].tolist(), tolerance_s=ROUNDING_S, backend=PYAV[0]))
 
 
-def _stored_images(path: Path, camera: str, episode: int, steps: list[int]) -> list[Image.Image]:
+def _stored_images(root: Path, path: Path, camera: str, episode: int, steps: list[int]) -> list[Image.Image]:
     table = pq.read_table(path, columns=[camera, "frame_index"], filters=[("episode_index", "==", episode)])
     rows = {step: row for row, step in enumerate(table["frame_index"].to_pylist())}
-    cells = [table[camera][rows[step]].as_py() for step in steps]
-    return [Image.open(io.BytesIO(cell["bytes"])).convert("RGB") for cell in cells]
+    return [open_stored(table[camera][rows[step]].as_py(), root) for step in steps]
