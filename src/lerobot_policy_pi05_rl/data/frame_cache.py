@@ -190,7 +190,7 @@ def frame_fingerprint(source: Source, cameras: list[str], resolution: tuple[int,
         }
         places[camera] = [(os.path.relpath(segments[i].path, root), *segments[i][1:]) for i in episodes]
     files = {}
-    for name in sorted({name for camera in cameras for name, _ in places[camera]}):
+    for name in sorted({name for camera in cameras for name, *_ in places[camera]}):
         try:
             status = (root / name).stat()
         except OSError as error:
