@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TINY_SIZES, tiny_config, write_config
+from lerobot.configs import NormalizationMode
 from lerobot.envs import EnvConfig
 
 from lerobot_policy_pi05_rl.cli import split_config_path
@@ -327,3 +328,29 @@ def test_defaults_are_stock_pi05_at_full_size(tmp_path):
     assert (policy.resolved_actor_lr, policy.resolved_grad_clip_norm) == (2.5e-5, 1.0)
     scheduler = load_config(tmp_path / "least.json", ["--policy.actor_lr=1e-4"]).policy.get_scheduler_preset()
     assert (scheduler.peak_lr, scheduler.decay_lr) == pytest.approx((1e-4, 1e-5))
+
+
+@pytest.mark.parametrize("mode", ["MIN_MAX", "QUANTILE10", "MEAN_STD", "IDENTITY"])
+def test_a_normalisation_given_for_one_kind_of_feature_leaves_the_others_as_they_are(config, mode):
+    mapping = config({}, f"--policy.normalization_mapping.STATE={mode}").policy.normalization_mapping
+    own = tiny_config().normalization_mapping
+    assert mapping == {**own, "STATE": NormalizationMode(mode)} and own["ACTION"] is NormalizationMode.QUANTILES
+    assert (
+        config({"policy.normalization_mapping": {"ACTION": mode}}).policy.normalization_mapping["STATE"]
+        == own["STATE"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"STAT": "MIN_MAX"}, r"policy\.normalization_mapping has no key 'STAT'; it has VISUAL, STATE, ACTION"),
+        ({"STATE": "MINMAX"}, r"normalization_mapping\.STATE must be one of MIN_MAX, MEAN_STD, .*; got 'MINMAX'"),
+        ({"STATE": None}, r"normalization_mapping\.STATE must be one of .*; got None"),
+        ({"STATE": ["MIN_MAX"]}, r"normalization_mapping\.STATE must be one of"),
+        ("MIN_MAX", r"policy\.normalization_mapping must say a mode for each kind of feature; got 'MIN_MAX'"),
+    ],
+)
+def test_a_normalisation_that_does_not_exist_is_named(config, given, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        config({"policy.normalization_mapping": given})

@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_config
+from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.processor import NormalizerProcessorStep
 
 from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.data.statistics import QUANTILES
+from lerobot_policy_pi05_rl.preparation import make_processors
+from lerobot_policy_pi05_rl.processor_pi05_rl import make_pi05_rl_pre_post_processors, make_tokenizer
 
 KEYS = {"observation.state": 4, "action": 3}
 FRONT = "observation.images.front"
@@ -176,3 +180,34 @@ def test_pictures_are_normalised_by_recorded_statistics_or_not_at_all(side_by_si
         opened(other, **visual)
     visual["policy__normalization_mapping"]["VISUAL"] = "IDENTITY"
     assert FRONT not in opened(other, **visual).stats
+
+
+# ── A checkpoint's statistics ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_continued_run_keeps_the_checkpoints_statistics_and_a_fresh_one_says_where_its_own_differ(
+    tmp_path, opened, caplog, resumed
+):
+    earlier = opened(record(tmp_path / "earlier", [uniform(0, 1, 30, 0)]))
+    data = opened(record(tmp_path / "later", [uniform(0, 1, 30, 0) + 5 * np.eye(7)[5]]))
+    cfg = load_config(tmp_path / "run.json")
+    cfg.policy.input_features, cfg.policy.output_features = features()
+    folder = tmp_path / "checkpoint" / "pretrained_model"
+    tokenizer = make_tokenizer(cfg.policy, data.labels.tasks)
+    for processor in make_pi05_rl_pre_post_processors(cfg.policy, earlier.stats, tokenizer=tokenizer):
+        processor.save_pretrained(folder)
+    cfg.policy.pi05_checkpoint = str(folder)
+    before, _ = make_processors(cfg, data, None, folder.parent if resumed else None)
+    normalizer = next(step for step in before.steps if isinstance(step, NormalizerProcessorStep))
+    used = (earlier if resumed else data).stats["action"]
+    np.testing.assert_allclose(normalizer.stats["action"]["q99"], used["q99"], rtol=1e-6)
+    (said,) = [line.getMessage() for line in caplog.records if "statistics of the data are not" in line.getMessage()]
+    whose = "the checkpoint's are used" if resumed else "the data's are used, which the weights must get used to"
+    assert said.endswith(f"of {folder} in dimension 1 of action: {whose}")
+
+
+def features() -> tuple[dict, dict]:
+    shapes = {FRONT: (FeatureType.VISUAL, (3, 8, 8)), "observation.state": (FeatureType.STATE, (4,))}
+    inputs = {key: PolicyFeature(*feature) for key, feature in shapes.items()}
+    return inputs, {"action": PolicyFeature(FeatureType.ACTION, (3,))}

@@ -16,6 +16,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 
 from .config import ConfigError, PI05RLTrainConfig
 from .config_errors import explain, forbidden_nulls
+from .configuration_pi05_rl import whole_mapping
 
 ALIASES = {"offline_output_dir": "output_dir_offline"}
 # Fields that the shapes of a checkpoint's tensors and what its networks read (and its chunks) depend on.
@@ -79,6 +80,8 @@ def load_config[C: PI05RLTrainConfig](
     if nulls:
         raise ConfigError(f"{path}: null is not a value of {', '.join(nulls)}")
     try:
+        if isinstance(policy, dict) and "normalization_mapping" in policy:
+            whole_mapping(policy["normalization_mapping"])  # draccus names neither the mode nor those there are
         return draccus.decode(kind, raw)
     except (DraccusException, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {explain(error, PI05RLTrainConfig, aliases=list(ALIASES))}") from error

@@ -1,9 +1,9 @@
 """The fields of the ``pi05_rl`` policy: stock π0.5's, sizes as data, the critic, the advantage, the schedule."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from lerobot.configs import PreTrainedConfig
+from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 
@@ -179,6 +179,7 @@ class PI05RLConfig(PI05Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.normalization_mapping = whole_mapping(self.normalization_mapping)
         if self.pi05_checkpoint and not self.pretrained_path:
             # So that stock `lerobot-train --policy.pi05_checkpoint=…` loads it too.
             self.pretrained_path = Path(self.pi05_checkpoint)
@@ -291,6 +292,27 @@ class PI05RLConfig(PI05Config):
         preset.decay_lr = self.resolved_actor_lr * self.scheduler_decay_lr / self.optimizer_lr
         preset.peak_lr = self.resolved_actor_lr
         return preset
+
+
+def whole_mapping(given: dict[str, NormalizationMode | str]) -> dict[str, NormalizationMode]:
+    """``normalization_mapping`` with π0.5's own modes for the kinds of features that are left out.
+
+    Raises:
+        ValueError: a kind or a mode is unknown.
+    """
+    if not isinstance(given, dict):
+        raise ValueError(f"policy.normalization_mapping must say a mode for each kind of feature; got {given!r}")
+    (default,) = (field.default_factory() for field in fields(PI05Config) if field.name == "normalization_mapping")
+    kinds, modes = [kind.value for kind in FeatureType], [mode.value for mode in NormalizationMode]
+    mapping = dict(default)
+    for kind, mode in given.items():
+        if kind not in kinds:
+            raise ValueError(f"policy.normalization_mapping has no key {kind!r}; it has {', '.join(default)}")
+        mode = getattr(mode, "value", mode)
+        if mode not in modes:
+            raise ValueError(f"policy.normalization_mapping.{kind} must be one of {', '.join(modes)}; got {mode!r}")
+        mapping[kind] = NormalizationMode(mode)
+    return mapping
 
 
 def _named_advantage(value: str | float) -> str:

@@ -51,7 +51,7 @@ class PI05RLPolicy(PI05Policy):
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.to(config.device)
-        self._warned_untagged = False
+        self._warned_untagged = self._warned_relative = False
         self.reset()
 
     @classmethod
@@ -183,6 +183,25 @@ class PI05RLPolicy(PI05Policy):
                 **kwargs,
             )
         return actions[:, :, : self.config.output_features[ACTION].shape[0]]
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, action_dim) the next normalised action of the queue; with ``use_relative_actions`` always a new chunk's
+        first.
+
+        LeRobot's postprocessor adds the newest state to whatever it is given, so an action that was computed relative
+        to an earlier one would end elsewhere.
+        """
+        if self.config.use_relative_actions:
+            if self.config.n_action_steps > 1 and not self._warned_relative:
+                self._warned_relative = True
+                logger.warning(
+                    "use_relative_actions: each step computes a chunk of its own (n_action_steps is %d), because an "
+                    "action is only right relative to the state it was computed for",
+                    self.config.n_action_steps,
+                )
+            self._action_queue.clear()
+        return super().select_action(batch)
 
     def _inference_tag(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
         if self.config.inference_advantage == "none" or self.config.policy_extraction != "conditioning":

@@ -30,6 +30,7 @@ from .data.frames import (
 )
 from .data.loaders import ALONE, to_device
 from .data.loading import OfflineData, open_offline_data
+from .data.normalisation import differences
 from .modeling_pi05_rl import PI05RLPolicy
 from .processes import Processes
 from .processor_checks import check_processors
@@ -39,6 +40,7 @@ from .processor_pi05_rl import (
     damaged_processors,
     make_pi05_rl_pre_post_processors,
     make_tokenizer,
+    stored_statistics,
     tokenizer_from_checkpoint,
 )
 from .recap import RecapAlgorithm, RecapConfig
@@ -103,10 +105,12 @@ def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy
 
 def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPolicy, checkpoint: Path | None) -> tuple:
     """The checkpoint's processors on resume, or where the run keeps them; else new ones with the data's statistics."""
-    if checkpoint is not None:
-        return load_processors(cfg.policy, checkpoint / PRETRAINED_MODEL_DIR)
-    if cfg.keeps_processors:
-        return load_processors(cfg.policy, cfg.policy.pi05_checkpoint)
+    source = cfg.policy.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
+    kept = checkpoint is not None or cfg.keeps_processors
+    if source is not None:
+        _compare_statistics(cfg, data, Path(source), kept=kept)
+    if kept:
+        return load_processors(cfg.policy, source)
     tokenizer = None
     if cfg.policy.pi05_checkpoint and Path(cfg.policy.pi05_checkpoint).is_dir():
         tokenizer = tokenizer_from_checkpoint(cfg.policy.pi05_checkpoint)
@@ -115,6 +119,17 @@ def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPol
     else:
         tokenizer = make_tokenizer(cfg.policy, data.labels.tasks)
     return make_pi05_rl_pre_post_processors(cfg.policy, data.stats, tokenizer=tokenizer)
+
+
+def _compare_statistics(cfg: PI05RLTrainConfig, data: OfflineData, source: Path, *, kept: bool) -> None:
+    """Say once where the data lie elsewhere than those the weights in the folder ``source`` have learnt from."""
+    stored = stored_statistics(source)
+    apart = differences(data.stats, stored, cfg.policy) if stored else []
+    if apart:
+        used = "the checkpoint's are used" if kept else "the data's are used, which the weights must get used to"
+        logger.warning(
+            "%s The statistics of the data are not those of %s in %s: %s", cfg.tag, source, "; ".join(apart), used
+        )
 
 
 def load_processors(policy: PI05RLConfig, path: str | Path) -> tuple:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.lerobot_types import EnvTransition, TransitionKey
 from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
@@ -20,6 +21,8 @@ from lerobot.processor import (
     make_policy_processor_pipelines,
 )
 from lerobot.utils.constants import OBS_LANGUAGE_TOKENS, OBS_STATE
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -197,6 +200,21 @@ def tokenizer_from_checkpoint(path: str | Path) -> PreTrainedTokenizerFast | Non
     except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
         raise damaged_processors(path, error) from error
     return next(s.input_tokenizer for s in pipeline.steps if isinstance(s, TokenizePromptStep))
+
+
+def stored_statistics(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
+    """Feature → name → what the processors saved in the folder ``path`` normalise with; empty where none can be read,
+    which whoever loads them will say."""
+    stats: dict[str, dict[str, np.ndarray]] = {}
+    for file in Path(path).glob("policy_preprocessor_step_*_normalizer_processor.safetensors"):
+        try:
+            tensors = load_file(file)
+        except (OSError, SafetensorError):
+            continue
+        for name, tensor in tensors.items():
+            key, _, statistic = name.rpartition(".")
+            stats.setdefault(key, {})[statistic] = tensor.float().numpy()
+    return stats
 
 
 def damaged_processors(path: str | Path, error: Exception) -> CheckpointError:

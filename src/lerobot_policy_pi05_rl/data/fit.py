@@ -12,6 +12,7 @@ from .alignment import Alignment, affine_to, own_names
 from .cameras import EMPTY_CAMERA, check_camera, policy_features
 from .names import dimension_names
 from .normalisation import mode_of
+from .relative import check_relative_actions
 from .sources import DatasetError, Source
 from .statistics import row_statistics, usable
 
@@ -87,7 +88,8 @@ def set_features(policy: PI05RLConfig, first: Source) -> None:
 def check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
     """
     Raises:
-        DatasetError: a dataset lacks what the policy reads, or has another shape or rate.
+        DatasetError: a dataset lacks what the policy reads, or has another shape or rate,
+            or actions that cannot be taken relative to its state.
     """
     policy = cfg.policy
     if not policy.image_features:
@@ -112,6 +114,7 @@ def check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
                     f"dataset {source.name}: {key} has the shape {tuple(features[key]['shape'])}, "
                     f"the policy expects {tuple(feature.shape)}"
                 )
+        check_relative_actions(policy, source.name, features)
         if source.alignment.rate != 1.0 and not cfg.dataset.resample_actions:
             raise DatasetError(
                 f"dataset {source.name} was recorded at {source.dataset.meta.fps} frames per second, "

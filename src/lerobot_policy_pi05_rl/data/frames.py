@@ -176,7 +176,7 @@ class FrameDataset(Dataset):
         """(chunk, A) actions from ``row`` on, the last one repeated behind the episode's end, and (chunk,) padding."""
         last = int(source.ends[np.searchsorted(source.ends, row, side="right")]) - 1
         rows = row + source.alignment.frames_ahead(np.arange(self.chunk_size))
-        chunk = source.alignment.scaled(ACTION, source.columns[ACTION][np.minimum(rows, last)])
+        chunk = source.alignment.scaled(ACTION, source.recorded(ACTION)[np.minimum(rows, last)])
         return torch.from_numpy(chunk), torch.from_numpy(rows > last)
 
     def _images(self, number: int, row: int) -> dict[str, Tensor]:

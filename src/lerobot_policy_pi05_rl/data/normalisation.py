@@ -9,15 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from lerobot.configs import NormalizationMode
-from lerobot.lerobot_types import TransitionKey
-from lerobot.processor import RelativeActionsProcessorStep, create_transition
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from ..config import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from .episodes import Episode
+from .relative import relative_mask
 from .sources import DatasetError, Source
 from .statistics import BOUNDS, Blocks, Stats, differing, row_statistics, statistics, usable
 
@@ -72,15 +70,6 @@ def feature_statistics(policy: PI05RLConfig, key: str, parts: list[tuple[Source,
         mask = relative_mask(policy, width)
         return statistics([_relative_blocks(parts, d, bool(mask[d]), policy.chunk_size) for d in range(width)])
     return statistics([_column_blocks(parts, key, d) for d in range(parts[0][0].recorded(key).shape[1])])
-
-
-def relative_mask(policy: PI05RLConfig, width: int) -> np.ndarray:
-    """(width,) bool: which dimensions of an action LeRobot's processor makes relative to the state."""
-    step = RelativeActionsProcessorStep(
-        enabled=True, exclude_joints=policy.relative_exclude_joints, action_names=policy.action_feature_names
-    )
-    transition = create_transition(observation={OBS_STATE: torch.ones(1, width)}, action=torch.zeros(1, width))
-    return step(transition)[TransitionKey.ACTION][0].numpy() != 0
 
 
 def _column_blocks(parts: list[tuple[Source, np.ndarray]], key: str, dimension: int) -> Blocks:
