@@ -354,3 +354,14 @@ def test_a_normalisation_given_for_one_kind_of_feature_leaves_the_others_as_they
 def test_a_normalisation_that_does_not_exist_is_named(config, given, complaint):
     with pytest.raises(ConfigError, match=complaint):
         config({"policy.normalization_mapping": given})
+
+
+@pytest.mark.parametrize("own", ["learner_device", "actor_device"])
+def test_each_machine_needs_its_own_device_only(config, own):
+    """One file serves two machines: what the other one computes on is not looked for here."""
+    other = {"learner_device": "actor_device", "actor_device": "learner_device"}[own]
+    keys = {f"policy.{own}": "cpu", f"policy.{other}": "abacus", "output_dir": "online"}
+    config(keys).validate(own)
+    with pytest.raises(ConfigError, match=rf"policy\.{other} is 'abacus', .*--policy\.{other}=cpu"):
+        config(keys).validate(other)
+    config({**keys, f"policy.{own}": "abacus"}).validate(device_key=None)  # plan, cache: nothing is computed

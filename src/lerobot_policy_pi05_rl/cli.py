@@ -161,7 +161,7 @@ def run_cache(arguments: list[str]) -> int:
 
     path, overrides = split_config_path(arguments)
     cfg = load_config(path, overrides)
-    cfg.validate()
+    cfg.validate(device_key=None)
     if cfg.dataset.frame_cache is None:
         raise ConfigError("dataset.frame_cache is not set: the folder the frames go to, --dataset.frame_cache=DIR")
     try:

@@ -72,8 +72,13 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     max_eval_samples: int = 512  # held-out frames per evaluation, spread over all held-out episodes; 0: all
     seed: int = 1000  # LeRobot's default; here it also orders samples and draws noise, so it cannot be None
 
-    def validate(self) -> None:
+    def validate(self, device_key: str | None = "learner_device") -> None:
         """Check what does not need the data. LeRobot's own ``validate`` reads ``sys.argv`` and knows SAC only.
+
+        Args:
+            device_key: the policy's field that names the device this process computes on. One file serves learner
+                and actor, which may run on two machines: the other's device is not looked for here. None: this
+                process computes nothing.
 
         Raises:
             ConfigError: something is missing or impossible.
@@ -111,9 +116,8 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             raise ConfigError(
                 "policy.critic_early_stop needs held-out evaluations: set dataset.eval_split and eval_steps above 0"
             )
-        device = self.policy.learner_device
-        if device is not None and not _is_available(device):
-            raise ConfigError(f"policy.learner_device is {device!r}, which this machine does not have")
+        if device_key is not None:
+            self.check_device(device_key)
         for key, replacement in REPLACED_KEYS.items():
             if getattr(self.policy, key) is not None:
                 logger.warning("policy.%s is accepted and has no effect: %s", key, replacement)
@@ -130,6 +134,22 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             )
         if dataset.weights is not None and not all(0 < weight < float("inf") for weight in dataset.weights):
             raise ConfigError(f"dataset.weights must be positive numbers, got {dataset.weights}")
+
+    def check_device(self, key: str) -> None:
+        """Refuse a device that this machine does not have.
+
+        Args:
+            key: learner_device or actor_device.
+
+        Raises:
+            ConfigError: it has not got it.
+        """
+        device = getattr(self.policy, key)
+        if device is not None and not _is_available(device):
+            raise ConfigError(
+                f"policy.{key} is {device!r}, which this machine does not have; set it to one that it has "
+                f"(--policy.{key}=cpu always works)"
+            )
 
     def _check_peft(self) -> None:
         self.policy.use_peft = False  # LeRobot sets it once there is an adapter; `peft` asks for one

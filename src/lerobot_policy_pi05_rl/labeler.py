@@ -73,10 +73,11 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> No
     Args:
         run: its newest checkpoint labels; None: that of ``cfg.run_dir``.
     """
-    cfg.validate()
+    cfg.validate(device_key=None)  # outcomes are set on any machine
     wants_critic = options.from_name is None and not options.list_unlabelled
     critic = find_critic(cfg, options, run) if wants_critic else None
     if critic is not None:
+        cfg.check_device("learner_device")
         critic.adapt(cfg)
     sources = open_sources(cfg)
     set_outcomes(cfg, options, sources)

@@ -42,7 +42,7 @@ MOST_FAILURES = 3  # episodes in a row that the environment broke
 def run_actor(
     cfg: OnlineTrainConfig, *, client: Any | None = None, environment: ActorEnvironment | None = None
 ) -> None:
-    """Play episodes until ``actor.episodes`` are played, or SIGINT or SIGTERM.
+    """Play episodes until ``actor.episodes`` are played, the learner has made all its steps, or SIGINT or SIGTERM.
 
     Args:
         client: talks to the learner; None: a ``LearnerClient`` of ``policy.actor_learner_config``.
@@ -51,7 +51,7 @@ def run_actor(
     Raises:
         UserError: bad input, a learner that refuses this actor, or an environment that fails again and again.
     """
-    cfg.validate()
+    cfg.validate("actor_device")
     sys.setswitchinterval(SWITCH_S)
     name = actor_name(cfg)
     spool = Spool(cfg.actor.spool_dir or cfg.run_dir / "actors" / name, cfg.actor.spool_gb)
@@ -146,30 +146,40 @@ class Actor:
         logger.info("[ACTOR] %s acts: %s", self._name, self._env.task)
         failures, number, wanted = 0, 0, self._cfg.actor.episodes
         origin = [self._cfg.seed, zlib.crc32(self._name.encode()), time.time_ns()]  # no start plays another's episodes
-        while not self._stop.requested and (wanted is None or self._stats.episodes < wanted):
+        while not self._over and (wanted is None or self._stats.episodes < wanted):
             if not self._wait_for_weights():
                 break
             number += 1
             seed = int(np.random.SeedSequence([*origin, number]).generate_state(1)[0])
-            failures = failures + 1 if self._play(seed).broken else 0
+            ending = self._play(seed)
+            failures = failures + 1 if ending.broken else 0
             if failures == MOST_FAILURES:
-                raise UserError(f"the environment failed in {failures} episodes in a row; see the log above")
+                raise UserError(
+                    f"the environment failed, or gave nothing to act on, in {failures} episodes in a row: {ending.why}"
+                )
             if self._spool.full:
                 raise UserError(
                     f"more than {self._spool.capacity_gb:g} GB of episodes wait in {self._spool.folder}; start the "
                     "learner and the actor again to send them, or raise actor.spool_gb"
                 )
         stopping = self._stop.requested
+        if self._weights.finished and not stopping:
+            logger.info("[ACTOR] The learner has made all its steps; this actor ends, too")
         if left := self._sender.drain(
-            STOPPED_DRAIN_S if stopping else DRAIN_S, lambda: self._stop.requested > stopping
+            STOPPED_DRAIN_S if self._over else DRAIN_S, lambda: self._stop.requested > stopping
         ):
             logger.warning("[ACTOR] %d episodes wait in %s; the next start sends them", left, self._spool.folder)
+
+    @property
+    def _over(self) -> bool:
+        """Whether no further episode is begun: somebody stopped the actor, or the learner needs none."""
+        return self._stop.requested or self._weights.finished
 
     def _wait_for_weights(self) -> bool:
         said = time.monotonic()
         while not self._source.has_weights:
             self._check()
-            if self._stop.requested:
+            if self._over:
                 return False
             if time.monotonic() - said > 5:
                 said = time.monotonic()
@@ -185,11 +195,12 @@ class Actor:
     def _play(self, seed: int) -> Ending:
         """One episode, into the spool."""
         held = self._stats.held
-        ending = Ending(Outcome.TRUNCATED, "the actor failed", broken=True)
+        ending = None
         try:
             ending = self._control.play(seed)
-        finally:  # an exception ends the run, but loses no steps
-            self._keep(ending, self._stats.held - held)
+        finally:  # an exception ends the run, but loses neither steps nor what is known of their outcome
+            failed = Ending(self._control.known_outcome, "the actor failed", broken=True)
+            self._keep(ending or failed, self._stats.held - held)
         return ending
 
     def _keep(self, ending: Ending, held: int) -> None:

@@ -53,6 +53,7 @@ class WeightsThread(threading.Thread):
         self._known = -1
         self.newest = -1  # version that was received last
         self.error: Exception | None = None
+        self.finished = False  # the learner has made all its steps and needs no more episodes
 
     @property
     def session(self) -> str:
@@ -66,6 +67,9 @@ class WeightsThread(threading.Thread):
             try:
                 self._receive()
             except (Unreachable, Refused) as error:
+                if getattr(error, "finished", False):
+                    self.finished = True
+                    return
                 # A learner that has started anew refuses the session of the old one: the join tells.
                 logger.debug("[ACTOR] No weights for now: %s", error)
                 self._halt.wait(RETRY_S)

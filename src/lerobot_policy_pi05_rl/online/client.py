@@ -13,7 +13,7 @@ from ..configuration_pi05_rl import ActorLearnerConfig
 from ..errors import UserError
 from . import learner_pb2 as pb
 from .learner_pb2_grpc import LearnerStub
-from .security import CHUNK_BYTES, SLOWEST_BYTES_S, load_token, open_channel, token_metadata
+from .security import CHUNK_BYTES, FINISHED, SLOWEST_BYTES_S, load_token, open_channel, token_metadata
 from .weights_transfer import buffer
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,11 @@ FINAL = (  # trying again would end the same way
 
 
 class Unreachable(Exception):  # noqa: N818
-    """The learner does not answer, or failed on this call; it may later."""
+    """The learner does not answer, or failed on this call; it may later, unless it has ``finished``."""
+
+    def __init__(self, reason: str, *, finished: bool = False) -> None:
+        self.finished = finished  # it has made all its steps, and said so
+        super().__init__(reason)
 
 
 class Refused(UserError):  # noqa: N818
@@ -95,6 +99,7 @@ class LearnerClient:
         Raises:
             Unreachable: also when the learner stops or :meth:`close` is called.
         """
+        finished = False
         request = pb.WeightsRequest(actor=self.actor, session=session, known_version=known_version)
         with self._translated():
             call = self._stub.StreamWeights(request, metadata=self._metadata)
@@ -102,11 +107,12 @@ class LearnerClient:
                 self._streams.add(call)
             try:
                 yield from assemble(call)
+                finished = any(tuple(pair) == FINISHED for pair in call.trailing_metadata() or ())
             finally:
                 call.cancel()
                 with self._lock:
                     self._streams.discard(call)
-        raise Unreachable("the learner has stopped")
+        raise Unreachable("the learner has stopped", finished=finished)
 
     def close(self) -> None:
         """End all calls."""

@@ -53,13 +53,13 @@ class OnlineTrainConfig(PI05RLTrainConfig):
         """W&B project of the run."""
         return self.wandb.project
 
-    def validate(self) -> None:
+    def validate(self, device_key: str | None = "learner_device") -> None:
         """Check what does not need data, learner or hardware.
 
         Raises:
             ConfigError: something is missing or impossible.
         """
-        super().validate()
+        super().validate(device_key)
         self.job_name = "pi05_rl_online" if self.job_name == "pi05_rl_offline" else self.job_name
         _ = self.run_dir
         if not 0 < self.online_ratio <= 1:

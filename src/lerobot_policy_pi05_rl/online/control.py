@@ -12,7 +12,7 @@ from lerobot.utils.robot_utils import precise_sleep
 from ..actor_config import ActorConfig
 from ..errors import UserError
 from ..returns import Outcome
-from .environment import ActorEnvironment, Step
+from .environment import ActorEnvironment, Observation, Step
 from .inference import ChunkSource
 from .recorder import Recorder
 from .safety import hold_action
@@ -49,11 +49,13 @@ class Ending:
 
     outcome: Outcome | None
     why: str
-    broken: bool = False  # the environment raised
+    broken: bool = False  # the environment raised, or no step could be made
 
 
 class Control:
     """Plays episodes.
+
+    Whatever ends an episode, an outcome that is known by then is its outcome.
 
     Args:
         stopped: whether the run is to end; the episode is then cut off.
@@ -72,6 +74,15 @@ class Control:
     ):
         self._env, self._source, self._recorder = environment, source, recorder
         self._actor, self._stopped, self._stats, self._max_steps = actor, stopped, stats, max_steps
+        self._stands_still = not (actor.realtime or environment.real_robot)  # while there is no action
+        # A simulator is as it was left; what surrounds a robot is not.
+        self._observe = getattr(environment, "observe", None) if environment.real_robot else None
+        self._success = False  # of the present episode so far
+
+    @property
+    def known_outcome(self) -> Outcome:
+        """Of the present or last episode, if it ends here and nobody says how: truncated, unless it has succeeded."""
+        return Outcome.SUCCESS if self._success else Outcome.TRUNCATED
 
     def play(self, seed: int) -> Ending:
         """One episode; its steps are in the recorder afterwards.
@@ -81,65 +92,78 @@ class Control:
             Exception: what the model raised; the steps before it are in the recorder.
         """
         self._recorder.start()
+        self._success = False
         self._source.begin_episode()
         try:
             observation = self._env.reset(seed)
         except UserError:
             raise
         except Exception as error:  # of a simulator or a robot: anything
-            return Ending(Outcome.TRUNCATED, f"the reset failed: {_line(error)}", broken=True)
+            return self._cut_off(f"the reset failed: {_line(error)}", broken=True)
         self._source.publish(observation, intervened=False)
         last: np.ndarray | None = None
-        human = success = False
-        fault_since, pace = None, Pace(self._env.fps, self._actor.realtime)
+        human, fault_since, pace = False, None, Pace(self._env.fps, self._actor.realtime)
         while True:
             if self._stopped():
-                return Ending(Outcome.TRUNCATED, "the actor was stopped")
+                return self._cut_off("the actor was stopped")
             proposal, fault = self._source.next_action(), self._source.fault
             fault_since = None if fault is None or human else fault_since or time.monotonic()
             if fault_since is not None and (
                 self._actor.on_fault == "stop" or time.monotonic() - fault_since >= self._actor.fault_timeout_s
             ):
-                return Ending(Outcome.TRUNCATED, str(fault))
-            if proposal is None and (last is None or not (self._actor.realtime or human)):
-                time.sleep(WAIT_S)  # nothing has moved yet, or it is a simulator, which stands still
-                pace.start()
-                continue
-            if proposal is not None:
-                action, version = proposal
-            else:
-                action, version = (
-                    hold_action(self._env.action_names, self._actor.hold_action, last),
-                    self._source.version,
-                )
+                return self._cut_off(str(fault), broken=last is None)
             try:
+                if proposal is None and last is None:  # nothing moves before the first chunk
+                    observation = self._wait_and_see(observation, pace)
+                    continue
+                if proposal is None and self._stands_still and not human:
+                    time.sleep(WAIT_S)
+                    pace.start()
+                    continue
+                action, version = proposal or self._hold(last)
                 step = self._env.step(action)
             except UserError:
                 raise
             except Exception as error:
-                return Ending(Outcome.TRUNCATED, f"the environment failed: {_line(error)}", broken=True)
+                return self._cut_off(f"the environment failed: {_line(error)}", broken=True)
             self._recorder.add(observation, step.executed, step.reward, step.intervention, version)
             self._count(step, held=proposal is None)
             last, observation, human = step.executed, step.observation, step.intervention
             self._source.publish(observation, human)
-            success = success or step.success
-            if (ending := self._ending(step, success)) is not None:
+            self._success |= bool(step.success)
+            if (ending := self._ending(step)) is not None:
                 return ending
             self._stats.periods.append(pace.wait())
+
+    def _wait_and_see(self, observation: Observation, pace: "Pace") -> Observation:
+        """What was seen at the reset grows old while the first chunk is computed, so look again."""
+        if self._observe is not None:
+            pace.wait()
+            observation = self._observe()
+            self._source.publish(observation, intervened=False)
+        time.sleep(WAIT_S)
+        pace.start()
+        return observation
+
+    def _hold(self, last: np.ndarray) -> tuple[np.ndarray, int]:
+        return hold_action(self._env.action_names, self._actor.hold_action, last), self._source.version
+
+    def _cut_off(self, why: str, *, broken: bool = False) -> Ending:
+        return Ending(self.known_outcome, why, broken)
 
     def _count(self, step: Step, held: bool) -> None:
         self._stats.steps += 1
         self._stats.held += held and not step.intervention
         self._stats.interventions += step.intervention
 
-    def _ending(self, step: Step, success: bool) -> Ending | None:
+    def _ending(self, step: Step) -> Ending | None:
         if step.rerecord:
             return Ending(None, "to be recorded again")
         if not (step.terminated or step.truncated):
             if self._max_steps is not None and len(self._recorder) >= self._max_steps:
-                return Ending(Outcome.TRUNCATED, f"the learner takes {self._max_steps} steps at most")
+                return self._cut_off(f"the learner takes {self._max_steps} steps at most")
             return None
-        if success:
+        if self._success:
             return Ending(Outcome.SUCCESS, "success")
         if step.terminated:
             return Ending(Outcome.FAILURE, "failure")

@@ -42,7 +42,8 @@ class Step:
 
 
 class ActorEnvironment(Protocol):
-    """One environment, simulated or real."""
+    """One environment, simulated or real. A real robot's also has ``observe() -> Observation``: what is seen now,
+    between a reset and the first step."""
 
     fps: float
     task: str

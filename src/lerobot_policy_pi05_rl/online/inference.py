@@ -25,7 +25,7 @@ class ChunkSource:
 
     The control loop publishes observations and takes actions; :meth:`work` computes, in a :class:`ChunkThread` or, if
     ``inline``, when the loop asks for an action and none is left. New weights wait, staged by whoever receives
-    them, until a chunk is done.
+    them, for the next episode, or for the next chunk if what is queued outlasts their loading.
 
     Args:
         model: computes.
@@ -52,6 +52,7 @@ class ChunkSource:
         self._threshold, self._horizon, self._watch, self.inline = threshold, horizon, watch, inline
         self._queue, self._latency = ActionQueue(rtc), LatencyTracker()
         self._lock = threading.Lock()
+        self._computing = threading.Lock()  # whoever loads weights or computes a chunk
         self._seen: tuple[Observation, float, int] | None = None  # when, and which action follows it
         self._taken = 0  # actions that were handed out
         self._chunk: tuple[Tensor, Tensor, int] | None = None  # normalised, executed; which action its first one is
@@ -60,15 +61,17 @@ class ChunkSource:
         self._due = False  # a chunk is, and the observation to compute it from is there
         self._staged: Weights | None = None
         self._weights: Weights | None = None
-        self._frozen: str | None = None
-        self._refused: str | None = None
+        self._load_s = 0.0  # how long the last weights took to load
+        self._frozen: str | None = None  # a camera
+        self._stale: str | None = None  # the newest observation, when a chunk was to be computed from it
+        self._refused: str | None = None  # the last chunk
         self.error: Exception | None = None
         self.chunks = self.bad_chunks = 0
 
     # Of the thread that receives weights
 
     def stage(self, weights: Weights) -> None:
-        """Act with these from the next chunk on; an older version that still waits is forgotten."""
+        """Act with these as soon as nothing waits for it; an older version that still waits is forgotten."""
         self._staged = weights
 
     # Of the control loop
@@ -101,16 +104,21 @@ class ChunkSource:
     @property
     def fault(self) -> str | None:
         """What stands against acting now; None: nothing."""
-        return self._frozen or self._refused
+        return self._frozen or self._stale or self._refused
 
     def begin_episode(self) -> None:
-        """Forget the last episode's actions, also those of a chunk that is being computed."""
+        """Forget the last episode's actions, also those of a chunk that is being computed, and load staged weights.
+
+        Before the reset: what is observed afterwards would be too old once they are loaded.
+        """
         with self._lock:
             self._seen, self._due = None, False
-            self._frozen = self._refused = None
+            self._frozen = self._stale = self._refused = None
             self._forget()
         if self._watch is not None:
             self._watch.reset()
+        with self._computing:  # a chunk of the last episode ends first
+            self._load_staged()
 
     def publish(self, observation: Observation, intervened: bool) -> None:
         """Show the newest observation.
@@ -142,21 +150,29 @@ class ChunkSource:
 
     def work(self) -> bool:
         """Compute a chunk if one is needed; whether it did."""
+        with self._computing:
+            return self._work()
+
+    def _work(self) -> bool:
         with self._lock:
             if not (self._due and self.has_weights and self._needs_chunk()) or self._frozen:
                 return False
-        self._swap_weights()  # may take a while, so the observation is picked afterwards
+            # Weights that take longer than the queue lasts wait for the next episode: the robot would stand still.
+            outlasts = self._queue.qsize() >= int(self._load_s * self._fps)
+        if outlasts or self._weights is None:
+            self._load_staged()  # may take a while, so the observation is picked afterwards
         with self._lock:
             if self._seen is None:
                 return False
             observation, at, first = self._seen
             epoch, executing, overruled = self._epoch, self._taken - first, self._overruled
             left_over, left_over_actions = (None, None) if overruled else self._left_over(first)
+            began = time.monotonic()
+            self._stale = None if self._watch is None else self._watch.too_old(began - at)
+            if self._stale:
+                self._forget()
+                return False  # until there is a newer one
             self._overruled = self._due = False
-        began = time.monotonic()
-        if self._watch is not None and (reason := self._watch.too_old(began - at)):
-            self._refuse(epoch, reason)
-            return False
         delay = executing + math.ceil(self.latency_s * self._fps)
         original, actions = self._model.compute(observation, delay, left_over, left_over_actions)
         self.chunks += 1
@@ -177,6 +193,8 @@ class ChunkSource:
                 passed = self._taken - first if self._rtc.enabled else 0
                 self._queue.merge(original, torch.cat([actions.double(), version], dim=1), passed)
                 self._chunk = original, actions, first
+                # Whether another one is due is asked of the next observation: the newest one may be old by now.
+                self._due &= self._queue.empty()
         return True
 
     def _needs_chunk(self) -> bool:
@@ -196,11 +214,12 @@ class ChunkSource:
         self._chunk, self._overruled = None, False
         self._queue.clear()
 
-    def _swap_weights(self) -> None:
+    def _load_staged(self) -> None:
         staged = self._staged
         if staged is not None and staged is not self._weights:
+            began = time.monotonic()
             self._model.load(staged)
-            self._weights = staged
+            self._weights, self._load_s = staged, time.monotonic() - began
 
     def _refuse(self, epoch: int, reason: str) -> None:
         with self._lock:

@@ -90,6 +90,8 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
         with Intake(inbox, replay, spec) as intake, server:
             pusher = WeightsPusher(cfg, algorithm, box, session)
             saved = run_loop(cfg, data, algorithm, processors, window, replay, intake, pusher, monitor)
+            if algorithm.optimization_step >= cfg.total_steps:
+                server.finish()
         monitor.hear_episodes(intake)
         replay.compact()
         logger.info("[LEARNER] %s", monitor.totals())

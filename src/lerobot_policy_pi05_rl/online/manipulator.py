@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lerobot.configs import PolicyFeature
 from lerobot.envs import HILSerlRobotEnvConfig
-from lerobot.processor import TransitionKey
+from lerobot.processor import TransitionKey, create_transition
 from lerobot.robots import make_robot_from_config
 from lerobot.teleoperators import make_teleoperator_from_config
 from lerobot.teleoperators.utils import TeleopEvents
@@ -52,6 +52,10 @@ class LimitedTargets(gym.Wrapper):
         positions = self.get_raw_joint_positions()
         self.executed = np.array([positions[name] for name in self._limits.names], dtype=np.float32)
         return result
+
+    def observe(self) -> dict[str, Any]:
+        """What the robot sees and where it is now, as after a reset; nothing moves."""
+        return self.env.unwrapped._get_observation()
 
     def step(self, action: Any) -> tuple:
         targets = torch.as_tensor(action).detach().cpu().numpy()
@@ -177,6 +181,18 @@ class ManipulatorEnvironment:
         self._transition = reset_and_build_transition(self._env, self._after, self._before)
         if isinstance(self._teleop, LeaderWithKeys):
             self._teleop.start_episode(self._env.get_raw_joint_positions())
+        return self._observe()
+
+    def observe(self) -> Observation:
+        """What a real robot sees before its first step; LeRobot's pipeline begins its episode anew with it."""
+        known = self._transition
+        self._after.reset()  # it counts steps towards the time limit
+        seen = create_transition(
+            observation=self._env.observe(),
+            info=known[TransitionKey.INFO],
+            complementary_data=known[TransitionKey.COMPLEMENTARY_DATA],
+        )
+        self._transition = self._after(seen)
         return self._observe()
 
     def step(self, action: np.ndarray) -> Step:

@@ -35,7 +35,7 @@ class Recorder:
         self._versions: list[int] = []
 
     def __len__(self) -> int:
-        return len(self._actions)
+        return len(self._versions)  # what is added last: Ctrl-C may come in the middle of a step
 
     def add(
         self, observation: dict[str, np.ndarray], executed: np.ndarray, reward: float, intervention: bool, version: int
@@ -79,17 +79,20 @@ class Recorder:
         Args:
             report: the actor's numbers of it.
         """
+        length = len(self)
         return Episode(
             uid=new_uid(),
             actor=self._actor,
             task=self._task,
             outcome=outcome,
-            state=np.stack(self._states),
-            action=np.stack(self._actions),
-            reward=np.array(self._rewards, dtype=np.float32),
-            intervention=np.array(self._interventions, dtype=bool),
+            state=np.stack(self._states[:length]),
+            action=np.stack(self._actions[:length]),
+            reward=np.array(self._rewards[:length], dtype=np.float32),
+            intervention=np.array(self._interventions[:length], dtype=bool),
             policy_version=np.array(self._versions, dtype=np.int64),
-            pictures={name: [encoding.result() for encoding in series] for name, series in self._pictures.items()},
+            pictures={
+                name: [encoding.result() for encoding in series[:length]] for name, series in self._pictures.items()
+            },
             started=self._started,
             report=report,
         )

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 KEY = "policy.actor_learner_config"
 TOKEN_VARIABLE = "PI05_RL_TOKEN"
 CHUNK_BYTES = 1 << 20
+FINISHED = ("learner-finished", "1")  # behind the last weights of a learner that has made all its steps
 SLOWEST_BYTES_S = 50_000  # an episode that comes slower than this is given up, on both sides
 MESSAGE_BYTES = 4 << 20  # larger messages are refused by gRPC before they are read
 KEEPALIVE = [  # a peer that answers no ping for so long is gone, whatever its socket says

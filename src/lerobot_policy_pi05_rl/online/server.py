@@ -16,7 +16,7 @@ from .episode import BadEpisodeError, EpisodeSpec, unpack
 from .inbox import Inbox
 from .learner_pb2_grpc import LearnerServicer, add_LearnerServicer_to_server
 from .receiving import CutOffError, RefusalError, Transfer, Watchdog, receive
-from .security import CHUNK_BYTES, SERVER_OPTIONS, TokenInterceptor, bind, load_token, printable
+from .security import CHUNK_BYTES, FINISHED, SERVER_OPTIONS, TokenInterceptor, bind, load_token, printable
 from .weights_transfer import WeightsBox
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ MEMORY_BYTES = 2 << 30  # of all episodes that are being received
 MAX_NUMBERS = 1000  # of one report
 POLL_S = 0.5  # how soon a stream sees that its actor is gone or the learner stops
 GRACE_S = 2.0  # what calls under way have left when the learner stops
+FAREWELL_S = 10.0  # how long a learner that is done waits for its actors to hear it
 
 
 class LearnerServer(LearnerServicer):
@@ -64,6 +65,7 @@ class LearnerServer(LearnerServicer):
         self.actors: dict[str, float] = {}
         memory = max(MEMORY_BYTES, 2 * spec.max_bytes)  # whatever arrives meanwhile, a whole episode has room
         self._lock, self._stopping, self._watchdog = threading.Lock(), threading.Event(), Watchdog(stall_s, memory)
+        self._finished = threading.Event()
         token = load_token(connection)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="learner-server")
         self._server = grpc.server(
@@ -86,6 +88,14 @@ class LearnerServer(LearnerServicer):
         self._watchdog.stop()
         self._pool.shutdown(wait=True)  # whoever is storing an episode finishes
 
+    def finish(self) -> None:
+        """Tell the actors that the learner has made all its steps, so that they end instead of waiting for another
+        start of it."""
+        self._finished.set()
+        deadline = time.monotonic() + FAREWELL_S
+        while self.weights.listeners and time.monotonic() < deadline:
+            time.sleep(POLL_S / 10)
+
     def Join(self, request: pb.Hello, context: grpc.ServicerContext) -> Iterator[pb.Chunk]:  # noqa: N802
         """An actor asks how the policy reads the world."""
         with self._answering("Join", request.actor, context):
@@ -100,7 +110,11 @@ class LearnerServer(LearnerServicer):
         session, version = request.session, request.known_version
         with self._answering("StreamWeights", request.actor, context), self.weights.listening():
             while context.is_active() and not self._stopping.is_set():
-                message = self.weights.wait_newer(session, version, POLL_S)
+                finished = self._finished.is_set()  # asked first: what was published before is sent before
+                message = self.weights.wait_newer(session, version, 0.0 if finished else POLL_S)
+                if message is None and finished:
+                    context.set_trailing_metadata((FINISHED,))
+                    return
                 if message is None:
                     continue
                 session, version, size = message.session, message.version, len(message.data)

@@ -36,8 +36,7 @@ def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_to
         ConfigError: the configuration is impossible, or an argument is.
         DatasetError: the dataset's metadata is damaged.
     """
-    config.policy.learner_device = None  # the plan is for another machine than this one
-    config.validate()
+    config.validate(device_key=None)  # the plan is for another machine than this one
     policy, assumptions = config.policy, []
     for name, value in (("--cameras", cameras), ("--text", text_tokens)):
         if value is not None and value < 1:
