@@ -176,7 +176,7 @@ class FakeEnv:
         self.executed.append(executed)
         ends = self.last if self.steps == self.length else {}
         values = {"terminated": False, "truncated": False, "success": False, **ends}
-        return Step(self._observe(), executed, float(values["success"]), intervention=human, **values)
+        return Step(self._observe(), executed, float(bool(values["success"])), intervention=human, **values)
 
     def close(self):
         self.closed = True

@@ -3,11 +3,24 @@
 from dataclasses import replace
 
 import pytest
-from test_online_actor import FakeEnv, FakeModel, make_control
+from test_online_actor import (  # noqa: F401 - fixtures, too
+    FakeClient,
+    FakeEnv,
+    FakeModel,
+    FakePanda,
+    UnreachableError,
+    make_control,
+    make_spec,
+    panda_config,
+    panda_setup,
+    wire,
+)
 
 from lerobot_policy_pi05_rl.actor_config import ActorConfig
 from lerobot_policy_pi05_rl.errors import UserError
+from lerobot_policy_pi05_rl.online.actor import run_actor
 from lerobot_policy_pi05_rl.online.control import Control, Stats
+from lerobot_policy_pi05_rl.online.episode import unpack
 from lerobot_policy_pi05_rl.returns import Outcome
 
 SUCCEEDS_AT, LENGTH = 1, 4  # step of the success, which does not end the episode; steps in all
@@ -85,3 +98,54 @@ def play(end, succeeds):
 def test_a_known_outcome_survives_whatever_ends_the_episode(end, succeeds):
     after_success, otherwise = ENDS[end]
     assert play(end, succeeds) == (after_success if succeeds else otherwise, LENGTH)
+
+
+def test_an_exception_of_the_run_keeps_the_success_that_was_seen(tmp_path, wire, panda_setup):  # noqa: F811
+    env, client = FakePanda(length=9), FakeClient(panda_setup)
+    step = env.step
+
+    def failing(action):
+        if env.steps == 3:
+            raise UserError("the environment's state is (3,), but the policy reads (4,)")
+        return replace(step(action), success=env.steps == 2)
+
+    env.step = failing
+    with pytest.raises(UserError, match="state is"):
+        run_actor(panda_config(tmp_path, panda_setup), client=client, environment=env)
+    waiting = [path.read_bytes() for path in (tmp_path / "run" / "actors" / "arm").glob("*.safetensors")]
+    (episode,) = [unpack(data, make_spec(panda_setup)) for data in [*waiting, *(data for _, data in client.received)]]
+    assert episode.outcome is Outcome.SUCCESS and len(episode) == 3
+
+
+class DoneClient(FakeClient):
+    """Its learner sends weights, then either has made all its steps or is gone."""
+
+    def __init__(self, setup, finished):
+        super().__init__(setup)
+        self.finished, self.streams = finished, 0
+
+    def stream_weights(self, session, known_version):
+        yield from super().stream_weights(session, known_version)
+        error = UnreachableError("the learner has stopped")
+        error.finished = self.finished
+        self.streams += 1
+        self.away |= self.streams == 1 and not self.finished
+        raise error
+
+
+def test_an_actor_ends_with_a_learner_that_has_made_all_its_steps(tmp_path, wire, panda_setup, caplog):  # noqa: F811
+    caplog.set_level("INFO")
+    env, client = FakePanda(length=3), DoneClient(panda_setup, finished=True)
+    run_actor(panda_config(tmp_path, panda_setup, actor={"episodes": 10**6}), client=client, environment=env)
+    assert env.closed and "The learner has made all its steps; this actor ends, too" in caplog.text
+    kept = len(client.received) + len(list((tmp_path / "run" / "actors" / "arm").glob("*.safetensors")))
+    assert kept == env.resets  # the episode it was in was played to its end
+
+
+def test_an_actor_outlives_a_learner_that_has_died(tmp_path, wire, panda_setup, caplog):  # noqa: F811
+    caplog.set_level("INFO")
+    env, client = FakePanda(length=3), DoneClient(panda_setup, finished=False)
+    cfg = panda_config(tmp_path, panda_setup, actor={"episodes": 3, "inference": "sync"})
+    env.on_step = lambda number: setattr(client, "away", client.away and env.resets < 3)
+    run_actor(cfg, client=client, environment=env)
+    assert env.resets == 3 and "this actor ends, too" not in caplog.text

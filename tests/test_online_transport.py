@@ -724,3 +724,27 @@ def test_the_inbox_keeps_the_order_and_outlives_a_restart(tmp_path, caplog):
     assert not inbox.store(uids[0], b"again")
     with pytest.raises(ValueError, match="uid"):
         inbox.store("../x", b"")
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_learner_says_whether_it_is_done_or_only_gone(learner, done):
+    learner.weights.publish("s", 3, b"first")
+    ended, versions = [], []
+
+    def listen():
+        try:
+            for header, _ in client.stream_weights("s", -1):
+                versions.append(header.version)
+        except Unreachable as error:
+            ended.append(error.finished)
+
+    with learner.serving() as server, learner.client() as client:
+        listening = threading.Thread(target=listen)
+        listening.start()
+        wait_until(lambda: versions == [3])
+        learner.weights.publish("s", 4, b"last")
+        if done:
+            server.finish()
+            wait_until(lambda: ended)
+    listening.join(WAIT_S)
+    assert ended == [done] and (versions == [3, 4] or not done)
