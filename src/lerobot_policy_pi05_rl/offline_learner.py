@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from lerobot.common.train_utils import should_save_checkpoint
 
+from .action_limits import say_what_limits_cut
 from .checkpointing import link_last, load_training_state
 from .config import ConfigError, PI05RLTrainConfig
 from .critic_data import critic_data
@@ -254,6 +255,8 @@ def announce(cfg: PI05RLTrainConfig, data: OfflineData, algorithm: RecapAlgorith
         f"{total:,}",
         {k: f"{v:,}" for k, v in trained.items()},
     )
+    if algorithm.processes.is_main:
+        say_what_limits_cut(cfg.actor, data.sources, cfg.tag)
     logger.info("%s Output directory: %s", cfg.tag, cfg.run_dir)
     if checkpoint is not None:
         logger.info("%s Resuming at step %d from %s", cfg.tag, algorithm.optimization_step, checkpoint)

@@ -16,11 +16,19 @@ from typing import Any
 import numpy as np
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
+from ..action_limits import cuts_of_statistics
 from ..config import ConfigError
 from ..errors import UserError
 from ..returns import Outcome
 from ..runtime import StopSignal
-from .actor_setup import build_policy, check_frozen, choose_task, decode_policy_config, read_processors
+from .actor_setup import (
+    absolute_statistics,
+    build_policy,
+    check_frozen,
+    choose_task,
+    decode_policy_config,
+    read_processors,
+)
 from .actor_threads import Reporter, WeightsThread, wait_for_learner
 from .chunk_model import ChunkModel
 from .config import OnlineTrainConfig
@@ -108,6 +116,9 @@ class Actor:
             features = {**config.input_features, **config.output_features}
             environment = make_environment(cfg, features, list(setup.action_names))
             stack.callback(environment.close)
+        said = cuts_of_statistics(cfg.actor, environment.action_names, absolute_statistics(processors[0]))
+        for text in said:
+            logger.warning("[ACTOR] %s", text)
         check_names("actor.hold_action", cfg.actor.hold_action, environment.action_names)
         if abs(environment.fps - setup.fps) > 1e-3:
             raise ConfigError(

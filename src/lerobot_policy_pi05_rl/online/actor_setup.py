@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import draccus
+import numpy as np
 import torch
 from draccus.utils import DraccusException
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
+from lerobot.utils.constants import ACTION
 
 from ..adapters import add_adapter
 from ..configuration_pi05_rl import PI05RLConfig
@@ -135,6 +138,17 @@ def read_processors(files: dict[str, bytes], config: PI05RLConfig) -> tuple[Any,
                 _check_steps(name, data)
             (Path(folder) / name).write_bytes(data)
         return load_processors(config, folder)
+
+
+def absolute_statistics(preprocessor: Any) -> dict[str, np.ndarray] | None:
+    """statistic → (A,) of the recorded actions, which the policy's preprocessor normalises with; None if it normalises
+    none, or relative ones."""
+    steps = getattr(preprocessor, "steps", [])
+    relative = any(isinstance(step, RelativeActionsProcessorStep) and step.enabled for step in steps)
+    normalizer = next((step for step in steps if isinstance(step, NormalizerProcessorStep)), None)
+    if relative or normalizer is None or ACTION not in (normalizer.stats or {}):
+        return None
+    return {name: np.asarray(torch.as_tensor(value).cpu()) for name, value in normalizer.stats[ACTION].items()}
 
 
 def _check_steps(name: str, data: bytes) -> None:
