@@ -34,8 +34,9 @@ class ActorConfig:
     stale_observation_s: float = 0.5  # an observation this old is not acted on; a camera that froze this long is stale
     on_fault: str = "hold"  # hold | stop: what a stale observation or a NaN of the policy leads to
     fault_timeout_s: float = 2.0  # a fault that lasts so long ends the episode as cut off
-    # What an episode is whose time is up: failure, truncated (nobody knows how it would have ended), or auto: a
-    # failure where the environment itself says whether an episode succeeded, truncated where only a person does.
+    # What an episode is whose time is up, or that the environment ends without a word: failure, truncated (nobody
+    # knows how it would have ended), or auto: a failure where the environment itself says whether an episode
+    # succeeded, truncated where only a person does.
     time_limit: str = "auto"
     spool_dir: Path | None = None  # episodes wait here until the learner has them; None: <output_dir>/actors/<name>
     spool_gb: float = 20.0  # the actor stops at an episode's end once more than that waits

@@ -165,8 +165,10 @@ class Control:
             return None
         if self._success:
             return Ending(Outcome.SUCCESS, "success")
-        if step.terminated:
+        if step.terminated and step.success is not None:
             return Ending(Outcome.FAILURE, "failure")
+        if step.terminated:
+            return Ending(time_limit_outcome(self._actor.time_limit, judges=False), "nobody says whether it succeeded")
         return Ending(time_limit_outcome(self._actor.time_limit, self._env.judges), "time limit")
 
 
