@@ -73,8 +73,10 @@ def load_config[C: PI05RLTrainConfig](
             raise ConfigError(f"{path}: policy.type must be pi05_rl, got {policy['type']!r}")
         _inherit_sizes(policy)
     env = raw.get("env")
-    if isinstance(env, dict) and env.get("type") == "gym_manipulator":
-        _register_devices()
+    if isinstance(env, dict):  # nobody else pays for their import
+        register_third_party_plugins()  # lerobot_env_*, lerobot_robot_*, lerobot_teleoperator_*, lerobot_camera_*
+        if env.get("type") == "gym_manipulator":
+            _register_devices()
     raw.pop("checkpoint_path", None)  # LeRobot saves this field but does not read it back (init=False)
     nulls = forbidden_nulls(PI05RLTrainConfig, raw)
     if nulls:
@@ -102,7 +104,7 @@ def _inherit_sizes(policy: dict[str, Any]) -> None:
 def _register_devices() -> None:
     """Make LeRobot's cameras, robots and teleoperators known to draccus, so that a robot's configuration parses.
 
-    The same ones as ``lerobot.rl.gym_manipulator`` imports, and plugins; no hardware is touched.
+    The same ones as ``lerobot.rl.gym_manipulator`` imports; no hardware is touched.
     """
     for module in (
         "lerobot.cameras.opencv",
@@ -115,7 +117,6 @@ def _register_devices() -> None:
         "lerobot.teleoperators.keyboard",
     ):
         importlib.import_module(module)
-    register_third_party_plugins()
 
 
 def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:

@@ -35,6 +35,10 @@ class Alignment:
         """The dataset's name of the policy's ``key``."""
         return self.names.get(key, key)
 
+    def policy_name(self, own: str) -> str:
+        """The policy's name of the dataset's ``own``."""
+        return next((key for key, name in self.names.items() if name == own), own)
+
     def scaled(self, key: str, values: np.ndarray) -> np.ndarray:
         """(…, D) recorded values of ``key`` → (…, D) float32 in the first dataset's scale."""
         values = values.astype(np.float32)

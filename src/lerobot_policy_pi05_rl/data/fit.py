@@ -8,7 +8,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 
 from ..config import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
-from .alignment import Alignment, affine_to, own_names
+from .alignment import Alignment, affine_to, own_names, renamed
 from .cameras import EMPTY_CAMERA, check_camera, policy_features
 from .names import dimension_names
 from .normalisation import mode_of
@@ -28,7 +28,7 @@ def align_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[Source]
     weights = cfg.dataset.weights
     if weights is not None and len(weights) != len(sources):
         raise DatasetError(f"dataset.weights has {len(weights)} number(s) for {len(sources)} dataset(s)")
-    sources = _rename(cfg.rename_map, sources)
+    sources = _rename(cfg.rename_map, sources, acts=cfg.env is not None)
     rate = sources[0].dataset.meta.fps
     sources = [
         replace(source, alignment=replace(source.alignment, rate=source.dataset.meta.fps / rate)) for source in sources
@@ -43,18 +43,27 @@ def align_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[Source]
     return sources
 
 
-def _rename(rename_map: dict[str, str], sources: list[Source]) -> list[Source]:
+def _rename(rename_map: dict[str, str], sources: list[Source], *, acts: bool) -> list[Source]:
+    """
+    Args:
+        acts: the configuration has an environment, whose observations ``rename_map`` is for, too.
+    """
     unused = [key for key in rename_map if not any(key in source.dataset.meta.features for source in sources)]
-    if unused:
+    if unused and not acts:
         raise DatasetError(f"rename_map names {unused[0]}, which no dataset has")
-    renamed = []
+    for key in unused:
+        logger.warning("[DATA] rename_map names %s, which no dataset has; the environment (env) should", key)
+    sources_renamed = []
     for source in sources:
         try:
             names = own_names(source.dataset.meta.features, rename_map)
         except ValueError as error:
             raise DatasetError(f"dataset {source.name}: {error}") from error
-        renamed.append(replace(source, alignment=Alignment(names)))
-    return renamed
+        columns = renamed(source.columns, names)
+        for key in {ACTION, OBS_STATE} & names.keys() & columns.keys():
+            columns[key] = columns[key].reshape(len(columns[key]), -1)
+        sources_renamed.append(replace(source, alignment=Alignment(names), columns=columns))
+    return sources_renamed
 
 
 def _to_scale_of(first: Source, source: Source, policy: PI05RLConfig) -> Source:

@@ -47,14 +47,15 @@ def raw_column(source: Source, name: str) -> np.ndarray | None:
     """
     values = source.columns.get(name)
     if values is None:
-        feature = getattr(source.dataset, "meta", None) and source.dataset.meta.features.get(name)
+        feature = getattr(source.dataset, "meta", None) and source.features.get(name)
         if not feature or feature["dtype"] in ("image", "video"):
             return None
         table = source.dataset.hf_dataset.data
-        if name not in table.column_names:
+        own = source.alignment.own_name(name)
+        if own not in table.column_names:
             return None
         values = np.empty(table.num_rows, dtype=object)
-        values[:] = table.column(name).to_pylist()
+        values[:] = table.column(own).to_pylist()
     frames = int(source.ends[-1]) if len(source.ends) else 0
     if values.size != frames:
         raise DatasetError(

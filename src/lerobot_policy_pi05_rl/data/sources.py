@@ -36,7 +36,7 @@ class Source:
     name: str
     dataset: LeRobotDataset
     video_backend: str
-    columns: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray]  # by the policy's names, once it is aligned
     starts: np.ndarray  # (episodes,) first row of each episode
     ends: np.ndarray  # (episodes,) one past its last row
     tasks: list[str]  # (episodes,) task text
@@ -56,7 +56,7 @@ class Source:
 
     def recorded(self, key: str) -> np.ndarray:
         """(frames, D) the column of the policy's ``key`` as recorded."""
-        values = self.columns[self.alignment.own_name(key)]
+        values = self.columns[key]
         return values.reshape(len(values), -1)
 
     def column(self, names: tuple[str, ...], episode: int) -> np.ndarray | None:
@@ -208,6 +208,6 @@ def dataset_fingerprint(source: Source) -> str:
     essentials = [int(meta.total_frames), float(meta.fps), features, (source.ends - source.starts).tolist()]
     digest = hashlib.blake2b(json.dumps(essentials, sort_keys=True).encode(), digest_size=16)
     for key in ("episode_index", ACTION, OBS_STATE):
-        if key in source.columns:
-            digest.update(np.ascontiguousarray(source.columns[key]).tobytes())
+        if key in meta.features and (name := source.alignment.policy_name(key)) in source.columns:
+            digest.update(np.ascontiguousarray(source.columns[name]).tobytes())
     return digest.hexdigest()

@@ -13,8 +13,10 @@ from lerobot.envs.utils import NEW_ROLLOUT_OPTION, close_envs, preprocess_observ
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from ..config import ConfigError
+from ..data.alignment import own_names, renamed
 from ..data.fit import EMPTY_CAMERA
 from ..errors import UserError
+from ..success import SuccessReader
 from .config import OnlineTrainConfig
 from .safety import ActionLimits
 
@@ -36,7 +38,7 @@ class Step:
     reward: float
     terminated: bool
     truncated: bool  # its time was up
-    success: bool
+    success: bool | None  # None: the environment does not say
     intervention: bool = False  # a person acted
     rerecord: bool = False  # a person wants the episode forgotten
 
@@ -96,15 +98,17 @@ def make_environment(
 class RegisteredEnvironment:
     """A simulator that LeRobot makes from ``env``, driven as ``lerobot-eval`` drives it."""
 
-    real_robot, judges = False, True
+    real_robot = False
 
     def __init__(self, cfg: OnlineTrainConfig, features: dict[str, PolicyFeature], action_names: list[str]):
         self._features, self._limits = features, ActionLimits.of(cfg.actor, action_names)
         self.fps, self.action_names = float(cfg.env.fps), action_names
+        self._success, self._names = SuccessReader(), cfg.rename_map
         try:
             suites = make_env(cfg.env, n_envs=1)
-        except (ImportError, ValueError, RuntimeError, OSError) as error:
-            raise UserError(f"env.type={cfg.env.type} cannot be made: {error}") from error
+        except Exception as error:  # of other people's simulators: anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"env.type={cfg.env.type} cannot be made: {reason}") from error
         made = [env for tasks in suites.values() for env in tasks.values()]
         if len(made) != 1:
             close_envs(suites)
@@ -112,6 +116,10 @@ class RegisteredEnvironment:
         self._env, (self._before, self._after) = made[0], make_env_pre_post_processors(cfg.env, cfg.policy)
         self.task = self._describe_task() or cfg.env.task or ""
         self._last: np.ndarray | None = None
+
+    @property
+    def judges(self) -> bool:
+        return self._success.says
 
     def _describe_task(self) -> str:
         for attribute in ("task_description", "task"):
@@ -131,6 +139,7 @@ class RegisteredEnvironment:
         sent = self._after({ACTION: torch.from_numpy(wanted)[None]})[ACTION].cpu().numpy()
         raw, reward, terminated, truncated, info = self._env.step(sent)
         # A vector environment starts anew by itself; what the last step said lies in final_info then.
+        ends = {"reward": float(reward[0]), "terminated": bool(terminated[0]), "truncated": bool(truncated[0])}
         last_info = info.get("final_info", info)
         intervention = bool(_of_one(last_info, "is_intervention", False))
         executed = wanted
@@ -140,15 +149,14 @@ class RegisteredEnvironment:
         return Step(
             observation=self._observe(raw),
             executed=executed,
-            reward=float(reward[0]),
-            terminated=bool(terminated[0]),
-            truncated=bool(truncated[0]),
-            success=bool(_of_one(last_info, "is_success", False)),
+            success=self._success.read(info, **ends),
             intervention=intervention,
+            **ends,
         )
 
     def _observe(self, raw: dict[str, Any]) -> Observation:
-        return to_observation(self._before({**preprocess_observation(raw), "task": [self.task]}), self._features)
+        batch = self._before({**preprocess_observation(raw), "task": [self.task]})
+        return to_observation(batch, self._features, self._names)
 
     def close(self) -> None:
         self._env.close()
@@ -164,19 +172,31 @@ def _of_one(info: Any, key: str, default: Any) -> Any:
     return value[0] if np.ndim(value) else value
 
 
-def to_observation(batch: dict[str, Any], features: dict[str, PolicyFeature]) -> Observation:
+def to_observation(
+    batch: dict[str, Any], features: dict[str, PolicyFeature], rename_map: dict[str, str] | None = None
+) -> Observation:
     """LeRobot's batch of one, (1, 3, H, W) float of 0 to 1 and (1, S) float → what the policy's features are.
 
+    Args:
+        rename_map: the environment's names → the policy's, as for datasets.
+
     Raises:
-        ConfigError: a feature is missing or of another shape.
+        ConfigError: a feature is missing or of another shape, or two things would have one name.
     """
     observation: Observation = {}
+    try:
+        batch = renamed(batch, own_names(batch, rename_map or {}))
+    except ValueError as error:
+        raise ConfigError(f"the environment: {error}") from error
     for key, feature in features.items():
         if feature.type is FeatureType.ACTION or key.startswith(EMPTY_CAMERA):
             continue
         if key not in batch:
             known = ", ".join(sorted(name for name, value in batch.items() if isinstance(value, torch.Tensor)))
-            raise ConfigError(f"the policy reads {key}, which the environment does not give; it gives {known}")
+            raise ConfigError(
+                f"the policy reads {key}, which the environment does not give; it gives {known}. If it only has "
+                'another name, say so: rename_map={"<its name>": "<the policy\'s>"}'
+            )
         value = batch[key].detach().cpu().squeeze(0)
         if tuple(value.shape) != tuple(feature.shape):
             raise ConfigError(

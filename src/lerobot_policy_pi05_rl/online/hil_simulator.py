@@ -121,12 +121,19 @@ def ignored_options(processor: HILSerlProcessorConfig) -> str:
     return ", ".join(f"env.processor.{name}" for name in names if getattr(processor, name) is not None)
 
 
-def check_fits(env: gym.Env, pipeline: Any, features: dict[str, PolicyFeature], action_names: list[str]) -> None:
+def check_fits(
+    env: gym.Env,
+    pipeline: Any,
+    features: dict[str, PolicyFeature],
+    action_names: list[str],
+    rename_map: dict[str, str] | None = None,
+) -> None:
     """Refuse a policy that reads or does something else, before the first episode.
 
     Args:
         pipeline: LeRobot's environment processor.
         action_names: the dataset's, or numbers.
+        rename_map: the observations' names → the policy's.
 
     Raises:
         ConfigError: a feature is missing or of another shape, or the actions are others.
@@ -136,7 +143,7 @@ def check_fits(env: gym.Env, pipeline: Any, features: dict[str, PolicyFeature], 
         theirs = ", ".join(action_names)
         raise ConfigError(f"gym-hil has the {width} actions {', '.join(ACTIONS)}, but the policy {wanted}: {theirs}")
     seen = pipeline(create_transition(observation=blank(env.observation_space), info={}, complementary_data={}))
-    to_observation(seen[TransitionKey.OBSERVATION], features)
+    to_observation(seen[TransitionKey.OBSERVATION], features, rename_map)
 
 
 def blank(space: spaces.Space) -> Any:

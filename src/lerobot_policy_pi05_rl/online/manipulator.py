@@ -16,6 +16,7 @@ from lerobot.teleoperators.utils import TeleopEvents
 
 from ..config import ConfigError
 from ..errors import UserError
+from ..success import told_success
 from .config import OnlineTrainConfig
 from .environment import HardwareError, Observation, Step, to_observation
 from .hil_simulator import SeededReset, check_fits, forget_correction, make_simulator
@@ -108,7 +109,9 @@ def make_manipulator(
         )
         env = LimitedTargets(env, limits)
         pipelines = make_processors(env, teleop, env_cfg)
-        made = ManipulatorEnvironment(env, teleop, pipelines, env_cfg, features, action_names)
+        made = ManipulatorEnvironment(
+            env, teleop, pipelines, env_cfg, features, action_names, rename_map=cfg.rename_map
+        )
         undo.pop_all()
         return made
 
@@ -136,9 +139,9 @@ def _make_simulator(
     with ExitStack() as undo:
         undo.callback(env.close)
         pipelines = make_processors(env, None, cfg.env)
-        check_fits(env, pipelines[0], features, action_names)
+        check_fits(env, pipelines[0], features, action_names, cfg.rename_map)
         undo.pop_all()
-    return ManipulatorEnvironment(env, None, pipelines, cfg.env, features, action_names, limits)
+    return ManipulatorEnvironment(env, None, pipelines, cfg.env, features, action_names, limits, cfg.rename_map)
 
 
 class ManipulatorEnvironment:
@@ -149,6 +152,7 @@ class ManipulatorEnvironment:
         teleop: with which a person takes over; None: the simulator has its own.
         pipelines: LeRobot's environment and action processors.
         limits: of the policy's actions, where ``env`` has none of its own.
+        rename_map: the observations' names → the policy's.
     """
 
     def __init__(
@@ -160,7 +164,9 @@ class ManipulatorEnvironment:
         features: dict[str, PolicyFeature],
         action_names: list[str],
         limits: ActionLimits | None = None,
+        rename_map: dict[str, str] | None = None,
     ):
+        self._names = rename_map
         self._env, self._teleop, (self._after, self._before) = env, teleop, pipelines
         self._features, self._limits = features, limits
         self.fps, self.task, self.action_names = float(env_cfg.fps), env_cfg.task or "", action_names
@@ -211,8 +217,8 @@ class ManipulatorEnvironment:
         if isinstance(self._teleop, LeaderWithKeys):
             self._teleop.follow(self._env.get_raw_joint_positions())
         reward, terminated = float(transition[TransitionKey.REWARD]), bool(transition[TransitionKey.DONE])
-        # gym-hil's own keys: "succeed" is what the simulator says, "next.success" what a person did.
-        success = any(info.get(key) for key in (TeleopEvents.SUCCESS, "is_success", "succeed", "next.success"))
+        # Of gym-hil "succeed" is what the simulator says, "next.success" what a person did.
+        success = bool(told_success(info).success)
         intervention = bool(info.get(TeleopEvents.IS_INTERVENTION))
         self._last = self._executed(action, intervention)
         return Step(
@@ -236,7 +242,7 @@ class ManipulatorEnvironment:
         return torch.as_tensor(action).detach().cpu().float().numpy().reshape(-1)
 
     def _observe(self) -> Observation:
-        return to_observation(self._transition[TransitionKey.OBSERVATION], self._features)
+        return to_observation(self._transition[TransitionKey.OBSERVATION], self._features, self._names)
 
     def close(self) -> None:
         try:

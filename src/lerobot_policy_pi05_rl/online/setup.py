@@ -9,6 +9,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from ..config import ConfigError
 from ..critic_data import read_critic_data, reward_scale, scale_differences
 from ..data.loading import OfflineData, policy_cameras
+from ..data.names import dimension_names
 from ..recap import RecapAlgorithm
 from . import learner_pb2
 from .batches import online_count
@@ -95,7 +96,6 @@ def actor_setup(
         files = {path.name: path.read_bytes() for path in directory.iterdir()}
         algorithm.policy.config.save_pretrained(directory)
         policy_config = (directory / "config.json").read_text()
-    names = data.sources[0].features[ACTION].get("names")
     return learner_pb2.ActorSetup(
         session=session,
         policy_config=policy_config,
@@ -105,5 +105,5 @@ def actor_setup(
         frozen_fingerprint=frozen_fingerprint(algorithm.policy, set(pushed_tensors(algorithm.policy))),
         max_episode_bytes=spec.max_bytes,
         max_episode_frames=spec.max_frames,
-        action_names=list(names) if isinstance(names, list | tuple | dict) else [],
+        action_names=dimension_names(data.sources[0].features[ACTION]) or [],
     )

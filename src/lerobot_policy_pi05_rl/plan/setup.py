@@ -8,6 +8,7 @@ from lerobot.configs import FeatureType
 from lerobot.utils.constants import ACTION, HF_LEROBOT_HOME, OBS_STATE
 
 from ..config import ConfigError, PI05RLTrainConfig
+from ..data.alignment import own_names, renamed
 from ..data.cameras import policy_features
 from ..data.loading import policy_cameras
 from ..data.sources import DatasetError
@@ -47,7 +48,7 @@ def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_to
     elif not policy.image_features:
         file = Path(config.dataset.root or HF_LEROBOT_HOME / config.dataset.repo_id) / "meta" / "info.json"
         if file.is_file():
-            _read_features(policy, file)
+            _read_features(policy, file, config.rename_map)
             assumptions.append(f"cameras and dimensions of {file.parents[1]}")
         else:
             policy = with_cameras(policy, CAMERAS)
@@ -66,10 +67,11 @@ def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_to
     return Setup(config, shape, assumptions)
 
 
-def _read_features(policy, file: Path) -> None:
+def _read_features(policy, file: Path, rename_map: dict[str, str]) -> None:
     """The features as data/loading.py takes them, from the dataset's metadata alone."""
     try:
-        features = policy_features(json.loads(file.read_text())["features"])
+        recorded = json.loads(file.read_text())["features"]
+        features = policy_features(renamed(recorded, own_names(recorded, rename_map)))
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{file} is damaged ({type(error).__name__}: {error})") from error
     missing = [key for key in (OBS_STATE, ACTION) if key not in features]
