@@ -365,7 +365,7 @@ def test_the_critic_beside_an_adapter_labels(tmp_path, mixed_dataset, base):
 def test_a_run_is_resumed_with_its_own_settings(tmp_path, mixed_dataset, base):
     config = lora_config(tmp_path, mixed_dataset, base)
     run(config)
-    with pytest.raises(UserError, match="r 4, not 8"):
+    with pytest.raises(UserError, match=r"cannot go on with peft\.r: 4 → 8"):
         run(config, resume="true", **{"peft.r": 8})
     lora_config(tmp_path, mixed_dataset, base, peft=None)
     with pytest.raises(ConfigError, match="holds an adapter, but the configuration asks for no peft"):

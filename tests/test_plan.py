@@ -242,3 +242,10 @@ def test_the_predicted_peak_is_within_15_percent_of_the_measured_one():
     assert len(rows) == 4
     for row in rows:
         assert row["predicted"] == pytest.approx(row["measured"], rel=0.15), row
+
+
+def test_an_adapter_is_refused_until_it_is_counted(tmp_path, capsys):
+    config = write_config(tmp_path / "c.json", tmp_path, tmp_path / "run", policy__pi05_checkpoint="lerobot/pi05_base")
+    code, printed, error = plan(capsys, config, "--peft.method_type=LORA", "--peft.r=16")
+    assert (code, printed) == (2, "")
+    assert "peft: adapters are not counted yet; leave peft.* out" in error

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lerobot_policy_pi05_rl import offline_learner
 from lerobot_policy_pi05_rl.checkpointing import checkpoints_of, prune
-from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.manifest import MANIFEST
@@ -208,7 +208,7 @@ def test_differences_are_those_of_keys_that_both_versions_know():
 def test_evaluations_matter_only_where_the_critic_stops_by_them():
     for patience, expected in ((None, "harmless"), (3, "learning")):
         old, new = ({"eval_steps": steps, "policy": {"critic_early_stop": patience}} for steps in (1, 2))
-        changes = compare_configs(old, new)
+        changes = compare_configs(old, new, PI05RLTrainConfig.reads.fget(None))
         assert getattr(changes, expected) == [Change("eval_steps", 1, 2)] and sum(map(len, changes)) == 1
 
 

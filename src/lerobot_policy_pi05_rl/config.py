@@ -3,8 +3,10 @@
 
 import importlib.util
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lerobot.configs.default import DatasetConfig, WandBConfig
 from lerobot.rl.train_rl import TrainRLServerPipelineConfig
@@ -12,18 +14,18 @@ from lerobot.utils.device_utils import is_torch_device_available
 
 from . import config_encoding  # noqa: F401 - registers an encoder
 from .actor_config import ActorConfig, ReplayConfig
+from .config_keys import KEYS, OFFLINE, REFUSED, RUNS, WARNED, no_effect, set_names
 from .configuration_pi05_rl import PI05RLConfig
 from .errors import UserError
 from .returns import RewardConfig
 
 logger = logging.getLogger(__name__)
 
-# Keys of earlier π0.5 RL learners that are accepted and do nothing: key → what replaces it.
-REPLACED_KEYS = {
-    "advantage_scaling": "the advantage is a tag, not a number: set advantage_positive_fraction",
-    "storage_device": "frames stay in the dataset's own files and are decoded when drawn",
-    "async_prefetch": "num_workers and prefetch_factor of the data loader prefetch",
+LEAST_VALUES = {
+    **dict.fromkeys(("batch_size", "keep_last_checkpoints", "prefetch_factor", "log_freq"), 1),
+    **dict.fromkeys(("num_workers", "seed", "eval_steps", "max_eval_samples", "tolerance_s"), 0),
 }
+WANDB_MODES = ("online", "offline", "disabled")
 STATISTICS = ("pooled", "own")
 LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the ones that leave the base as it is
 
@@ -87,10 +89,14 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             raise ConfigError(f"policy.type must be pi05_rl, got {getattr(self.policy, 'type', None)!r}")
         if self.dataset is None:
             raise ConfigError("dataset.repo_id is missing: the offline learner learns from a LeRobot dataset")
+        refused = set_names(self, REFUSED)
+        if refused:
+            each = [f"{', '.join(names)} is not supported: {KEYS[node].advice}" for node, names in refused.items()]
+            raise ConfigError("; ".join(each))
         self._check_mixture()
-        if self.dataset.streaming:
-            raise ConfigError("dataset.streaming is not supported: samples are drawn in random order from local files")
-        for name, least in (("batch_size", 1), ("keep_last_checkpoints", 1), ("num_workers", 0), ("seed", 0)):
+        if self.wandb.mode not in (None, *WANDB_MODES):
+            raise ConfigError(f"wandb.mode must be one of {', '.join(WANDB_MODES)}, got {self.wandb.mode!r}")
+        for name, least in LEAST_VALUES.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
@@ -104,8 +110,6 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             raise ConfigError("resume_from says where resume goes on, but resume is false; set resume=true")
         if self.save_checkpoint_to_hub and not self.policy.repo_id:
             raise ConfigError("save_checkpoint_to_hub needs policy.repo_id: the Hub repository they go to")
-        if self.sample_weighting is not None:
-            raise ConfigError("sample_weighting is not supported by the offline learner")
         self._check_peft()
         if self.policy.uses_advantage and not self.policy.train_critic and self.dataset.labeling is None:
             raise ConfigError(
@@ -118,9 +122,7 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             )
         if device_key is not None:
             self.check_device(device_key)
-        for key, replacement in REPLACED_KEYS.items():
-            if getattr(self.policy, key) is not None:
-                logger.warning("policy.%s is accepted and has no effect: %s", key, replacement)
+        say([no_effect(names, KEYS[node].advice) for node, names in set_names(self, WARNED).items()])
         self.job_name = self.job_name or "pi05_rl_offline"
 
     def _check_mixture(self) -> None:
@@ -152,9 +154,9 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             )
 
     def _check_peft(self) -> None:
-        self.policy.use_peft = False  # LeRobot sets it once there is an adapter; `peft` asks for one
         if self.peft is None:
             return
+        self.policy.use_peft = False  # LeRobot sets it once there is an adapter; `peft` asks for one
         if not self.policy.pi05_checkpoint:
             raise ConfigError(
                 "peft adapts the weights of a checkpoint, but policy.pi05_checkpoint is null; name one, or leave peft "
@@ -173,6 +175,16 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
                 raise ConfigError(f"peft.{name} must be at least 1, got {value}")
         if importlib.util.find_spec("peft") is None:
             raise ConfigError("the package peft is not installed: pip install 'lerobot[peft]'")
+
+    @staticmethod
+    def directory_of(raw: dict[str, Any]) -> Any:
+        """:attr:`run_dir` of a configuration that is not decoded yet; None: it names none."""
+        return raw.get("output_dir_offline") or raw.get("output_dir")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The readers (:mod:`.config_keys`) that this run is among."""
+        return frozenset({RUNS, OFFLINE})
 
     @property
     def run_dir(self) -> Path:
@@ -210,6 +222,13 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     def wandb_project(self) -> str | None:
         """W&B project of the offline run."""
         return self.wandb.offline_project or self.wandb.project
+
+
+def say(warnings: list[str]) -> None:
+    """Log each once, whatever the number of processes that read the configuration."""
+    if os.environ.get("RANK", "0") == "0":
+        for warning in warnings:
+            logger.warning("%s", warning)
 
 
 def _is_available(device: str) -> bool:

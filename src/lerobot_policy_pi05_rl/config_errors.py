@@ -19,7 +19,7 @@ def forbidden_nulls(cls: type, raw: dict[str, Any], prefix: str = "") -> list[st
     for key, hint in typing.get_type_hints(cls).items():
         if key in raw and raw[key] is None and type(None) not in (typing.get_args(hint) or (hint,)):
             names.append(prefix + key)
-        nested = _nested_dataclass(hint)
+        nested = nested_dataclass(hint)
         if nested is not None and isinstance(raw.get(key), dict):
             names += forbidden_nulls(nested, raw[key], f"{prefix}{key}.")
     return names
@@ -53,7 +53,7 @@ def explain(error: Exception, root: type, *, aliases: list[str]) -> str:
     return "; ".join(parts)
 
 
-def _nested_dataclass(hint: Any) -> type | None:
+def nested_dataclass(hint: Any) -> type | None:
     """The dataclass that a field of this type holds, if any; a policy here is always ours."""
     options = typing.get_args(hint) or (hint,)
     nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
@@ -62,7 +62,7 @@ def _nested_dataclass(hint: Any) -> type | None:
 
 def _known_keys(cls: type, path: list) -> list[str]:
     for part in path:
-        cls = _nested_dataclass(typing.get_type_hints(cls).get(part))
+        cls = nested_dataclass(typing.get_type_hints(cls).get(part))
         if cls is None or cls is EnvConfig:
             return []
     return [field.name for field in dataclasses.fields(cls)]

@@ -4,7 +4,7 @@ A key nobody knows is an error that names it and the nearest known one.
 """
 
 import importlib
-import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,38 +14,13 @@ import yaml
 from draccus.utils import DraccusException
 from lerobot.utils.import_utils import register_third_party_plugins
 
-from .config import ConfigError, PI05RLTrainConfig
+from .checkpoint_sizes import inherit_sizes
+from .config import ConfigError, PI05RLTrainConfig, say
 from .config_errors import explain, forbidden_nulls
+from .config_keys import SIZE_FIELDS as SIZE_FIELDS  # where other modules look for it
+from .config_reading import find_file, read_mapping
 from .configuration_pi05_rl import whole_mapping
-
-ALIASES = {"offline_output_dir": "output_dir_offline"}
-# Fields that the shapes of a checkpoint's tensors and what its networks read (and its chunks) depend on.
-SIZE_FIELDS = [
-    "llm_width",
-    "llm_mlp_dim",
-    "llm_depth",
-    "expert_width",
-    "expert_mlp_dim",
-    "head_dim",
-    "num_kv_heads",
-    "vision_width",
-    "vision_mlp_dim",
-    "vision_depth",
-    "vision_heads",
-    "vision_patch_size",
-    "vocab_size",
-    "image_resolution",
-    "chunk_size",
-    "n_action_steps",
-    "max_action_dim",
-    "max_state_dim",
-    "num_value_bins",
-    "use_separate_critic",
-    "critic_llm_depth",
-    "critic_image_pooling",
-    "critic_folds",
-    "num_value_queries",
-]
+from .earlier_keys import ALIASES, rename_aliases, take_out
 
 
 def load_config[C: PI05RLTrainConfig](
@@ -61,44 +36,63 @@ def load_config[C: PI05RLTrainConfig](
     Raises:
         ConfigError: the file is missing or unreadable, a key is unknown, or a value has the wrong type.
     """
-    raw = _read(Path(path))
-    for key, value in parse_overrides(overrides or []):
+    file = find_file(Path(path))
+    raw = read_mapping(file)
+    pairs = parse_overrides(overrides or [])
+    said = _overridden(file, raw, pairs)
+    try:
+        warnings, refused = take_out(raw)
+        _check_values(raw)
+        if refused:
+            raise ConfigError("; ".join(refused))
+        _complete(raw, kind, {key for key, _ in pairs}, file)
+        nulls = forbidden_nulls(PI05RLTrainConfig, raw)
+        if nulls:
+            raise ConfigError(f"null is not a value of {', '.join(nulls)}")
+        if isinstance(raw["policy"], dict) and "normalization_mapping" in raw["policy"]:
+            whole_mapping(raw["policy"]["normalization_mapping"])  # draccus names neither the mode nor those there are
+        cfg = draccus.decode(kind, raw)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}: a section contains itself, or sections are nested too deep") from error
+    except (DraccusException, AttributeError, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{file}: {explain(error, PI05RLTrainConfig, aliases=list(ALIASES))}") from error
+    say([*said, *warnings])
+    return cfg
+
+
+def _overridden(file: Path, raw: dict[str, Any], pairs: list[tuple[str, Any]]) -> list[str]:
+    """Put the overrides into ``raw``, each name that leads to a key under that key; returns what there is to say."""
+    try:
+        said = rename_aliases(raw)
+        given: dict[str, Any] = {}
+        for key, value in pairs:
+            _assign(given, key, value)
+        said += rename_aliases(given)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    for key, value in pairs:
         _assign(raw, ALIASES.get(key, key), value)
-    for alias, key in ALIASES.items():
-        if alias in raw:
-            raw.setdefault(key, raw.pop(alias))
+    return said
+
+
+def _complete(raw: dict[str, Any], kind: type[PI05RLTrainConfig], overridden: set[str], file: Path) -> None:
+    """Fill in what the configuration leaves to the policy's type and to the checkpoint, and make devices known."""
     policy = raw.setdefault("policy", {})
     if isinstance(policy, dict):
         if policy.setdefault("type", "pi05_rl") != "pi05_rl":
-            raise ConfigError(f"{path}: policy.type must be pi05_rl, got {policy['type']!r}")
-        _inherit_sizes(policy)
+            raise ConfigError(f"policy.type must be pi05_rl, got {policy['type']!r}")
+        inherit_sizes(
+            raw,
+            kind.directory_of(raw),
+            lambda key: "on the command line" if key in overridden else f"in {file.name}",
+        )
     env = raw.get("env")
     if isinstance(env, dict):  # nobody else pays for their import
         register_third_party_plugins()  # lerobot_env_*, lerobot_robot_*, lerobot_teleoperator_*, lerobot_camera_*
         if env.get("type") == "gym_manipulator":
             _register_devices()
-    raw.pop("checkpoint_path", None)  # LeRobot saves this field but does not read it back (init=False)
-    nulls = forbidden_nulls(PI05RLTrainConfig, raw)
-    if nulls:
-        raise ConfigError(f"{path}: null is not a value of {', '.join(nulls)}")
-    try:
-        if isinstance(policy, dict) and "normalization_mapping" in policy:
-            whole_mapping(policy["normalization_mapping"])  # draccus names neither the mode nor those there are
-        return draccus.decode(kind, raw)
-    except (DraccusException, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: {explain(error, PI05RLTrainConfig, aliases=list(ALIASES))}") from error
-
-
-def _inherit_sizes(policy: dict[str, Any]) -> None:
-    """Sizes that the configuration leaves out are those of the local checkpoint it starts from."""
-    checkpoint = policy.get("pi05_checkpoint")
-    file = Path(str(checkpoint)) / "config.json"
-    if not checkpoint or not file.is_file():
-        return
-    stored = _read(file)
-    for name in SIZE_FIELDS:
-        if name in stored:
-            policy.setdefault(name, stored[name])
 
 
 def _register_devices() -> None:
@@ -131,6 +125,8 @@ def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
         if not argument.startswith("--"):
             raise ConfigError(f"unexpected argument {argument!r}; overrides look like --policy.offline_steps=20")
         key, separator, text = argument[2:].partition("=")
+        if not all(key.split(".")):
+            raise ConfigError(f"{argument!r} names no key; overrides look like --policy.offline_steps=20")
         if not separator:
             if index + 1 < len(arguments) and not arguments[index + 1].startswith("--"):
                 index += 1
@@ -156,18 +152,23 @@ def _scalar(text: str) -> Any:
     return text if prose or word else value
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"the configuration file {path} does not exist")
-    try:
-        raw = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is not readable as {path.suffix or 'YAML'}: {' '.join(str(error).split())}"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {type(raw).__name__}, not a mapping of keys")
-    return raw
+def _check_values(node: Any, name: str = "") -> None:
+    """
+    Raises:
+        ConfigError: a number is not finite, a list holds null, or a key is no text.
+    """
+    if isinstance(node, float) and not math.isfinite(node):
+        raise ConfigError(f"{name} is {node}, not a finite number")
+    if isinstance(node, list):
+        if None in node:
+            raise ConfigError(f"{name}[{node.index(None)}] is null; leave it out of the list")
+        for number, inner in enumerate(node):
+            _check_values(inner, f"{name}[{number}]")
+    if isinstance(node, dict):
+        for key, inner in node.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"the key {key!r}{f' of {name}' if name else ''} is not text; put it in quotes")
+            _check_values(inner, f"{name}.{key}" if name else key)
 
 
 def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:

@@ -28,7 +28,20 @@ LEAST_VALUES = {
     "advantage_n_step": 1,
     "guidance_scale": 0,
     "hl_gauss_sigma_ratio": 0,
+    **dict.fromkeys(("llm_width", "llm_mlp_dim", "llm_depth", "expert_width", "expert_mlp_dim", "head_dim"), 1),
+    **dict.fromkeys(("num_kv_heads", "vision_width", "vision_mlp_dim", "vision_depth", "vision_heads"), 1),
+    **dict.fromkeys(("vision_patch_size", "vocab_size", "chunk_size", "n_action_steps", "max_action_dim"), 1),
+    **dict.fromkeys(("max_state_dim", "tokenizer_max_length", "num_inference_steps"), 1),
+    **dict.fromkeys(("critic_warmup_steps", "online_step_before_learning", "episode_logging_freq"), 0),
+    **dict.fromkeys(("online_steps", "online_buffer_capacity", "scheduler_decay_steps"), 1),
+    **dict.fromkeys(("scheduler_warmup_steps", "scheduler_decay_lr", "optimizer_weight_decay", "actor_lr"), 0),
+    **dict.fromkeys(("critic_lr", "empty_cameras"), 0),
 }
+ABOVE_ZERO = (
+    *("awr_temperature", "awr_max_weight", "reward_normalization_constant", "optimizer_lr", "optimizer_eps"),
+    *("optimizer_grad_clip_norm", "grad_clip_norm", "min_period", "max_period", "online_updates_per_transition"),
+    *("time_sampling_beta_alpha", "time_sampling_beta_beta"),
+)
 TASKS_TOKENIZER = "tasks"  # value of `tokenizer`: build a small one from the dataset's tasks
 
 
@@ -180,6 +193,7 @@ class PI05RLConfig(PI05Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.normalization_mapping = whole_mapping(self.normalization_mapping)
+        self.pi05_checkpoint = self.pi05_checkpoint or None
         if self.pi05_checkpoint and not self.pretrained_path:
             # So that stock `lerobot-train --policy.pi05_checkpoint=…` loads it too.
             self.pretrained_path = Path(self.pi05_checkpoint)
@@ -191,10 +205,6 @@ class PI05RLConfig(PI05Config):
         _require_choice("critic_target", self.critic_target, CRITIC_TARGETS)
         _require_choice("filter_by", self.filter_by, FILTERS)
         _require_choice("compile_mode", self.compile_mode, COMPILE_MODES)
-        if not self.reward_normalization_constant > 0:
-            raise ValueError(
-                f"policy.reward_normalization_constant must be above 0, got {self.reward_normalization_constant}"
-            )
         shares = {
             f"advantage_positive_fraction_per_task[{task!r}]": fraction
             for task, fraction in self.advantage_positive_fraction_per_task.items()
@@ -213,9 +223,10 @@ class PI05RLConfig(PI05Config):
             raise ValueError(
                 f"policy.advantage_positive_weight must be at least 1, got {self.advantage_positive_weight}"
             )
-        for name in ("awr_temperature", "awr_max_weight"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"policy.{name} must be above 0, got {getattr(self, name)}")
+        for name in ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"policy.{name} must be above 0, got {value}")
         for name, least in LEAST_VALUES.items():
             value = getattr(self, name)
             if value is not None and value < least:

@@ -57,7 +57,7 @@ def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
     data, algorithm, processors = prepare(cfg, checkpoint, processes)
     window, first_step = MetricsWindow(), 0
     if checkpoint is not None:
-        processes.once(partial(check_data, checkpoint, data))
+        processes.once(partial(check_data, checkpoint, data, cfg))
         window.load_state_dict(load_training_state(checkpoint, algorithm))
         first_step = algorithm.optimization_step
     processes.once(partial(make_run_dir, cfg))

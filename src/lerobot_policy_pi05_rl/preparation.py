@@ -59,6 +59,7 @@ def prepare(
         checkpoint: the one to resume; None: a fresh run.
     """
     set_seed(cfg.seed)
+    torch.backends.cudnn.deterministic = cfg.cudnn_deterministic
     cfg.policy.device = cfg.policy.learner_device or cfg.policy.device
     data = processes.main_first(partial(open_offline_data, cfg))
     logger.info("%s Data: %s", cfg.tag, data.description)

@@ -12,7 +12,7 @@ from lerobot.utils.constants import LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR, 
 from .checkpoint_files import CheckpointError
 from .checkpointing import DATA_STATE, checkpoints_of, has_parts, last_checkpoint
 from .config import ConfigError, PI05RLTrainConfig
-from .config_file import SIZE_FIELDS
+from .config_keys import DATA, FILLED, LEARNING, NOTE, OTHER_RUN, OWN, START, on_resume, readers
 from .data.loading import OfflineData
 from .data.sources import DatasetError, dataset_fingerprint
 from .manifest import MANIFEST, damages
@@ -20,34 +20,7 @@ from .manifest import MANIFEST, damages
 logger = logging.getLogger(__name__)
 
 MANY = 3  # of a list of files, so many are named
-
-# Keys, or nodes with all below them, that say nothing of what is learnt.
-HARMLESS = {
-    *("job_name", "log_freq", "save_freq", "offline_save_freq", "save_checkpoint", "save_checkpoint_to_hub"),
-    *("save_in_background", "keep_last_checkpoints", "num_workers", "prefetch_factor", "persistent_workers"),
-    *("dataloader_multiprocessing_context", "wandb", "env", "eval", "job", "steps", "env_eval_freq", "optimizer"),
-    *("scheduler", "use_policy_training_preset", "cudnn_deterministic", "tolerance_s", "actor", "replay"),
-    *(f"dataset.{key}" for key in ("repo_id", "root", "revision", "additional_offline_dataset_paths")),
-    *(f"dataset.{key}" for key in ("frame_cache", "video_backend", "use_imagenet_stats")),
-    *(f"policy.{key}" for key in ("device", "learner_device", "actor_device", "storage_device")),
-    *(f"policy.{key}" for key in ("gradient_checkpointing", "compile_model", "compile_mode", "pi05_checkpoint")),
-    *(f"policy.{key}" for key in ("inference_advantage", "guidance_scale", "num_inference_steps", "rtc_config")),
-    *(f"policy.{key}" for key in ("n_action_steps", "push_to_hub", "repo_id", "private", "tags", "license")),
-    *(f"policy.{key}" for key in ("actor_learner_config", "concurrency", "online_steps", "advantage_scaling")),
-    *(f"policy.{key}" for key in ("async_prefetch", "pretrained_revision", "online_buffer_capacity")),
-    *(f"policy.{key}" for key in ("online_step_before_learning", "episode_logging_freq")),
-}
-EVALUATION = {"eval_steps", "max_eval_samples"}  # harmless unless the critic's early stop counts evaluations
-# What a run itself fills in, or what names this start of it.
-OWN = {
-    *("resume", "resume_from", "checkpoint_path", "output_dir", "output_dir_offline", "wandb.run_id"),
-    *("policy.input_features", "policy.output_features", "policy.pretrained_path", "policy.use_peft"),
-}
-# Another value is another network, or other parts that train: optimizer state and windows would not mean the same.
-OTHER_RUN = {f"policy.{name}" for name in SIZE_FIELDS if name != "n_action_steps"} | {
-    *("policy.type", "policy.freeze_vision_encoder", "policy.train_expert_only", "policy.train_critic"),
-    *("policy.train_language_from_layer", "policy.critic_target", "policy.advantage_window"),
-}
+EVALUATION = ("eval_steps", "max_eval_samples")  # a note, unless the critic's early stop counts evaluations
 
 
 class Change(NamedTuple):
@@ -67,6 +40,7 @@ class Changes(NamedTuple):
     impossible: list[Change]
     learning: list[Change]
     harmless: list[Change]
+    without_effect: list[Change]
 
 
 def checkpoint_to_resume(run_dir: Path, resume_from: str | int | None = None) -> Path | None:
@@ -141,47 +115,82 @@ def advice(run_dir: Path, damaged: Path) -> str:
 
 
 def check_config(checkpoint: Path, cfg: PI05RLTrainConfig) -> None:
-    """Say what differs from the configuration that the checkpoint was made with.
+    """The configuration must be of the same run as the one that the checkpoint was made with. What else differs,
+    :func:`check_data` says, once it is certain that the run goes on.
 
     Raises:
         ConfigError: something that makes it another run.
         CheckpointError: the stored configuration is unreadable.
     """
+    impossible = _changes(checkpoint, cfg).impossible
+    if impossible:
+        raise ConfigError(
+            f"{checkpoint} cannot go on with {'; '.join(map(str, impossible))}: another network, other parts of it "
+            "that train, or another scale of what it reads. Start a run of its own; policy.pi05_checkpoint gives it "
+            "these weights"
+        )
+
+
+def _changes(checkpoint: Path, cfg: PI05RLTrainConfig) -> Changes:
     file = checkpoint / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME
     try:
         stored = json.loads(file.read_text())
-        changes = compare_configs(stored, json.loads(json.dumps(draccus.encode(cfg))))
+        return compare_configs(stored, json.loads(json.dumps(draccus.encode(cfg))), cfg.reads)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is missing or damaged ({type(error).__name__}: {error})") from error
-    if changes.impossible:
-        raise ConfigError(
-            f"{checkpoint} cannot go on with {'; '.join(map(str, changes.impossible))}: another network, or other "
-            "parts of it that train. Start a run of its own; policy.pi05_checkpoint gives it these weights"
-        )
+
+
+def say_changes(checkpoint: Path, cfg: PI05RLTrainConfig) -> None:
+    """What differs from the configuration that the checkpoint was made with, and what that means."""
+    changes = _changes(checkpoint, cfg)
     if changes.learning:
         text = "; ".join(map(str, changes.learning))
-        if any(change.key == "policy.offline_steps" for change in changes.learning):
+        if any(change.key in ("policy.offline_steps", "policy.online_steps") for change in changes.learning):
             text += " (from here on the learning rates are those of a schedule of the new length)"
         logger.warning("Going on from %s with settings that change what is learnt: %s", checkpoint.name, text)
     if changes.harmless:
         logger.info("Other settings than in %s: %s", checkpoint.name, "; ".join(map(str, changes.harmless)))
+    if changes.without_effect:
+        text = "; ".join(map(str, changes.without_effect))
+        logger.info("Settings of a run's start, without effect on one that goes on: %s", text)
 
 
-def compare_configs(old: dict[str, Any], new: dict[str, Any]) -> Changes:
-    """What differs between two configurations as JSON has them."""
-    harmless = HARMLESS | (set() if new["policy"].get("critic_early_stop") is not None else EVALUATION)
-    changes = Changes([], [], [])
+def compare_configs(old: dict[str, Any], new: dict[str, Any], reads: frozenset[str]) -> Changes:
+    """What differs between two configurations as JSON has them.
+
+    Args:
+        reads: the readers (:mod:`.config_keys`) that this run is among.
+    """
+    changes = Changes([], [], [], [])
     for change in differences(old, new):
-        if _within(change.key, OWN):
+        if change.key == "peft":  # an adapter or none: preparation.make_policy refuses the other
             continue
-        baseline = "none" in (change.old, change.new) and change.key == "policy.policy_extraction"
-        if baseline or _within(change.key, OTHER_RUN):
-            changes.impossible.append(change)
-        elif _within(change.key, harmless):
-            changes.harmless.append(change)
-        else:
-            changes.learning.append(change)
+        meaning = on_resume(change.key)
+        if meaning == NOTE and change.key in EVALUATION and new["policy"].get("critic_early_stop") is not None:
+            meaning = LEARNING
+        if meaning == FILLED:
+            meaning = OTHER_RUN if change.old and change.new else OWN
+        elif meaning in (LEARNING, DATA) and readers(change.key) not in reads:
+            meaning = NOTE
+        kept = {OTHER_RUN: changes.impossible, NOTE: changes.harmless, START: changes.without_effect}
+        kept |= {LEARNING: changes.learning, DATA: changes.learning}
+        if meaning in kept:
+            kept[meaning].append(change)
+    if _trains_critic(old["policy"]) != _trains_critic(new["policy"]) or "none" in _extractions(old, new):
+        deciding = ("policy.policy_extraction", "policy.filter_by")
+        moved = [change for change in changes.learning if change.key in deciding]
+        changes.impossible.extend(moved)
+        changes.learning[:] = [change for change in changes.learning if change not in moved]
     return changes
+
+
+def _extractions(*configs: dict[str, Any]) -> list[str | None]:
+    return [config["policy"].get("policy_extraction") for config in configs]
+
+
+def _trains_critic(policy: dict[str, Any]) -> bool:
+    by_outcome = policy.get("policy_extraction") == "filtered" and policy.get("filter_by") == "outcome"
+    return policy.get("policy_extraction") != "none" and not by_outcome
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[Change]:
@@ -197,14 +206,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def _other_keys(name: str, before: dict, after: dict) -> list[Change]:
-    """A mapping that the user fills (task → fraction) may differ in its keys alone."""
-    free = "per_task" in name or name.endswith("_map")
+    """A mapping that the user or the data fill (task → fraction, camera → shape) may differ in its keys alone."""
+    free = name.endswith(("per_task", "_map", "_features", ".tfs"))
     return [Change(name, before, after)] if free and before != after else []
-
-
-def _within(key: str, nodes: set[str]) -> bool:
-    parts = key.split(".")
-    return any(".".join(parts[:length]) in nodes for length in range(1, len(parts) + 1))
 
 
 def data_state(data: OfflineData) -> dict[str, Any]:
@@ -217,25 +221,32 @@ def data_state(data: OfflineData) -> dict[str, Any]:
     }
 
 
-def check_data(checkpoint: Path, data: OfflineData) -> None:
-    """The run must go on with the data it began with. Checkpoints of versions that did not note it pass.
+def check_data(checkpoint: Path, data: OfflineData, cfg: PI05RLTrainConfig) -> None:
+    """The run must go on with the data it began with; if it does, its other settings are said. Checkpoints of versions
+    that did not note their data pass.
 
     Raises:
+        ConfigError: as :func:`check_config`.
         DatasetError: it is other data.
         CheckpointError: the note is damaged.
     """
+    check_config(checkpoint, cfg)  # with what the data filled in
     file = checkpoint / TRAINING_STATE_DIR / DATA_STATE
     if not file.is_file():
+        say_changes(checkpoint, cfg)
         return
     try:
         differing = data_differences(json.loads(file.read_text()), data_state(data))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({type(error).__name__}: {error})") from error
     if differing:
+        deciding = [change for change in _changes(checkpoint, cfg).learning if on_resume(change.key) == DATA]
+        settings = f" (changed: {'; '.join(map(str, deciding))})" if deciding else ""
         raise DatasetError(
-            f"{checkpoint} learnt from other data: {'; '.join(differing)}. Resume with the data it began with, or "
-            "start a run of its own; policy.pi05_checkpoint gives it these weights"
+            f"{checkpoint} learnt from other data: {'; '.join(differing)}{settings}. Resume with the data it began "
+            "with, or start a run of its own; policy.pi05_checkpoint gives it these weights"
         )
+    say_changes(checkpoint, cfg)
 
 
 def data_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

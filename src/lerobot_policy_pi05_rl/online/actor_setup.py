@@ -15,22 +15,22 @@ from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorS
 from lerobot.utils.constants import ACTION
 
 from ..adapters import add_adapter
+from ..config_keys import NOTE, START, UNUSED, policy_fields
 from ..configuration_pi05_rl import PI05RLConfig
 from ..errors import UserError
 from ..modeling_pi05_rl import PI05RLPolicy
 from ..preparation import load_processors
-from ..resume import HARMLESS
 from ..trainable import select_trainable
 from .config import OnlineTrainConfig
 
 logger = logging.getLogger(__name__)
 
 # Fields of the policy that an actor acts with. The others of those that may change between two starts of a learner
-# (resume.HARMLESS) mean nothing to an actor.
+# (config_keys) mean nothing to an actor.
 _ACTED_WITH = {"inference_advantage", "guidance_scale", "num_inference_steps", "n_action_steps"}
 _LEARNERS_OWN = {
-    *(key.removeprefix("policy.") for key in HARMLESS if key.startswith("policy.")),
-    *("pretrained_path", "use_peft"),
+    *policy_fields({NOTE, START, UNUSED}),
+    *("online_steps", "online_buffer_capacity", "online_step_before_learning", "online_updates_per_transition"),
 } - _ACTED_WITH
 
 

@@ -1,20 +1,29 @@
 """The online run's view of the configuration: the same keys, another directory, length and project."""
 
-import logging
 from pathlib import Path
+from typing import Any
 
 from lerobot.configs import PreTrainedConfig
 
 from ..config import ConfigError, PI05RLTrainConfig
+from ..config_keys import ONLINE, RUNS
 from ..configuration_pi05_rl import PI05RLConfig
-
-logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class OnlineTrainConfig(PI05RLTrainConfig):
     """What the learner and its actors read."""
+
+    @staticmethod
+    def directory_of(raw: dict[str, Any]) -> Any:
+        """:attr:`run_dir` of a configuration that is not decoded yet; None: it names none."""
+        return raw.get("output_dir")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The readers (:mod:`..config_keys`) that this run is among."""
+        return frozenset({RUNS, ONLINE})
 
     @property
     def run_dir(self) -> Path:
@@ -79,13 +88,6 @@ class OnlineTrainConfig(PI05RLTrainConfig):
             )
         if not connection.policy_parameters_push_frequency > 0:
             raise ConfigError("policy.actor_learner_config.policy_parameters_push_frequency must be above 0 seconds")
-        for role in ("actor", "learner"):
-            if getattr(self.policy.concurrency, role) != "threads":
-                logger.warning(
-                    "policy.concurrency.%s is accepted and has no effect: learner and actor are processes with "
-                    "threads inside",
-                    role,
-                )
 
 
 def stored_policy_config(checkpoint: str) -> PreTrainedConfig:

@@ -60,7 +60,7 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     data, algorithm, processors = prepare(cfg, checkpoint)
     window = MetricsWindow()
     if checkpoint is not None:
-        check_data(checkpoint, data)
+        check_data(checkpoint, data, cfg)
         window.load_state_dict(load_training_state(checkpoint, algorithm))
     check_fit(cfg, data)
     make_run_dir(cfg)
