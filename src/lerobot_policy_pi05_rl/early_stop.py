@@ -92,9 +92,14 @@ class CriticWatch:
         return {"critic_watch": torch.tensor(numbers, dtype=torch.float64), **weights}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`. Other settings take effect: a stop that is switched on begins to watch with the
+        present critic, one that is switched off or more patient lets a stopped critic go on from its best weights."""
+        watched = any(name.startswith("best_critic.") for name in state)
+        if self.patience is not None and not watched:
+            return
         self.best, self.training_at_best, waited, stopped = state["critic_watch"].tolist()
-        self.waited, self.stopped = int(waited), bool(stopped)
+        self.waited = int(waited)
+        self.stopped = bool(stopped) and self.patience is not None and self.waited >= self.patience
         self.weights = {
             name: part_like(state[f"best_critic.{name}"].to(t.device), t) for name, t in self.weights.items()
         }
