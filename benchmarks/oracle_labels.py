@@ -15,7 +15,8 @@ import numpy as np
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.data.episodes import label_episodes
-from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint, load_source, open_dataset
+from lerobot_policy_pi05_rl.data.folder import open_dataset
+from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint, load_source
 from lerobot_policy_pi05_rl.demo.recorder import RECIPE_FILE
 from lerobot_policy_pi05_rl.labeling import (
     Labeling,

@@ -27,6 +27,7 @@ LEAST_VALUES = {
 }
 WANDB_MODES = ("online", "offline", "disabled")
 STATISTICS = ("pooled", "own")
+BAD_VALUES = ("error", "drop_episode")
 LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the ones that leave the base as it is
 
 
@@ -44,6 +45,7 @@ class OfflineDatasetConfig(DatasetConfig):
     statistics: str = "pooled"  # pooled | own: each dataset is brought from its own scale to the first one's
     resample_actions: bool = False  # read datasets of other frame rates at the first one's; absolute actions only
     frame_cache: str | None = None  # folder of decoded frames (pi05-rl cache); None: decode what is drawn
+    bad_values: str = "error"  # NaN, infinity or null in a state or an action: error | drop_episode
     labeling: str | None = None  # advantages come from the side-car of this name (pi05-rl label), not from the critic
 
 
@@ -129,6 +131,8 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         dataset = self.dataset
         if dataset.statistics not in STATISTICS:
             raise ConfigError(f"dataset.statistics must be one of {', '.join(STATISTICS)}, got {dataset.statistics!r}")
+        if dataset.bad_values not in BAD_VALUES:
+            raise ConfigError(f"dataset.bad_values must be one of {', '.join(BAD_VALUES)}, got {dataset.bad_values!r}")
         if dataset.statistics == "own" and self.policy.use_relative_actions:
             raise ConfigError(
                 "dataset.statistics is own, but with policy.use_relative_actions differences of scaled actions and "

@@ -26,3 +26,7 @@ def out_of_memory_advice(error: Exception, arguments: list[str]) -> str:
         "Less needs: --policy.gradient_checkpointing=true, --policy.dtype=bfloat16, a smaller --batch_size with more "
         "--policy.gradient_accumulation_steps, --policy.train_expert_only=true, --peft.method_type=LORA"
     )
+
+
+class DatasetError(UserError):
+    """A dataset that is missing, incomplete or does not fit the policy."""

@@ -181,13 +181,11 @@ def frame_fingerprint(source: Source, cameras: list[str], resolution: tuple[int,
     Raises:
         DatasetError: a file is missing.
     """
-    meta, root = source.dataset.meta, source.dataset.root
+    root = source.dataset.root
     episodes = [int(index) for index in source.columns["episode_index"][source.starts]]
     places: dict[str, list[tuple[str, float, float]]] = {}
     for camera in cameras:
-        segments = source.videos.get(camera) or {
-            index: Segment(root / meta.get_data_file_path(index), 0.0, 0.0) for index in episodes
-        }
+        segments = source.videos.get(camera) or {index: Segment(source.files[index], 0.0, 0.0) for index in episodes}
         places[camera] = [(os.path.relpath(segments[i].path, root), *segments[i][1:]) for i in episodes]
     files = {}
     for name in sorted({name for camera in cameras for name, *_ in places[camera]}):

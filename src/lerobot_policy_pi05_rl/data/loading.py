@@ -24,10 +24,12 @@ from .episodes import (
     split_episodes,
 )
 from .fit import EMPTY_CAMERA, align_sources
+from .folder import open_dataset
 from .frame_cache import FrameCache, open_frame_cache
 from .frames import FrameDataset, FrameIndex, PinnedLabels
 from .normalisation import normalisation_statistics
-from .sources import DatasetError, Source, load_source, open_dataset
+from .picture_files import check_pictures
+from .sources import DatasetError, Source, handle_bad_values, load_source
 from .statistics import Stats
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,23 @@ def open_sources(cfg: PI05RLTrainConfig) -> list[Source]:
     Raises:
         DatasetError: a dataset is missing, or does not fit the policy or the first dataset.
     """
+    sources = read_sources(cfg)
+    sources = [handle_bad_values(source, cfg.rename_map, cfg.dataset.bad_values) for source in sources]
+    sources = align_sources(cfg, sources)
+    for source in sources:
+        check_pictures(source, policy_cameras(cfg.policy))
+    return sources
+
+
+def read_sources(cfg: PI05RLTrainConfig, *, pictures: bool = True) -> list[Source]:
+    """The datasets of ``cfg`` with their columns as recorded, not yet aligned with one another.
+
+    Args:
+        pictures: whether videos are needed; outcomes are listed and set without them.
+
+    Raises:
+        DatasetError: a dataset is missing, damaged, or not what its metadata say.
+    """
     backend = cfg.dataset.video_backend
     first = open_dataset(
         cfg.dataset.repo_id,
@@ -69,8 +88,9 @@ def open_sources(cfg: PI05RLTrainConfig) -> list[Source]:
         revision=cfg.dataset.revision,
         episodes=cfg.dataset.episodes,
         tolerance_s=cfg.tolerance_s,
+        pictures=pictures,
     )
-    sources = [load_source(cfg.dataset.repo_id, first, backend)]
+    sources = [load_source(cfg.dataset.repo_id, first, backend, cfg.rename_map)]
     for path in cfg.dataset.additional_offline_dataset_paths:
         folder = Path(path)
         local = folder.is_dir()
@@ -79,9 +99,10 @@ def open_sources(cfg: PI05RLTrainConfig) -> list[Source]:
             folder if local else None,
             key="dataset.additional_offline_dataset_paths",
             tolerance_s=cfg.tolerance_s,
+            pictures=pictures,
         )
-        sources.append(load_source(path, dataset, backend))
-    return align_sources(cfg, sources)
+        sources.append(load_source(path, dataset, backend, cfg.rename_map))
+    return sources
 
 
 def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:

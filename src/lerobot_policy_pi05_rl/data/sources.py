@@ -3,30 +3,34 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.utils.constants import ACTION, HF_LEROBOT_HOME, OBS_STATE
+from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE, REWARD
 
-from ..errors import UserError
+from ..errors import DatasetError
 from ..returns import Outcome
 from .alignment import Alignment, renamed
+from .bad_values import find_nonfinite
+from .columns import read_columns
+from .folder import LocalDataset, reading, shortened
+from .integrity import check_rows
+from .metadata import VISUAL, column_names, is_shape, read_tasks
 from .video import Segment
 
 logger = logging.getLogger(__name__)
+
 
 INTERVENTION = "intervention"  # lerobot-rollout's name
 SUCCESS, CUT_OFF = "next.success", "next.cut_off"
 INTERVENTION_COLUMNS = (INTERVENTION, "is_intervention", "complementary_info.is_intervention")
 SUCCESS_COLUMNS = (SUCCESS, "success")
 TRUNCATED_COLUMNS = ("next.truncated", "truncated")
-
-
-class DatasetError(UserError):
-    """A dataset that is missing, incomplete or does not fit the policy."""
+LABEL_COLUMNS = (REWARD, CUT_OFF, *SUCCESS_COLUMNS, *TRUNCATED_COLUMNS, *INTERVENTION_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Source:
     """One dataset: its LeRobot object (metadata, frames) and its columns, one row per frame, in file order."""
 
     name: str
-    dataset: LeRobotDataset
+    dataset: LocalDataset
     video_backend: str
     columns: dict[str, np.ndarray]  # by the policy's names, once it is aligned
     starts: np.ndarray  # (episodes,) first row of each episode
@@ -42,11 +46,13 @@ class Source:
     tasks: list[str]  # (episodes,) task text
     videos: dict[str, dict[int, Segment]]  # its camera → episode_index → where the episode lies
     alignment: Alignment = field(default_factory=Alignment)
+    files: dict[int, Path] = field(default_factory=dict)  # episode_index → its Parquet file
 
     @property
     def features(self) -> dict[str, dict]:
-        """LeRobot's features under the policy's names."""
-        return renamed(self.dataset.meta.features, self.alignment.names)
+        """LeRobot's features under the policy's names, those without a shape left out."""
+        features = {key: value for key, value in self.dataset.meta.features.items() if is_shape(value.get("shape"))}
+        return renamed(features, self.alignment.names)
 
     @property
     def stats(self) -> dict[str, dict[str, np.ndarray]] | None:
@@ -67,77 +73,112 @@ class Source:
         return None
 
 
-def open_dataset(repo_id: str, root: str | Path | None, *, key: str = "dataset", **kwargs) -> LeRobotDataset:
-    """LeRobot's dataset, with one clear error where LeRobot has a traceback and an empty folder.
+def load_source(
+    name: str, dataset: LocalDataset | LeRobotDataset, video_backend: str, rename_map: Mapping[str, str] | None = None
+) -> Source:
+    """Read the columns that training needs into memory (pictures stay where they are) and compare them with the
+    metadata.
 
     Args:
-        key: the configuration key that names it, for the error.
+        rename_map: the dataset's name → the policy's; the dataset's columns of these names are read, too.
 
     Raises:
-        DatasetError: nothing readable lies at ``root`` (or in LeRobot's home), and the Hub has no such dataset.
+        DatasetError: the data are not what the metadata say.
     """
-    folder = Path(root) if root is not None else HF_LEROBOT_HOME / repo_id
-    info = folder / "meta" / "info.json"
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        return LeRobotDataset(repo_id, root=root, **kwargs)
-    except Exception as error:  # LeRobot, datasets and the Hub raise a dozen unrelated types on a damaged dataset
-        for path in missing:  # LeRobot creates the folder before it looks for the dataset
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        if info.is_file():
-            _check_episodes(folder, info, kwargs.get("episodes"))
-            reason = " ".join(str(error.__cause__ or error).split())
-            raise DatasetError(f"the dataset in {folder} cannot be read: {reason[:300]}") from error
-        advice = "Set dataset.root to the dataset's folder, or dataset.repo_id to its Hub id"
-        if key != "dataset":
-            advice = f"{key} takes folders and Hub ids"
-        raise DatasetError(
-            f"no dataset {repo_id!r}: {folder} has no meta/info.json and the Hub gave none "
-            f"({type(error).__name__}). {advice}"
-        ) from error
-
-
-def _check_episodes(folder: Path, info: Path, episodes: list[int] | None) -> None:
-    """LeRobot asks the Hub for episodes that a local dataset does not have; say which those are instead."""
-    try:
-        total = int(json.loads(info.read_text())["total_episodes"])
-    except (ValueError, KeyError, TypeError):
-        return  # damaged metadata: the caller reports what LeRobot made of it
-    beyond = [episode for episode in episodes or [] if episode >= total]
-    if beyond:
-        raise DatasetError(f"dataset.episodes names episode {beyond[0]}, but the dataset in {folder} has {total}")
-
-
-def load_source(name: str, dataset: LeRobotDataset, video_backend: str) -> Source:
-    """Read every low-dimensional column of ``dataset`` into memory (images stay where they are)."""
-    meta = dataset.meta
-    table = dataset.hf_dataset.data
-    columns = {}
-    for key, feature in meta.features.items():
-        if feature["dtype"] in ("image", "video", "string") or key not in table.column_names:
-            continue
-        column = table.column(key).combine_chunks()
-        width = int(np.prod(feature["shape"])) if feature.get("shape") else 1
-        while hasattr(column, "flatten") and column.type.num_fields:  # nested lists: one row each
-            column = column.flatten()
-        values = column.to_numpy(zero_copy_only=False)
-        columns[key] = values.reshape(-1, width) if width > 1 or key in (ACTION, OBS_STATE) else values
+    if not isinstance(dataset, LocalDataset):
+        dataset = LocalDataset.of(dataset)
+    rows = dataset.rows
+    with reading(dataset.root):
+        tasks = read_tasks(dataset.root)
+        features = needed_features(name, dataset, rename_map or {})
+        columns = read_columns(
+            dataset.files,
+            features,
+            vectors=tuple(key for key in features if (rename_map or {}).get(key, key) in (ACTION, OBS_STATE)),
+            optional=tuple(key for key in features if key not in DEFAULT_FEATURES),
+            episodes=dataset.chosen,
+        )
+    check_rows(name, columns, rows, tasks)
     episodes = columns["episode_index"]
     starts = np.flatnonzero(np.r_[True, episodes[1:] != episodes[:-1]])
     ends = np.r_[starts[1:], len(episodes)]
-    task_texts = [str(task) for task in meta.tasks.index]
-    tasks = [task_texts[index] for index in columns["task_index"][starts]]
-    videos = {}
-    for camera in meta.video_keys:
-        begins, ends_at = (meta.episodes[f"videos/{camera}/{name}_timestamp"] for name in ("from", "to"))
-        videos[camera] = {
-            index: Segment(
-                dataset.root / meta.get_video_file_path(index, camera), float(begins[index]), float(ends_at[index])
-            )
-            for index in episodes[starts].tolist()
-        }
-    return Source(name, dataset, video_backend, columns, starts, ends, tasks, videos)
+    texts = [tasks[index] for index in columns["task_index"][starts].tolist()]
+    videos = {
+        camera: {index: row.videos[camera] for index, row in rows.items()}
+        for camera in dataset.meta.video_keys
+        if all(camera in row.videos for row in rows.values())
+    }
+    files = {index: row.data for index, row in rows.items()}
+    return Source(name, dataset, video_backend, columns, starts, ends, texts, videos, files=files)
+
+
+def needed_features(name: str, dataset: LocalDataset, rename_map: Mapping[str, str]) -> dict[str, dict]:
+    """Name → declaration of the columns that training may read; all others are left alone.
+
+    Raises:
+        DatasetError: such a column lies in the data and is not declared: it would be ignored in silence.
+    """
+    declared = dataset.meta.features
+    wanted = (ACTION, OBS_STATE, *LABEL_COLUMNS, *rename_map)
+    present = column_names(dataset.files[0])
+    hidden = [key for key in wanted if key in present and key not in declared]
+    if hidden:
+        raise DatasetError(
+            f"dataset {name}: {dataset.files[0]} has the column {hidden[0]}, which meta/info.json does not declare "
+            "among its features; declare it there, or remove the column"
+        )
+    features = {key: declared.get(key, feature) for key, feature in DEFAULT_FEATURES.items()}
+    columns = {key: declared[key] for key in wanted if key in declared}
+    return features | {key: column for key, column in columns.items() if column["dtype"] not in (*VISUAL, "language")}
+
+
+def handle_bad_values(source: Source, rename_map: Mapping[str, str], policy: str) -> Source:
+    """``source`` without NaN and infinity in state and action.
+
+    Args:
+        policy: ``dataset.bad_values``.
+
+    Raises:
+        DatasetError: there are such values and the policy is ``error``, or no episode is without.
+    """
+    keys = tuple(key for key in source.columns if rename_map.get(key, key) in (ACTION, OBS_STATE))
+    found = find_nonfinite(source.columns, keys)
+    if not found:
+        return source
+    bad = sorted({episode for value in found for episode in value.episodes})
+    what = f"dataset {source.name}: {'; '.join(map(str, found))}"
+    if policy == "error":
+        raise DatasetError(
+            f"{what}. Correct the recording, or train without the {len(bad)} of {len(source.starts)} episode(s) "
+            f"({shortened(bad)}): --dataset.bad_values=drop_episode"
+        )
+    logger.warning("[DATA] %s: episode(s) %s are dropped (dataset.bad_values)", what, shortened(bad))
+    return without_episodes(source, bad)
+
+
+def without_episodes(source: Source, episodes: Collection[int]) -> Source:
+    """``source`` as if ``dataset.episodes`` named all others.
+
+    Raises:
+        DatasetError: none is left.
+    """
+    kept = [index for index in source.dataset.rows if index not in set(episodes)]
+    if not kept:
+        raise DatasetError(f"dataset {source.name}: no episode is left to train on")
+    rows = np.isin(source.columns["episode_index"], kept)
+    columns = {key: values[rows] for key, values in source.columns.items()}
+    stays = np.isin(source.columns["episode_index"][source.starts], kept)
+    ends = np.cumsum((source.ends - source.starts)[stays])
+    return replace(
+        source,
+        dataset=replace(source.dataset, episodes=kept),
+        columns=columns,
+        starts=np.r_[0, ends[:-1]],
+        ends=ends,
+        tasks=[task for task, stay in zip(source.tasks, stays, strict=True) if stay],
+        videos={camera: {index: places[index] for index in kept} for camera, places in source.videos.items()},
+        files={index: source.files[index] for index in kept},
+    )
 
 
 def check_outcome_file_datasets(path: str | None, sources: list[Source]) -> None:
