@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 INTERVENTION = "intervention"  # lerobot-rollout's name
-SUCCESS, CUT_OFF = "next.success", "next.cut_off"
+SUCCESS, CUT_OFF, OUTCOME = "next.success", "next.cut_off", "outcome"
 INTERVENTION_COLUMNS = (INTERVENTION, "is_intervention", "complementary_info.is_intervention")
 SUCCESS_COLUMNS = (SUCCESS, "success")
 TRUNCATED_COLUMNS = ("next.truncated", "truncated")
-LABEL_COLUMNS = (REWARD, CUT_OFF, *SUCCESS_COLUMNS, *TRUNCATED_COLUMNS, *INTERVENTION_COLUMNS)
+LABEL_COLUMNS = (REWARD, CUT_OFF, *SUCCESS_COLUMNS, OUTCOME, *TRUNCATED_COLUMNS, *INTERVENTION_COLUMNS)
 
 
 @dataclass(frozen=True)
