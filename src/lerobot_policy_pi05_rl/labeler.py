@@ -15,7 +15,8 @@ import numpy as np
 from .config import PI05RLTrainConfig
 from .critic_data import frame_folds, read_critic_data, reward_scale, scale_differences
 from .data.episodes import LabelledEpisodes, label_episodes, reward_discount
-from .data.loading import open_sources
+from .data.fit import renamed_sources
+from .data.loading import open_sources, read_sources
 from .data.sources import Source, dataset_fingerprint
 from .errors import UserError
 from .label_critic import Critic, find_critic, load_value_function
@@ -79,7 +80,8 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> No
     if critic is not None:
         cfg.check_device("learner_device")
         critic.adapt(cfg)
-    sources = open_sources(cfg)
+    columns = read_sources(cfg, pictures=False)  # outcomes need no more
+    sources = renamed_sources(cfg.rename_map, columns, acts=cfg.env is not None)
     set_outcomes(cfg, options, sources)
     if options.list_unlabelled:
         print("\n".join(describe_unlabelled(sources, cfg.reward.outcome_file)))
@@ -93,6 +95,7 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> No
             "Train one (pi05-rl offline), or give --checkpoint DIR"
         )
     name = options.name or critic.default_name
+    sources = open_sources(cfg)
     labels = label_episodes(sources, cfg.reward, cfg.policy)
     if critic is None:
         values = values_of_labeling(sources, options.from_name, name)

@@ -132,8 +132,8 @@ def index_tasks(sources: list[Source], override: str | None) -> tuple[list[str],
         return [override], [np.zeros(len(source.columns["index"]), dtype=np.int64) for source in sources]
     texts = []
     for source in sources:
-        names = np.array([str(task) for task in source.dataset.meta.tasks.index], dtype=object)
-        texts.append(names[source.columns["task_index"].reshape(-1).astype(np.int64)])
+        numbers, inverse = np.unique(source.columns["task_index"].reshape(-1), return_inverse=True)
+        texts.append(np.array([source.task_texts[int(number)] for number in numbers], dtype=object)[inverse])
     tasks = sorted(set().union(*(set(frames) for frames in texts)))
     index = {task: number for number, task in enumerate(tasks)}
     return tasks, [np.array([index[task] for task in frames], dtype=np.int64) for frames in texts]

@@ -28,7 +28,7 @@ def align_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[Source]
     weights = cfg.dataset.weights
     if weights is not None and len(weights) != len(sources):
         raise DatasetError(f"dataset.weights has {len(weights)} number(s) for {len(sources)} dataset(s)")
-    sources = _rename(cfg.rename_map, sources, acts=cfg.env is not None)
+    sources = renamed_sources(cfg.rename_map, sources, acts=cfg.env is not None)
     rate = sources[0].dataset.meta.fps
     sources = [
         replace(source, alignment=replace(source.alignment, rate=source.dataset.meta.fps / rate)) for source in sources
@@ -43,10 +43,14 @@ def align_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[Source]
     return sources
 
 
-def _rename(rename_map: dict[str, str], sources: list[Source], *, acts: bool) -> list[Source]:
-    """
+def renamed_sources(rename_map: dict[str, str], sources: list[Source], *, acts: bool) -> list[Source]:
+    """``sources`` with the policy's names for their features.
+
     Args:
         acts: the configuration has an environment, whose observations ``rename_map`` is for, too.
+
+    Raises:
+        DatasetError: ``rename_map`` names a feature that no dataset has, or gives two one name.
     """
     unused = [key for key in rename_map if not any(key in source.dataset.meta.features for source in sources)]
     if unused and not acts:

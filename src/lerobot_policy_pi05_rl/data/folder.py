@@ -55,7 +55,7 @@ class LocalDataset:
         """Of the episodes that are used, ascending: those asked for, else all that are not empty.
 
         Raises:
-            DatasetError: one that is asked for is not there, empty, or named twice; or none is left.
+            DatasetError: one that is asked for is not there, or empty; or none is left.
         """
         rows, asked = self.all_rows, self.episodes
         if asked is None:
@@ -70,8 +70,6 @@ class LocalDataset:
             if index not in rows:
                 what = "no such episode" if 0 <= index < max(rows, default=0) else f"{len(rows)}"
                 raise DatasetError(f"{named}, but the dataset in {self.root} has {what}")
-            if asked.count(index) > 1:
-                raise DatasetError(f"{named} {asked.count(index)} times; name it once")
             if not rows[index].length:
                 raise DatasetError(f"{named}, which is empty; leave it out")
         return {index: rows[index] for index in sorted(asked)}

@@ -47,6 +47,7 @@ class Source:
     videos: dict[str, dict[int, Segment]]  # its camera → episode_index → where the episode lies
     alignment: Alignment = field(default_factory=Alignment)
     files: dict[int, Path] = field(default_factory=dict)  # episode_index → its Parquet file
+    task_texts: dict[int, str] = field(default_factory=dict)  # task_index → text, of those that lie in files
 
     @property
     def features(self) -> dict[str, dict]:
@@ -109,7 +110,7 @@ def load_source(
         if all(camera in row.videos for row in rows.values())
     }
     files = {index: row.data for index, row in rows.items()}
-    return Source(name, dataset, video_backend, columns, starts, ends, texts, videos, files=files)
+    return Source(name, dataset, video_backend, columns, starts, ends, texts, videos, files=files, task_texts=tasks)
 
 
 def needed_features(name: str, dataset: LocalDataset, rename_map: Mapping[str, str]) -> dict[str, dict]:
