@@ -67,7 +67,7 @@ _READ = {
     ],
     "dataset": [
         (RUNS, NOTE, "repo_id root revision additional_offline_dataset_paths frame_cache video_backend"),
-        (RUNS, DATA, "episodes eval_split labeling"),
+        (RUNS, DATA, "episodes bad_values eval_split labeling"),
         (RUNS, LEARNING, "weights image_transforms"),
         (RUNS, NOTE, "resample_actions"),
         (RUNS, OTHER_RUN, "statistics"),
