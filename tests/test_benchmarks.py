@@ -59,3 +59,22 @@ def test_copied_episodes_are_read_by_lerobot_as_the_recorded_ones(tmp_path, monk
     check(small, large)
     with pytest.raises(ValueError, match=r"frame 0 of .* is not its original's"):
         check(record(tmp_path / "other", 2, 6, seed=1), large)
+
+
+@pytest.mark.parametrize("encoder", ["hevc, g=12", "images"])
+def test_the_decoder_check_counts_every_frame(run_benchmark, capfd, encoder):
+    with pytest.raises(SystemExit) as ended:
+        run_benchmark("decoder_check.py", f"--only={encoder}")
+    assert ended.value.code == 0
+    printed = capfd.readouterr().out
+    assert "120 frames; different/unreadable: random order 0/0, in a run 0/0, frame cache 0/0" in printed
+
+
+def test_the_decoder_check_finds_a_frame_that_is_not_its_rows(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import decoder_check
+
+    root = decoder_check.record(tmp_path / "data", None)
+    right = decoder_check.read_picture
+    monkeypatch.setattr(decoder_check, "read_picture", lambda source, camera, row: right(source, camera, max(row, 1)))
+    assert decoder_check.check("images", root, "pyav", tmp_path) == 1

@@ -55,7 +55,7 @@ def picture_shape(key: str, feature: Mapping[str, Any]) -> PictureShape:
         )
     axis = (named or possible)[0]
     sides = [other for other in range(3) if other != axis]
-    if names and names[sides[0]] in ("width", "w"):
+    if named and names[sides[0]] in ("width", "w"):
         sides.reverse()
     return PictureShape(shape[axis], shape[sides[0]], shape[sides[1]])
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ..returns import Lookahead
 from .episodes import Episode, LabelledEpisodes
-from .frame_cache import FrameCache
+from .frame_cache import FrameCache, resize
 from .pictures import read_picture
 from .sources import INTERVENTION, Source
 
@@ -100,6 +100,7 @@ class FrameDataset(Dataset):
         lookaheads: dict[int, list[Lookahead]] | None = None,
         pinned: list[PinnedLabels] | None = None,
         caches: list[FrameCache] | None = None,
+        padded: dict[str, tuple[int, int]] | None = None,
         seed: int = 0,
     ):
         """Args:
@@ -107,12 +108,13 @@ class FrameDataset(Dataset):
         lookaheads: n → per source, with (frames,) columns; the frames that far ahead are read too.
         pinned: per source, the labels of a labeling.
         caches: per source, its decoded frames, under its own names of the cameras.
+        padded: camera → (h, w) to which its pictures are resized, with black borders.
         seed: with the position it decides what ``image_transforms`` draw.
         """
         self.sources, self.labels, self.frames = sources, labels, frames
         self.cameras, self.chunk_size, self.image_transforms = cameras, chunk_size, image_transforms
         self.folds, self.lookaheads, self.pinned = folds or {}, lookaheads or {}, pinned
-        self.caches, self.seed = caches, seed
+        self.caches, self.padded, self.seed = caches, padded or {}, seed
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -185,6 +187,8 @@ class FrameDataset(Dataset):
             images[camera] = self._picture(number, camera, row)
             if self.image_transforms is not None:
                 images[camera] = self.image_transforms(images[camera])
+            if camera in self.padded:
+                images[camera] = resize(images[camera][None], self.padded[camera], self.padded[camera])[0]
         return images
 
     def _picture(self, number: int, camera: str, row: int) -> Tensor:

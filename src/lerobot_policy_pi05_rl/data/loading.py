@@ -14,6 +14,7 @@ from ..configuration_pi05_rl import PI05RLConfig
 from ..labeling import read_pinned_labels
 from ..processes import Processes
 from ..returns import Lookahead, Outcome, lookahead
+from .cameras import EMPTY_CAMERA, picture_shape
 from .episodes import (
     Episode,
     LabelledEpisodes,
@@ -23,7 +24,7 @@ from .episodes import (
     reward_discount,
     split_episodes,
 )
-from .fit import EMPTY_CAMERA, align_sources
+from .fit import align_sources
 from .folder import open_dataset
 from .frame_cache import FrameCache, open_frame_cache
 from .frames import FrameDataset, FrameIndex, PinnedLabels
@@ -140,6 +141,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
             lookaheads=lookaheads,
             pinned=pinned,
             caches=caches,
+            padded=dict.fromkeys(mixed_cameras(cfg.policy, sources, caches), cfg.policy.image_resolution),
             seed=cfg.seed,
         )
 
@@ -170,6 +172,20 @@ def open_caches(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[FrameCach
         )
         for source in sources
     ]
+
+
+def mixed_cameras(policy: PI05RLConfig, sources: list[Source], caches: list[FrameCache] | None) -> list[str]:
+    """The cameras whose pictures are not of one size in all datasets."""
+    mixed = []
+    for camera in policy_cameras(policy):
+        own = [source.alignment.own_name(camera) for source in sources]
+        features = [source.dataset.meta.features[name] for source, name in zip(sources, own, strict=True)]
+        sizes = [picture_shape(camera, feature)[1:] for feature in features]
+        if caches is not None:
+            sizes = [cache.sizes[name] for cache, name in zip(caches, own, strict=True)]
+        if len({tuple(size) for size in sizes}) > 1:
+            mixed.append(camera)
+    return mixed
 
 
 def policy_cameras(policy: PI05RLConfig) -> list[str]:
