@@ -74,9 +74,9 @@ def record(root: Path, encoder: RGBEncoderConfig | None) -> Path:
     return root
 
 
-def references(source: Source, camera: str) -> tuple[list[Tensor], int]:
+def references(dataset: LeRobotDataset, source: Source, camera: str) -> tuple[list[Tensor], int]:
     """Every row's picture by LeRobot, and how many of them it did not find."""
-    dataset, pictures, unfound = source.dataset, [], 0
+    pictures, unfound = [], 0
     whole: dict[Path, tuple[np.ndarray, list[Tensor]]] = {}
     for row in range(len(source.columns["index"])):
         try:
@@ -142,9 +142,9 @@ def from_cache(source: Source, camera: str, folder: Path) -> Callable[[int], Ten
     return partial(cache.read, camera)
 
 
-def check_camera(name: str, source: Source, camera: str, folder: Path) -> int:
+def check_camera(name: str, dataset: LeRobotDataset, source: Source, camera: str, folder: Path) -> int:
     """Print the camera's line; returns how many reads were not as they should be."""
-    expected, unfound = references(source, camera)
+    expected, unfound = references(dataset, source, camera)
     rows = list(range(len(expected)))
     shuffled = np.random.default_rng(0).permutation(rows).tolist()
     try:
@@ -168,7 +168,7 @@ def check(name: str, root: Path, backend: str, folder: Path) -> int:
     dataset = LeRobotDataset("local/codec", root=root, video_backend=backend, return_uint8=True)
     source = load_source("own", dataset, backend)
     cameras = [key for key, feature in dataset.meta.features.items() if is_camera(feature) and not is_depth(feature)]
-    return sum(check_camera(name, source, camera, folder / "frames") for camera in cameras)
+    return sum(check_camera(name, dataset, source, camera, folder / "frames") for camera in cameras)
 
 
 def main() -> int:
