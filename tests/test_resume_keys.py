@@ -101,6 +101,7 @@ ELSEWHERE = {
     "policy.critic_early_stop": "needs held-out episodes; tested below",
     "dataset.weights": "needs two datasets; tests/test_mixture.py",
     "dataset.episodes": "other frames; refused below",
+    "dataset.bad_values": "needs bad values, and leaves episodes out as dataset.episodes does; tests/test_opening.py",
     "dataset.eval_split": "other frames; refused below",
     "policy.offline_buffer_capacity": "other frames; refused below",
     "policy.filter_by": "another critic or other frames; refused below",
