@@ -211,3 +211,19 @@ def features() -> tuple[dict, dict]:
     shapes = {FRONT: (FeatureType.VISUAL, (3, 8, 8)), "observation.state": (FeatureType.STATE, (4,))}
     inputs = {key: PolicyFeature(*feature) for key, feature in shapes.items()}
     return inputs, {"action": PolicyFeature(FeatureType.ACTION, (3,))}
+
+
+# ── Outliers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_wild_value_stops_the_run_with_its_place_and_the_advice_works(tmp_path, opened):
+    episodes = [uniform(0, 1, 60, seed) for seed in range(3)]
+    episodes[1][3, 4 + 1] = 1e6
+    root = record(tmp_path / "wild", episodes)
+    with pytest.raises(DatasetError, match=r"action is 1000000\.0 at episode 1, frame 3, dimension 1, far") as error:
+        opened(root)
+    assert "1 of 3 episode(s) (1): --dataset.bad_values=drop_episode" in str(error.value)
+    dropped = opened(root, dataset__bad_values="drop_episode")
+    for key, values in columns([episodes[0], episodes[2]]).items():
+        assert_statistics_of(dropped.stats[key], values)
+    assert opened(root, dataset__bad_values="keep_outliers").stats["action"]["max"][1] == 1e6

@@ -27,7 +27,7 @@ LEAST_VALUES = {
 }
 WANDB_MODES = ("online", "offline", "disabled")
 STATISTICS = ("pooled", "own")
-BAD_VALUES = ("error", "drop_episode")
+BAD_VALUES = ("error", "drop_episode", "keep_outliers")
 LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the ones that leave the base as it is
 
 
@@ -45,7 +45,7 @@ class OfflineDatasetConfig(DatasetConfig):
     statistics: str = "pooled"  # pooled | own: each dataset is brought from its own scale to the first one's
     resample_actions: bool = False  # read datasets of other frame rates at the first one's; absolute actions only
     frame_cache: str | None = None  # folder of decoded frames (pi05-rl cache); None: decode what is drawn
-    bad_values: str = "error"  # NaN, infinity or null in a state or an action: error | drop_episode
+    bad_values: str = "error"  # NaN, infinity, outliers in state or action: error | drop_episode | keep_outliers
     labeling: str | None = None  # advantages come from the side-car of this name (pi05-rl label), not from the critic
 
 

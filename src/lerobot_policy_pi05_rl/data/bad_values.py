@@ -1,9 +1,11 @@
 """NaN and infinity in what the policy reads and learns: found when a dataset is opened, before a step is made."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from .outliers import outliers
 
 
 class BadValue(NamedTuple):
@@ -29,10 +31,27 @@ def find_nonfinite(columns: Mapping[str, np.ndarray], keys: tuple[str, ...]) -> 
     Args:
         columns: (frames, D) under ``keys``, and (frames,) episode_index, frame_index.
     """
+    return _find(columns, keys, lambda values: ~np.isfinite(values))
+
+
+def find_outliers(
+    columns: Mapping[str, np.ndarray], keys: tuple[str, ...], starts: np.ndarray, ends: np.ndarray
+) -> list[BadValue]:
+    """As :func:`find_nonfinite`, of finite columns: values far beyond all others (:func:`~.outliers.outliers`).
+
+    Args:
+        starts, ends: (E,) the rows of each episode.
+    """
+    return _find(columns, keys, lambda values: outliers(values, starts, ends))
+
+
+def _find(
+    columns: Mapping[str, np.ndarray], keys: tuple[str, ...], is_bad: Callable[[np.ndarray], np.ndarray]
+) -> list[BadValue]:
     found = []
     for key in keys:
         values = columns[key].reshape(len(columns["episode_index"]), -1)
-        bad = ~np.isfinite(values)
+        bad = is_bad(values)
         rows = np.flatnonzero(bad.any(axis=1))
         if not rows.size:
             continue

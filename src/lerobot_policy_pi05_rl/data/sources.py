@@ -15,7 +15,7 @@ from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE, REWARD
 from ..errors import DatasetError
 from ..returns import Outcome
 from .alignment import Alignment, renamed
-from .bad_values import find_nonfinite
+from .bad_values import BadValue, find_nonfinite, find_outliers
 from .columns import read_columns
 from .folder import LocalDataset, reading, shortened
 from .integrity import check_rows
@@ -134,24 +134,34 @@ def needed_features(name: str, dataset: LocalDataset, rename_map: Mapping[str, s
 
 
 def handle_bad_values(source: Source, rename_map: Mapping[str, str], policy: str) -> Source:
-    """``source`` without NaN and infinity in state and action.
+    """``source`` without NaN, infinity and outliers in state and action.
 
     Args:
         policy: ``dataset.bad_values``.
 
     Raises:
-        DatasetError: there are such values and the policy is ``error``, or no episode is without.
+        DatasetError: there are such values and the policy does not say what to do, or no episode is without.
     """
     keys = tuple(key for key in source.columns if rename_map.get(key, key) in (ACTION, OBS_STATE))
-    found = find_nonfinite(source.columns, keys)
+    source = _without(source, find_nonfinite(source.columns, keys), drop=policy == "drop_episode")
+    if policy == "keep_outliers":
+        return source
+    found = find_outliers(source.columns, keys, source.starts, source.ends)
+    text = ", far beyond all others, which would be normalised to nearly one value beside it"
+    otherwise = "; if it is right, --dataset.bad_values=keep_outliers"
+    return _without(source, found, drop=policy == "drop_episode", text=text, otherwise=otherwise)
+
+
+def _without(source: Source, found: list[BadValue], *, drop: bool, text: str = "", otherwise: str = "") -> Source:
+    """``source`` without the episodes that hold what was ``found``, if they may be dropped."""
     if not found:
         return source
     bad = sorted({episode for value in found for episode in value.episodes})
-    what = f"dataset {source.name}: {'; '.join(map(str, found))}"
-    if policy == "error":
+    what = f"dataset {source.name}: {'; '.join(map(str, found))}{text}"
+    if not drop:
         raise DatasetError(
             f"{what}. Correct the recording, or train without the {len(bad)} of {len(source.starts)} episode(s) "
-            f"({shortened(bad)}): --dataset.bad_values=drop_episode"
+            f"({shortened(bad)}): --dataset.bad_values=drop_episode{otherwise}"
         )
     logger.warning("[DATA] %s: episode(s) %s are dropped (dataset.bad_values)", what, shortened(bad))
     return without_episodes(source, bad)
