@@ -111,6 +111,8 @@ class VideoFile:
         if not self.container.streams.video:
             raise FrameTimestampError(f"{path} holds no video")
         self.stream = self.container.streams.video[0]
+        if self.stream.codec_context is None:  # a header cut short does not say which codec it is
+            raise FrameTimestampError(f"{path} is damaged: its header names no decoder")
         self.stream.thread_type = "NONE"  # the loader's workers are the parallelism
         self.stream.codec_context.thread_count = 1  # and of itself a decoder of AV1 starts a thread per core
         self.first = next(self._packets(), None)
