@@ -2,17 +2,24 @@
 
 Most tests use the backend that traces and differentiates a graph as any other does, then runs it eagerly: it is
 compilation without the wait for a C++ compiler.
+
+Compiled and eager code sum in other orders, in float32 and bf16 alike, so neither equals the other to a fixed number
+of digits on every processor. What is asked is that the compiled step is no further from the step in float64 than a
+few times eager's own rounding on the same machine.
 """
 
+import copy
 import json
 
 import pytest
 import torch
 from conftest import make_batch, model_inputs, randomised, tiny_config, write_config
+from double import in_double
 from lerobot.configs.default import PeftConfig
 from safetensors.torch import load_file
 from test_resume import metrics, run, step_back
 from torch._dynamo.utils import counters
+from torch.utils._pytree import tree_map
 
 from lerobot_policy_pi05_rl import cli, compiling
 from lerobot_policy_pi05_rl.adapters import add_adapter
@@ -24,6 +31,7 @@ from lerobot_policy_pi05_rl.plan.meta_step import Shape, build
 from lerobot_policy_pi05_rl.trainable import select_trainable
 
 KINDS = 6  # vision layer; language layer over the prefix and over the tag, each last or not; expert layer
+ROUNDINGS = 4  # how much larger the largest rounding of one order of summation may be than another's
 LORA = r".*\.(language_model|vision_tower)\..*\.(q|k|v)_proj"
 
 
@@ -50,9 +58,9 @@ def make_policy(*, lora: bool = False, **overrides) -> PI05RLPolicy:
     return policy
 
 
-def step(policy: PI05RLPolicy, *, batch: int = 3, text: int = 12, tagged: bool = True, bf16: bool = False):
-    """Errors (B, H, A) of one tagged batch and their mean's gradients."""
-    inputs, model = model_inputs(batch=batch, text=text), policy.model
+def step(policy: PI05RLPolicy, inputs: dict, *, tagged: bool = True, bf16: bool = False) -> dict[str, torch.Tensor]:
+    """The error (B, H, A) of one batch, as ``error``, and its mean's gradients by the parameters' names."""
+    batch, model = len(inputs["actions"]), policy.model
     policy.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         context = model.read_prefix(
@@ -63,17 +71,29 @@ def step(policy: PI05RLPolicy, *, batch: int = 3, text: int = 12, tagged: bool =
             context = model.read_tag(context, tag)
         error = model.flow_matching_error(context, inputs["actions"], inputs["noise"], inputs["time"])
     error.mean().backward()
-    return error.detach(), {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    return {"error": error.detach(), **gradients}
 
 
-def assert_equal_steps(compiled: PI05RLPolicy, eager: PI05RLPolicy, tolerance: float = 1e-5, **batch) -> None:
-    """The same errors, and gradients of the same parameters, to a share of the largest of each."""
-    (error, gradients), (reference, references) = step(compiled, **batch), step(eager, **batch)
-    torch.testing.assert_close(error, reference, rtol=tolerance, atol=tolerance)
-    assert gradients.keys() == references.keys()
-    for name, gradient in references.items():
-        largest = max(float(gradient.abs().max()), 1e-2)  # below that, rounding: the vision keys have no true bias
-        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=tolerance * largest, msg=name)
+def assert_equal_steps(
+    compiled: PI05RLPolicy, eager: PI05RLPolicy, *, batch: int = 3, text: int = 12, **kind: bool
+) -> None:
+    """The same error, and gradients of the same parameters, but for the rounding of the machine's own."""
+    inputs = model_inputs(batch=batch, text=text)
+    found, reference = step(compiled, inputs, **kind), step(eager, inputs, **kind)
+    with in_double():
+        wide = tree_map(lambda value: value.double() if value.is_floating_point() else value, inputs)
+        truth = step(copy.deepcopy(eager).double(), wide, **kind | {"bf16": False})
+    assert found.keys() == reference.keys() == truth.keys()
+
+    def largest_rounding(values: dict[str, torch.Tensor]) -> float:
+        """As a share of each tensor's largest entry, or of 1e-2: the vision keys' bias has no true gradient."""
+        scales = {name: max(float(true.abs().max()), 1e-2) for name, true in truth.items()}
+        return max(float((values[name] - true).abs().max()) / scales[name] for name, true in truth.items())
+
+    rounding = largest_rounding(reference)
+    assert 0 < rounding < (5e-2 if kind.get("bf16") else 1e-5), "eager itself computes the step"
+    assert largest_rounding(found) < ROUNDINGS * rounding
 
 
 def test_inductors_losses_and_gradients_are_eagers_with_gradient_checkpointing_and_without():
@@ -113,7 +133,7 @@ def test_one_graph_of_each_kind_serves_every_layer_every_length_and_every_batch_
 )
 def test_adapters_frozen_layers_and_bf16_learn_as_without_compilation(overrides, bf16):
     policy, eager = make_policy(compile_model=True, **overrides), make_policy(**overrides)
-    assert_equal_steps(policy, eager, tagged=False, bf16=bf16, tolerance=5e-2 if bf16 else 1e-5)
+    assert_equal_steps(policy, eager, tagged=False, bf16=bf16)
 
 
 @pytest.mark.usefixtures("without_inductor")
@@ -125,9 +145,11 @@ def test_a_compiled_checkpoint_has_the_same_tensors_and_samples_the_same_actions
     loaded, batch = PI05RLPolicy.from_pretrained(tmp_path, load_critic=False), make_batch(size=2)
     noise, before = torch.randn(2, 6, 8), graphs()
     sample = dict(noise=noise, num_steps=3)
-    torch.testing.assert_close(
-        loaded.predict_action_chunk(batch, **sample), eager.predict_action_chunk(batch, **sample), rtol=1e-5, atol=1e-5
-    )
+    found, reference = (policy.predict_action_chunk(batch, **sample) for policy in (loaded, eager))
+    with in_double():
+        wide = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+        truth = copy.deepcopy(eager).double().predict_action_chunk(wide, noise=noise.double(), num_steps=3)
+    assert (found - truth).abs().max() < ROUNDINGS * (reference - truth).abs().max() < 1e-4
     assert graphs() - before <= KINDS
 
 
@@ -135,6 +157,7 @@ def test_a_compiled_checkpoint_has_the_same_tensors_and_samples_the_same_actions
 def test_a_run_with_held_out_evaluations_resumes_and_learns_what_eager_does(tmp_path, mixed_dataset):
     options = {"dataset__eval_split": 0.5, "save_freq": 1, "policy__offline_steps": 2, "eval_steps": 1}
     options |= {"policy__num_inference_steps": 2}
+    options |= {"policy__optimizer_eps": 1e-3}  # with 1e-8 Adam makes whole steps of gradients that are rounding alone
     eager = run(write_config(tmp_path / "a.json", mixed_dataset, tmp_path / "a", **options))
     config = write_config(tmp_path / "b.json", mixed_dataset, tmp_path / "b", policy__compile_model=True, **options)
     compiled = run(config)
