@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the Hub must fail at once
 os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ["COLUMNS"] = "80"  # tables are as wide as without a terminal, whatever the terminal of today
 
 import json
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
 torch.set_num_threads(1)
+for name in list(os.environ):  # what a person or a cluster has set for other runs
+    if name in ("FORCE_COLOR", "PI05_RL_TOKEN") or name.startswith(("WANDB_", "ACCELERATE_")):
+        del os.environ[name]
 
 TINY_SIZES = {
     "llm_width": 64,
