@@ -36,6 +36,7 @@ OTHER = "runs in {}"
 LISTED = {  # pattern of the whole command → why it is not run
     r"make (demo|demo-online)": OTHER.format("tests/test_main_job.py, with few steps"),
     r"make (test|test-slow|lint)": "is the suite itself",
+    r"make configuration": "rewrites docs/configuration.md, which tests/test_config_keys.py compares",
     r"pip install -e \.": "is how this suite was installed",
     r"pip install 'lerobot\[hilserl\]'": "installs another package",
     r"hf auth login": "needs the Hub",
@@ -57,7 +58,7 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"python benchmarks/memory\.py": OTHER.format("tests/test_plan.py"),
     r"python -m torch\.distributed\.run .*scaling_check\.py": OTHER.format("tests/test_scaling.py"),
     r"python benchmarks/(vs_lerobot|compile|processes|flops|plan|guidance)\.py.*": MEASURES,
-    r"python benchmarks/(scaling|scaling_codec|data_memory|control_period)\.py.*": MEASURES,
+    r"python benchmarks/(scaling|scaling_codec|data_memory|control_period|slow_actor)\.py.*": MEASURES,
 }
 DEPTH = 6  # of the language tower: as many layers as the critic has where nobody says how many
 SHORTER = {  # in a command, or appended to it
@@ -66,6 +67,7 @@ SHORTER = {  # in a command, or appended to it
     r"(profile_step\.py CONFIG)": r"\1 --steps=1 --skip=1",
     r"(demo\.record --root DIR)": r"\1 --episodes 1 --image-size 32",
     r"(pi05-rl cache CONFIG)": r"\1 --dataset.frame_cache=frames",
+    r"(decoder_check\.py) DATASET": r"\1 outputs/demo/dataset",
     r"=/data/": "=data/",
     r"CONFIG": "configs/so101.json",
     r"DIR": "recorded",
@@ -157,7 +159,10 @@ def run_cli(words: list[str]) -> None:
 def run_script(monkeypatch, words: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    runpy.run_path(str(REPOSITORY / words[0]), run_name="__main__")
+    try:
+        runpy.run_path(str(REPOSITORY / words[0]), run_name="__main__")
+    except SystemExit as end:
+        assert end.code in (0, None), f"{words} exited with {end.code}"
 
 
 def run_words(words: list[str], monkeypatch) -> None:
