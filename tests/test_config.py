@@ -131,6 +131,7 @@ def test_every_unknown_key_is_named_and_none_is_guessed_from_nothing(config):
         ("num_workers", -1),
         ("keep_last_checkpoints", 0),
         ("save_checkpoint", "perhaps"),
+        ("dataset.video_backend", "ffmpeg"),
         ("output_dir_offline", 5),
         ("reward", None),
         ("wandb", 5),

@@ -1,5 +1,6 @@
 """Every row's own picture, from every codec that LeRobot writes, or one error: never a neighbour's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import CAMERAS
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from lerobot_policy_pi05_rl.data import video
 from lerobot_policy_pi05_rl.data.pictures import read_picture, read_pictures
 from lerobot_policy_pi05_rl.data.sources import DatasetError, load_source
 
@@ -153,3 +155,21 @@ def test_a_video_that_cannot_be_decoded_is_an_error_that_names_it(tmp_path, dama
     for tolerance in (1e-4, 10.0):
         with pytest.raises(DatasetError, match=f"episode 2, frame 3: {path} (cannot be|has 0 frames)"):
             read_picture(opened(root, tolerance), CAMERA, 36)
+
+
+def test_a_frame_that_another_backend_does_not_find_is_read_by_ours(tmp_path, monkeypatch):
+    """torchcodec, read in random order, loses the leading pictures of an open group."""
+    source = opened(record(tmp_path / "data", rgb_encoder=ENCODERS["hevc, open group"]))
+    other = replace(source, video_backend="torchcodec")
+    asked = []
+
+    def finds_every_second(path, timestamps, tolerance_s, backend, **kwargs):
+        asked.extend(timestamps)
+        if len(asked) % 2:
+            raise video.FrameTimestampError("no such frame")
+        return torch.stack(list(video.read_frames(path, timestamps, tolerance_s=tolerance_s, backend="pyav")))
+
+    monkeypatch.setattr(video, "decode_video_frames", finds_every_second)
+    for row in (30, 5, 17, 0):
+        assert torch.equal(read_picture(other, CAMERA, row), read_picture(source, CAMERA, row))
+    assert len(asked) == 4

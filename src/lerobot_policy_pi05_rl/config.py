@@ -27,6 +27,7 @@ LEAST_VALUES = {
 }
 WANDB_MODES = ("online", "offline", "disabled")
 STATISTICS = ("pooled", "own")
+VIDEO_BACKENDS = ("torchcodec", "pyav", "video_reader")  # LeRobot's; the last is its old name of pyav
 BAD_VALUES = ("error", "drop_episode", "keep_outliers")
 LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the ones that leave the base as it is
 
@@ -96,6 +97,10 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             each = [f"{', '.join(names)} is not supported: {KEYS[node].advice}" for node, names in refused.items()]
             raise ConfigError("; ".join(each))
         self._check_mixture()
+        if self.dataset.video_backend not in VIDEO_BACKENDS:
+            raise ConfigError(
+                f"dataset.video_backend must be one of {', '.join(VIDEO_BACKENDS)}, got {self.dataset.video_backend!r}"
+            )
         if self.wandb.mode not in (None, *WANDB_MODES):
             raise ConfigError(f"wandb.mode must be one of {', '.join(WANDB_MODES)}, got {self.wandb.mode!r}")
         for name, least in LEAST_VALUES.items():

@@ -55,7 +55,11 @@ def read_frames(path: Path, timestamps: Sequence[float], *, tolerance_s: float, 
     """
     if backend not in PYAV:
         for block in batched(timestamps, DECODED_AT_ONCE):
-            yield from decode_video_frames(path, list(block), tolerance_s, backend, return_uint8=True)
+            try:
+                found = decode_video_frames(path, list(block), tolerance_s, backend, return_uint8=True)
+            except FrameTimestampError:  # torchcodec, too, loses frames of an open group when it is read at random
+                found = read_frames(path, block, tolerance_s=tolerance_s, backend=PYAV[0])
+            yield from found
         return
     file = _open(str(path), os.getpid(), threading.get_ident())
     frames = file.frames_from(timestamps[0])
