@@ -31,9 +31,10 @@ from .data.frames import (
 from .data.loaders import ALONE, to_device
 from .data.loading import OfflineData, open_offline_data
 from .data.normalisation import differences
+from .errors import UserError
 from .modeling_pi05_rl import PI05RLPolicy
 from .processes import Processes
-from .processor_checks import check_processors
+from .processor_checks import check_processors, probe_processors
 from .processor_pi05_rl import (
     check_prompt_lengths,
     check_vocabulary,
@@ -145,9 +146,12 @@ def load_processors(policy: PI05RLConfig, path: str | Path) -> tuple:
             pretrained_path=str(path),
             preprocessor_overrides={"device_processor": {"device": policy.device}},
         )
+        check_processors(policy, *processors, path)
+        probe_processors(policy, *processors)
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged file raises, the user must learn which checkpoint it was
         raise damaged_processors(path, error) from error
-    check_processors(policy, *processors, path)
     return processors
 
 

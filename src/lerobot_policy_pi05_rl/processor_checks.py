@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from lerobot.configs import NormalizationMode
 from lerobot.processor import NormalizerProcessorStep, PolicyProcessorPipeline, UnnormalizerProcessorStep
+from lerobot.utils.constants import ACTION, OBS_STATE
 
 from .checkpoint_files import CheckpointError
 from .checkpoint_folders import PROCESSOR_CONFIGS, PROCESSORS, PROCESSORS_ADVICE
@@ -40,6 +41,16 @@ def check_processors(
         raise CheckpointError(
             f"the processors in {path} ({PROCESSORS}) are not those of this policy: {complaint}. {PROCESSORS_ADVICE}"
         )
+
+
+def probe_processors(
+    config: PI05RLConfig, preprocessor: PolicyProcessorPipeline, postprocessor: PolicyProcessorPipeline
+) -> None:
+    """Send one state and one action through: what raises here would raise at the first batch, hours into a queue."""
+    widths = {key: config.input_features[key].shape[0] for key in (OBS_STATE,) if key in config.input_features}
+    actions = config.output_features[ACTION].shape[0]
+    preprocessor({**{key: torch.zeros(1, width) for key, width in widths.items()}, "task": ["x"]})
+    postprocessor(torch.zeros(1, actions))
 
 
 def _step_complaint(preprocessor: PolicyProcessorPipeline, postprocessor: PolicyProcessorPipeline) -> str | None:
