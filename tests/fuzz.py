@@ -185,6 +185,8 @@ TABLE = st.tuples(st.sampled_from(TABLE_KINDS), PLACES, PLACES, SCALARS)
 def damage_table(file: Path, how: tuple[str, int, int, Any]) -> bool:
     """Change one thing of a Parquet file, by column and row; False where Parquet cannot express it."""
     table = pd.read_parquet(file)
+    if table.columns.empty:
+        return False
     try:
         changed = damaged_frame(table, *how)
         buffer = io.BytesIO()

@@ -93,6 +93,8 @@ def test_a_misspelt_key_is_named_with_the_nearest_one(mixed_dataset, tmp_path, r
         (["--reward.source=sparse"], "reward.source"),
         (["--batch_size=null"], "batch_size"),
         (["--policy.learner_device=abacus"], "policy.learner_device"),
+        (["--policy.actor_learner_config.push_dtype=half"], "policy.actor_learner_config.push_dtype"),
+        (["--policy.head_dim=0"], "policy.head_dim"),
         (["offline_steps=3"], "offline_steps=3"),
         (["--config_path=second.json"], "one configuration file"),
     ],

@@ -121,6 +121,14 @@ def test_what_is_no_pipeline_is_named(folder, name, text):
     assert name in complaint(folder)
 
 
+def test_a_setting_that_no_batch_could_be_processed_with_is_refused(folder):
+    def change(steps):
+        steps[3]["config"]["eps"] = "1e-08"
+
+    edit_steps(folder, change)
+    assert "missing or damaged" in complaint(folder)
+
+
 def test_a_run_from_the_weights_alone_writes_processors_anew(folder, tmp_path, mixed_dataset, tiny_policy):
     """What the messages above advise."""
     tiny_policy.save_pretrained(folder)

@@ -61,6 +61,12 @@ class ActorLearnerConfig:
     # float32 or bfloat16: what weights travel as; None: as policy.dtype computes
     push_dtype: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.push_dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(
+                f"policy.actor_learner_config.push_dtype must be float32 or bfloat16, got {self.push_dtype!r}"
+            )
+
 
 @dataclass
 class ConcurrencyConfig:

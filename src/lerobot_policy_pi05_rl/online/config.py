@@ -82,10 +82,6 @@ class OnlineTrainConfig(PI05RLTrainConfig):
         connection = self.policy.actor_learner_config
         if not 0 <= connection.learner_port <= 65535:
             raise ConfigError(f"policy.actor_learner_config.learner_port is {connection.learner_port}")
-        if connection.push_dtype not in (None, "float32", "bfloat16"):
-            raise ConfigError(
-                f"policy.actor_learner_config.push_dtype must be float32 or bfloat16, got {connection.push_dtype!r}"
-            )
         if not connection.policy_parameters_push_frequency > 0:
             raise ConfigError("policy.actor_learner_config.policy_parameters_push_frequency must be above 0 seconds")
 
