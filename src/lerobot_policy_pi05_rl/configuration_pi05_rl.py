@@ -147,8 +147,8 @@ class PI05RLConfig(PI05Config):
     advantage_positive_fraction: float = 0.3  # RECAP, App. F
     advantage_positive_fraction_per_task: dict[str, float] = field(default_factory=dict)  # task text → fraction
     advantage_dropout: float = 0.3  # RECAP, section IV-C
-    # How much more a positive action counts than another: under dataset.labeling it is drawn so many times as often
-    # (a whole number), else its loss weighs so much more. 1: RECAP. docs/method.md says why.
+    # How much more a positive action counts than another: under dataset.labeling it is drawn so many times as often,
+    # else its loss weighs so much more. The critic never sees it. 1: RECAP. docs/method.md says why.
     advantage_positive_weight: float = 1.0
     advantage_window: int = 4096  # recent advantages per task from which the threshold is taken
     inference_advantage: str = "positive"  # positive | negative | none

@@ -50,13 +50,13 @@ class ValueBins(nn.Module):
         return F.one_hot(low, last + 1) * (1 - high_share) + F.one_hot(low + 1, last + 1) * high_share
 
     def value(self, logits: Tensor) -> Tensor:
-        """(…, num_bins) logits → (…) expected return, fp32."""
-        return logits.float().softmax(dim=-1) @ self.centers
+        """(…, num_bins) logits → (…) expected return, in the centres' precision: fp32."""
+        return logits.to(self.centers.dtype).softmax(dim=-1) @ self.centers
 
     def cross_entropy(self, logits: Tensor, returns: Tensor) -> Tensor:
         """(…, num_bins) logits, (…) returns → (…) cross-entropy in nats, fp32."""
         target = self.target(returns.flatten()).view_as(logits)
-        return -(target * logits.float().log_softmax(dim=-1)).sum(dim=-1)
+        return -(target * logits.to(target.dtype).log_softmax(dim=-1)).sum(dim=-1)
 
 
 def pool_images(features: Features, *, cameras: int, grid: int, side: int) -> Features:

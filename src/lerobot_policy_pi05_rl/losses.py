@@ -15,6 +15,7 @@ from .data.frames import (
     AHEAD_REWARD,
     FOLD,
     INTERVENTION,
+    NATURAL_WEIGHT,
     PINNED_ADVANTAGE,
     PINNED_TAG,
     RETURN,
@@ -94,24 +95,26 @@ class RecapLosses(nn.Module):
 
         Returns the loss, the out-of-fold values (B,) without gradient, and metrics. Samples without a known
         return count as zero, so that the batch's mean does not depend on how samples are spread over processes.
+
+        However often a frame is drawn, loss and metrics follow the data as recorded: each sample counts with its
+        ``natural_weight`` (B,); without that column as one.
         """
         critic, fold = self.policy.model.critic, batch[FOLD]
         logits = critic(*features)
         targets = self.critic_targets(later, batch)
         learns = critic.learns_from(fold) & ~targets.isnan()
         cross_entropy = critic.bins.cross_entropy(logits, targets.nan_to_num())
-        loss = torch.where(learns, cross_entropy, 0.0).mean(dim=0).sum()
+        natural = batch.get(NATURAL_WEIGHT, torch.ones_like(batch[RETURN])).to(batch[RETURN])
+        loss = (natural[:, None] * torch.where(learns, cross_entropy, 0.0)).mean(dim=0).sum()
         all_values = critic.bins.value(logits.detach())
         values = critic.out_of_fold(all_values, fold)
-        everyones, returns = self.processes.gather(torch.stack([values, batch[RETURN]], dim=1)).unbind(dim=1)
-        error = (returns - everyones)[~returns.isnan()]
-        metrics = {
-            "loss_critic": loss.detach() / max(1, len(critic.members) - 1),
-            "critic_value_mean": everyones.mean(),
-            "critic_value_std": everyones.std(correction=0),
-            "td_error_mean": error.mean(),
-            "td_error_std": error.std(correction=0),
-        }
+        columns = torch.stack([values, batch[RETURN], natural], dim=1)
+        everyones, returns, weights = self.processes.gather(columns).unbind(dim=1)
+        known = ~returns.isnan()
+        metrics = {"loss_critic": loss.detach() / max(1, len(critic.members) - 1)}
+        metrics["critic_value_mean"], metrics["critic_value_std"] = weighted_moments(everyones, weights)
+        error = (returns - everyones)[known]
+        metrics["td_error_mean"], metrics["td_error_std"] = weighted_moments(error, weights[known])
         return loss, values, metrics
 
     @torch.no_grad()
@@ -157,7 +160,8 @@ class RecapLosses(nn.Module):
             "advantage_positive_fraction": (positive == 1).float().mean(),
         }
         if config.policy_extraction == "conditioning":
-            # With pinned labels the positive ones are drawn more often instead (data/loading.py).
+            # With pinned labels the positive ones are drawn more often instead (data/loading.py); the critic's loss
+            # takes that back.
             others = 1.0 if PINNED_TAG in batch else 1.0 / config.advantage_positive_weight
             weights = torch.where(positive == 1, 1.0, others)
             return torch.where(draws.dropped, TAG_NONE, positive), weights, metrics
@@ -194,6 +198,12 @@ class RecapLosses(nn.Module):
             pairs = zip(self.target_critic.parameters(), self.policy.model.critic.parameters(), strict=True)
             for target, online in pairs:
                 target.lerp_(online, rate)
+
+
+def weighted_moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of (N,) values with (N,) weights; NaN where there are none."""
+    mean = (weights * values).sum() / weights.sum()
+    return mean, ((weights * (values - mean).square()).sum() / weights.sum()).sqrt()
 
 
 def per_sample(error: Tensor, batch: dict[str, Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from .data.frames import (
     AHEAD_REWARD,
     FOLD,
     INTERVENTION,
+    NATURAL_WEIGHT,
     PINNED_ADVANTAGE,
     PINNED_TAG,
     POSITION,
@@ -48,7 +49,7 @@ from .recap import RecapAlgorithm, RecapConfig
 
 logger = logging.getLogger(__name__)
 
-RL_COLUMNS = (RETURN, TASK_INDEX, INTERVENTION, FOLD, POSITION, PINNED_ADVANTAGE, PINNED_TAG)
+RL_COLUMNS = (RETURN, TASK_INDEX, INTERVENTION, FOLD, POSITION, NATURAL_WEIGHT, PINNED_ADVANTAGE, PINNED_TAG)
 
 
 def prepare(

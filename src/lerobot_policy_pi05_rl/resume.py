@@ -216,7 +216,7 @@ def data_state(data: OfflineData) -> dict[str, Any]:
     return {
         "datasets": [{"name": source.name, "fingerprint": dataset_fingerprint(source)} for source in data.sources],
         "train_episodes": len(data.train.frames.episodes),
-        "train_draws": len(data.train),
+        "train_draws": data.train.frames.draws_per_epoch,
         "held_out_frames": 0 if data.held_out is None else len(data.held_out),
     }
 

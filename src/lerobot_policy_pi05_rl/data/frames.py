@@ -2,6 +2,7 @@
 policy declares are decoded, one frame each."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ RETURN = "return"
 TASK_INDEX = "task_index"
 FOLD = "fold"  # which critic has not seen the episode; −1: none of them has, or there is only one
 PINNED_ADVANTAGE, PINNED_TAG = "pinned_advantage", "pinned_tag"  # of a labeling made before
+NATURAL_WEIGHT = "natural_weight"  # how much rarer the frame is drawn than it was recorded (`FrameIndex`)
 POSITION = "position"  # global sample index: the how-manieth draw of the run
 ACTION_IS_PAD = f"{ACTION}_is_pad"
 
@@ -51,20 +53,47 @@ class PinnedLabels(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """Which frames may be drawn: contiguous row ranges of the sources, one per episode."""
+    """Which frames may be drawn: contiguous row ranges of the sources, one per episode; and how often."""
 
     episodes: list[Episode]
     offsets: np.ndarray  # (episodes + 1,) cumulative number of frames
     chosen: np.ndarray | None = None  # (frames,) which of those, None: all
+    draws: np.ndarray | None = None  # (frames,) float64 how often an epoch draws each, None: once
+    by_source: bool = False  # each source has a share of the draws of its own (`dataset.weights`)
 
     @classmethod
-    def of(cls, episodes: list[Episode], keep: list[np.ndarray] | None = None) -> "FrameIndex":
-        """``keep``: per source (frames,) int, how often an epoch draws each frame; None: all once."""
+    def of(
+        cls, episodes: list[Episode], draws: list[np.ndarray] | None = None, *, by_source: bool = False
+    ) -> "FrameIndex":
+        """``draws``: per source (frames,) how often an epoch draws each frame, 0: never; None: all once."""
         offsets = np.cumsum([0, *(episode.length for episode in episodes)])
-        if keep is None:
-            return cls(episodes, offsets)
-        counts = [keep[episode.source][episode.start : episode.end] for episode in episodes]
-        return cls(episodes, offsets, np.repeat(np.arange(offsets[-1]), np.concatenate(counts)))
+        if draws is None:
+            return cls(episodes, offsets, by_source=by_source)
+        every = [draws[episode.source][episode.start : episode.end] for episode in episodes]
+        counts = np.concatenate(every).astype(np.float64)
+        chosen = np.flatnonzero(counts)
+        return cls(episodes, offsets, chosen, counts[chosen], by_source)
+
+    @cached_property
+    def natural_weights(self) -> np.ndarray:
+        """(frames,) natural frequency of each frame over the one it is drawn with.
+
+        Over the frames as drawn, the mean of anything times this weight is its mean over the frames as recorded
+        (within each source where sources have shares of their own: that mixture is the user's choice).
+        """
+        if self.draws is None:
+            return np.ones(len(self))
+        sources = np.zeros(len(self), dtype=np.int64)
+        if self.by_source:
+            lengths = np.diff(self.offsets)
+            sources = np.repeat([episode.source for episode in self.episodes], lengths)[self.chosen]
+        mean = np.bincount(sources, weights=self.draws) / np.maximum(1, np.bincount(sources))
+        return mean[sources] / self.draws
+
+    @property
+    def draws_per_epoch(self) -> float:
+        """Expected number; a whole one where every frame is drawn a whole number of times."""
+        return len(self) if self.draws is None else round(float(self.draws.sum()), 6)
 
     def frames_per_source(self, sources: int) -> list[int]:
         """How many of the frames are of each source; numbers run through the sources in order."""
@@ -144,6 +173,7 @@ class FrameDataset(Dataset):
             TASK_INDEX: torch.tensor(task),
             INTERVENTION: torch.tensor(bool(self.labels.interventions[episode.source][row])),
             FOLD: torch.tensor(self.folds.get((episode.source, episode.index), -1)),
+            NATURAL_WEIGHT: torch.tensor(self.frames.natural_weights[number], dtype=torch.float32),
             POSITION: torch.tensor(position),
         }
 

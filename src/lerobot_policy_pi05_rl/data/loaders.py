@@ -38,18 +38,20 @@ def make_train_loader(
 
 
 def sample_order(cfg: PI05RLTrainConfig, data: OfflineData) -> SampleOrder | MixedOrder:
-    """All frames alike, or each dataset by its weight.
+    """All frames as often as their index says, or each dataset by its weight.
 
     Raises:
         DatasetError: nothing is left to draw of a dataset that has a weight.
     """
+    frames = data.train.frames
     if cfg.dataset.weights is None:
-        return SampleOrder(len(data.train), cfg.seed)
-    counts = data.train.frames.frames_per_source(len(data.sources))
+        return SampleOrder(len(frames), cfg.seed, frames.draws)
+    counts = frames.frames_per_source(len(data.sources))
     for source, count in zip(data.sources, counts, strict=True):
         if count == 0:
             raise DatasetError(f"dataset.weights: nothing is left to draw of the dataset {source.name}; leave it out")
-    return MixedOrder(counts, cfg.dataset.weights, cfg.seed)
+    draws = None if frames.draws is None else np.split(frames.draws, np.cumsum(counts)[:-1])
+    return MixedOrder(counts, cfg.dataset.weights, cfg.seed, draws)
 
 
 def make_held_out_loader(cfg: PI05RLTrainConfig, data: OfflineData, processes: Processes = ALONE) -> DataLoader | None:

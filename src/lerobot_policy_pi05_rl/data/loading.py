@@ -120,7 +120,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     if cfg.policy.policy_extraction == "filtered":
         train, draws = filter_frames(cfg.policy, train, pinned)
     elif cfg.policy.policy_extraction == "conditioning" and pinned is not None:
-        draws = [np.where(labels.tags == 1, round(cfg.policy.advantage_positive_weight), 1) for labels in pinned]
+        draws = [np.where(labels.tags == 1, cfg.policy.advantage_positive_weight, 1.0) for labels in pinned]
     train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
     stats = normalisation_statistics(cfg, sources, train, policy_cameras(cfg.policy))
     transforms = cfg.dataset.image_transforms
@@ -148,7 +148,10 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     return OfflineData(
         sources,
         labels,
-        frames(FrameIndex.of(train, draws), ImageTransforms(transforms) if transforms.enable else None),
+        frames(
+            FrameIndex.of(train, draws, by_source=cfg.dataset.weights is not None),
+            ImageTransforms(transforms) if transforms.enable else None,
+        ),
         frames(FrameIndex.of(held_out), lookaheads=None) if held_out else None,
         stats,
     )
@@ -198,7 +201,8 @@ def filter_frames(
 ) -> tuple[list[Episode], list[np.ndarray] | None]:
     """What filtered cloning draws from: the successful episodes, or the frames that a labeling tags positive.
 
-    Without a labeling, frames are filtered by the critic's advantages as they are drawn (losses.py).
+    Where a critic trains beside the policy it must see the other frames, too: then all are drawn, and only the
+    positive ones count in the actor's loss (losses.py), as they do without a labeling.
 
     Raises:
         DatasetError: nothing is left.
@@ -210,10 +214,10 @@ def filter_frames(
         return kept, None
     if pinned is None:
         return episodes, None
-    draws = [(labels.tags == 1).astype(np.int64) for labels in pinned]
+    draws = [(labels.tags == 1).astype(np.float64) for labels in pinned]
     if not any(draws[episode.source][episode.start : episode.end].any() for episode in episodes):
         raise DatasetError("policy.filter_by is advantage, and the labeling tags no frame positive")
-    return episodes, draws
+    return episodes, None if policy.trains_critic else draws
 
 
 def lookahead_steps(policy: PI05RLConfig, *, pinned: bool) -> list[int]:

@@ -11,35 +11,69 @@ import numpy as np
 
 
 class SampleOrder:
-    """Maps a position to a frame number in ``range(num_frames)``."""
+    """Maps a position to a frame number in ``range(num_frames)``.
 
-    def __init__(self, num_frames: int, seed: int):
-        self.num_frames, self.seed = num_frames, seed
-        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+    An epoch visits every frame once or, with ``draws``, frame i ``draws[i]`` times. Where that is no whole number, the
+    first e epochs visit it ``floor(e · draws[i] + phase[i])`` times with a phase in [0, 1) derived from the seed: the
+    count never strays from ``e · draws[i]`` by a whole draw, and is a pure function of (seed, epoch).
+    """
+
+    def __init__(self, num_frames: int, seed: int, draws: np.ndarray | None = None):
+        """``draws``: (num_frames,) how often an epoch visits each frame, above 0; None: once."""
+        self.num_frames, self.seed, self._draws = num_frames, seed, draws
+        self._phases = None if draws is None else np.random.default_rng([seed, 0, num_frames]).random(num_frames)
+        self._epoch, self._first, self._frames = -1, 0, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
-        epoch, index = divmod(position, self.num_frames)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_frames)
-        return int(self._permutation[index])
+        if self._epoch < 0 or not 0 <= position - self._first < len(self._frames):
+            self._visit(self._epoch_of(position))
+        return int(self._frames[position - self._first])
+
+    def _visit(self, epoch: int) -> None:
+        frames = np.arange(self.num_frames)
+        if self._draws is not None:
+            frames = np.repeat(frames, self._visits(epoch + 1) - self._visits(epoch))
+        self._epoch, self._first = epoch, self._begin(epoch)
+        self._frames = frames[np.random.default_rng([self.seed, epoch]).permutation(len(frames))]
+
+    def _epoch_of(self, position: int) -> int:
+        if self._draws is None:
+            return position // self.num_frames
+        epoch = int(position / self._draws.sum())  # to within one: each frame's count is off by less than a draw
+        while self._begin(epoch) > position:
+            epoch -= 1
+        while self._begin(epoch + 1) <= position:
+            epoch += 1
+        return epoch
+
+    def _begin(self, epoch: int) -> int:
+        """The position at which ``epoch`` begins."""
+        return epoch * self.num_frames if self._draws is None else int(self._visits(epoch).sum())
+
+    def _visits(self, epochs: int) -> np.ndarray:
+        """(num_frames,) how often the first ``epochs`` epochs visit each frame."""
+        return np.floor(epochs * self._draws + self._phases).astype(np.int64)
 
 
 class MixedOrder:
     """Maps a position to a frame number where every source has a weight.
 
     Positions come in blocks; each block holds every source in its share, to the nearest draw, in an order derived from
-    (seed, block). What a source is drawn for the k-th time is its own :class:`SampleOrder`: none of its frames comes
-    twice before all have come once.
+    (seed, block). What a source is drawn for the k-th time is its own :class:`SampleOrder`: all of its frames come
+    before its next epoch begins.
     """
 
     BLOCK = 1024
 
-    def __init__(self, num_frames: list[int], weights: list[float], seed: int):
-        """``num_frames``: per source; frame numbers run through the sources in order."""
+    def __init__(self, num_frames: list[int], weights: list[float], seed: int, draws: list[np.ndarray] | None = None):
+        """Args:
+        num_frames: per source; frame numbers run through the sources in order.
+        draws: per source, as of :class:`SampleOrder`.
+        """
         self.firsts = np.cumsum([0, *num_frames])
         self.seed, self._bounds = seed, np.cumsum(weights) / np.sum(weights)
-        self._orders = [SampleOrder(count, seed) for count in num_frames]
+        every = draws or [None] * len(num_frames)
+        self._orders = [SampleOrder(count, seed, own) for count, own in zip(num_frames, every, strict=True)]
         self._block, self._sources, self._ranks = -1, np.empty(0, np.int64), np.empty(0, np.int64)
 
     def __getitem__(self, position: int) -> int:
