@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from double import in_double
@@ -23,8 +25,12 @@ from lerobot.policies.act.configuration_act import ACTConfig
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.context import Context
+from lerobot_policy_pi05_rl.data.episodes import label_episodes
 from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, FOLD, INTERVENTION, POSITION, RETURN, TASK_INDEX
+from lerobot_policy_pi05_rl.data.loading import open_sources
+from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint
 from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
+from lerobot_policy_pi05_rl.labeling import Labeling, frame_columns, labeling_path, write_labeling
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
@@ -277,6 +283,42 @@ def write_config(path: Path, dataset: Path, run_dir: Path, **changes) -> Path:
         node[last] = value
     path.write_text(json.dumps(raw))
     return path
+
+
+def with_column(root: Path, name: str, values: list, dtype: str, kind: pa.DataType) -> None:
+    """Put a column, or another one of its name, into the dataset's data and metadata."""
+    (file,) = (root / "data").rglob("*.parquet")
+    table = pq.read_table(file).replace_schema_metadata(None)
+    if name in table.column_names:
+        table = table.drop_columns([name])
+    pq.write_table(table.append_column(name, pa.array(values, kind)), file)
+    info = json.loads((root / "meta" / "info.json").read_text())
+    info["features"][name] = {"dtype": dtype, "shape": [1], "names": None}
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+
+
+def make_labeling(cfg, name: str, positive: Callable[[int], np.ndarray], **meta) -> None:
+    """Labelings of the configuration's datasets beside them, of no critic: all values are 0.
+
+    Args:
+        positive: number of frames → (frames,) bool, those tagged positive.
+        meta: what else they say of themselves.
+    """
+    sources = open_sources(cfg)
+    labels = label_episodes(sources, cfg.reward, cfg.policy)
+    for number, source in enumerate(sources):
+        count = len(source.columns["index"])
+        columns = frame_columns(number, source, labels)
+        columns |= {key: np.zeros(count, np.float32) for key in ("value", "advantage")}
+        columns |= {"fold": np.full(count, -1, np.int8), "positive": positive(count)}
+        columns["tag"] = columns["positive"].astype(np.int8)
+        dataset = {
+            "repo_id": source.name,
+            "root": str(source.dataset.root),
+            "fingerprint": dataset_fingerprint(source),
+        }
+        said = {"dataset": dataset, "critic": {"path": "nowhere", "fingerprint": "none"}, "n_step": None, **meta}
+        write_labeling(labeling_path(source, name), Labeling(columns, said))
 
 
 @pytest.fixture(scope="session")

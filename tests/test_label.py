@@ -25,7 +25,7 @@ from lerobot_policy_pi05_rl.label_outcomes import format_ranges, parse_ranges
 from lerobot_policy_pi05_rl.labeling import (
     SCHEMA,
     out_of_fold,
-    read_pinned_labels,
+    read_labelings,
     upper_threshold,
 )
 from lerobot_policy_pi05_rl.losses import RecapLosses
@@ -205,9 +205,9 @@ def test_another_datasets_labeling_is_refused_by_name(world, tmp_path):
             labeler.main([str(other), "--name", "mine", *extra])
     sources = open_sources(load_config(other))
     with pytest.raises(UserError, match="labeling 'mine' was made for other frames"):
-        read_pinned_labels(sources, "mine")
+        read_labelings(sources, "mine")
     with pytest.raises(UserError, match=r"no labeling 'none'.*mine"):
-        read_pinned_labels(sources, "none")
+        read_labelings(sources, "none")
 
 
 def test_a_labeling_with_missing_rows_is_refused(world):
@@ -215,10 +215,10 @@ def test_a_labeling_with_missing_rows_is_refused(world):
     path = world / "data.labels" / "mine.parquet"
     pq.write_table(pq.read_table(path).slice(3), path)
     with pytest.raises(UserError, match=f"'mine'.*{FRAMES - 3} frames"):
-        read_pinned_labels(open_sources(load_config(world / "a.json")), "mine")
+        read_labelings(open_sources(load_config(world / "a.json")), "mine")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
-        read_pinned_labels(open_sources(load_config(world / "a.json")), "mine")
+        read_labelings(open_sources(load_config(world / "a.json")), "mine")
 
 
 def test_the_fingerprint_is_of_frames_not_of_paths_or_outcomes(world):

@@ -1,6 +1,5 @@
 """What columns say of episodes and frames: outcomes, corrections, rewards, tasks. Unknown is unknown."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import MIXED_EPISODES, make_dataset, write_config
+from conftest import MIXED_EPISODES, make_dataset, with_column, write_config
 
 from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.data.flags import CUT, NO, UNKNOWN, YES, parse_flags
@@ -20,18 +19,6 @@ NAN, INF = float("nan"), float("inf")
 LENGTHS = [episode["length"] for episode in MIXED_EPISODES]
 ENDS = np.cumsum(LENGTHS)
 TRUTH = ["success", "failure", "success", "failure"]
-
-
-def with_column(root: Path, name: str, values: list, dtype: str, kind: pa.DataType) -> None:
-    """Put a column, or another one of its name, into the dataset's data and metadata."""
-    (file,) = (root / "data").rglob("*.parquet")
-    table = pq.read_table(file).replace_schema_metadata(None)
-    if name in table.column_names:
-        table = table.drop_columns([name])
-    pq.write_table(table.append_column(name, pa.array(values, kind)), file)
-    info = json.loads((root / "meta" / "info.json").read_text())
-    info["features"][name] = {"dtype": dtype, "shape": [1], "names": None}
-    (root / "meta" / "info.json").write_text(json.dumps(info))
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MIXED_EPISODES, make_algorithm, make_dataset, write_config
+from conftest import MIXED_EPISODES, make_algorithm, make_dataset, make_labeling, write_config
 
 from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.episodes import label_episodes
 from lerobot_policy_pi05_rl.data.frames import FOLD, NATURAL_WEIGHT, POSITION, RETURN, FrameIndex
 from lerobot_policy_pi05_rl.data.loaders import make_probe_loader, make_train_loader, sample_order
-from lerobot_policy_pi05_rl.data.loading import open_offline_data, open_sources
+from lerobot_policy_pi05_rl.data.loading import open_offline_data
 from lerobot_policy_pi05_rl.data.sampling import BatchPositions, MixedOrder, SampleOrder
-from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint
-from lerobot_policy_pi05_rl.labeling import Labeling, frame_columns, labeling_path, write_labeling
 from lerobot_policy_pi05_rl.losses import weighted_moments
 
 TOTAL = sum(episode["length"] for episode in MIXED_EPISODES)
@@ -37,16 +34,7 @@ def pinned(mixed_dataset, tmp_path):
     def open_(**changes):
         path = write_config(tmp_path / "run.json", roots[0], tmp_path / "run", dataset__labeling="mine", **changes)
         cfg = load_config(path)
-        sources = open_sources(cfg)
-        labels = label_episodes(sources, cfg.reward, cfg.policy)
-        for number, source in enumerate(sources):
-            count = len(source.columns["index"])
-            columns = frame_columns(number, source, labels)
-            columns |= {name: np.zeros(count, np.float32) for name in ("value", "advantage")}
-            columns |= {"fold": np.zeros(count, np.int8), "tag": positive(count).astype(np.int8)}
-            columns["positive"] = columns["tag"] == 1
-            meta = {"dataset": {"fingerprint": dataset_fingerprint(source), "repo_id": source.name, "root": ""}}
-            write_labeling(labeling_path(source, "mine"), Labeling(columns, meta))
+        make_labeling(cfg, "mine", positive)
         return cfg, open_offline_data(cfg)
 
     open_.second = str(roots[1])
@@ -138,7 +126,7 @@ def test_the_critics_loss_gradient_and_metrics_are_those_of_the_recorded_frames(
     index = FrameIndex([], np.array([0, 6]), np.arange(6), draws)
     numbers = torch.from_numpy(drawn(SampleOrder(6, 7, draws), 15))
     assert sorted(Counter(numbers.tolist()).values()) == [2, 2, 2, 3, 3, 3]
-    logits = torch.randn(6, 3, len(critic.bins.centers), dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(6, len(critic.members), len(critic.bins.centers), dtype=torch.float64, requires_grad=True)
     recorded = {FOLD: torch.tensor([0, 1, 0, 1, 0, -1]), RETURN: -torch.rand(6, dtype=torch.float64)}
     recorded[RETURN][4] = torch.nan
     as_drawn = {key: value[numbers] for key, value in recorded.items()}

@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,7 +17,7 @@ from conftest import make_dataset
 from lerobot_policy_pi05_rl import labeling
 from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.errors import UserError
-from lerobot_policy_pi05_rl.report import statistics
+from lerobot_policy_pi05_rl.report import labels, statistics
 from lerobot_policy_pi05_rl.report.build import main as report
 from lerobot_policy_pi05_rl.report.curves import CURVES, thinned
 from lerobot_policy_pi05_rl.report.frames import DatasetFrames
@@ -257,6 +258,88 @@ def test_a_run_shows_its_own_labeling_and_its_curves(run_dir, dataset):
     assert "<dd>own" in page and "newest checkpoint at step 200" in page
     names = {re.search(r'data-chart="curve-([^"]+)"', chart)[1] for chart in charts(page) if "curve-" in chart}
     assert names == {"loss_critic", "loss_actor", "eval-tag_grip"}
+
+
+def make_run(folder: Path, **dataset) -> Path:
+    """A run whose checkpoint names this dataset and nothing else."""
+    checkpoint = folder / "checkpoints" / "000200" / "pretrained_model"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "train_config.json").write_text(json.dumps({"dataset": {"repo_id": "test/tiny", **dataset}}))
+    (folder / "checkpoints" / "last").symlink_to("000200")
+    return folder
+
+
+def test_a_run_that_was_trained_from_a_labeling_shows_that_one(dataset, tmp_path):
+    run = make_run(tmp_path / "run", root=str(dataset), labeling="first")
+    assert report([str(run)]) == 0
+    assert "<dd>first" in (run / "report.html").read_text()
+    gone = make_run(tmp_path / "gone", root=str(dataset), labeling="deleted")
+    with pytest.raises(UserError, match=r"no labeling 'deleted' \(there: first, second\)"):
+        report([str(gone)])
+
+
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_run_on_some_episodes_shows_the_labeling_of_those(dataset, tmp_path, noted):
+    path, chosen = write_labeling(dataset, "some"), [0, 2, 3]
+    found = labeling.read_labeling(path)
+    rows = np.isin(found.columns["episode_index"], chosen)
+    if noted:
+        found.meta["dataset"]["episodes"] = chosen
+    columns = {name: column[rows] for name, column in found.columns.items()}
+    labeling.write_labeling(path, labeling.Labeling(columns, found.meta))
+    run = make_run(tmp_path / "run", root=str(dataset), labeling="some", episodes=chosen)
+    other = make_run(tmp_path / "other", root=str(dataset), labeling="some", episodes=[0, 1])
+    try:
+        assert report([str(run)]) == 0
+        assert "3 episodes, 26 frames" in (run / "report.html").read_text()
+        if not noted:
+            with pytest.raises(UserError, match="has 26 rows but the dataset has 51 frames"):
+                report([str(other)])
+    finally:
+        path.unlink()
+
+
+def test_a_labeling_of_a_critic_that_lay_in_the_runs_folder_before_is_not_the_runs(dataset, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", root=str(dataset))
+    path = write_labeling(dataset, "own", critic=str(run / "checkpoints" / "000200" / "pretrained_model"))
+    try:
+        assert labels.newest_labeling(dataset, run) == "own"  # without weights nobody can tell
+        for fingerprint, name in (("c0", "own"), ("c1", None)):
+            monkeypatch.setattr(labels, "load_critic", lambda path, f=fingerprint: SimpleNamespace(fingerprint=f))
+            assert labels.newest_labeling(dataset, run) == name
+    finally:
+        path.unlink()
+
+
+def test_a_score_that_rests_on_few_failures_is_no_headline(page):
+    tiles = page[page.index("rank correlation of value") :]
+    assert "AUC of mid-episode values: 2 failures, too few to say" in tiles
+    assert table_rows(page, "Labelings compared")[0][4] == "– (2 failures)"
+
+
+@pytest.mark.parametrize(
+    ("successes", "failures", "said"),
+    [(40, 1, "1 failure"), (1, 40, "1 success"), (5, 5, None), (4, 9, "4 successes"), (9, 0, "0 failures")],
+)
+def test_few_outcomes_are_counted_by_episode(successes, failures, said):
+    outcomes = ["success"] * successes + ["failure"] * failures + ["truncated"]
+    frames = pd.DataFrame({"episode_index": np.repeat(range(len(outcomes)), 3), "outcome": np.repeat(outcomes, 3)})
+    assert statistics.few_outcomes(frames) == said
+
+
+def test_an_episode_whose_task_changes_counts_for_each_and_once_in_all(dataset, tmp_path):
+    path = write_labeling(dataset, "changing")
+    found = labeling.read_labeling(path)
+    tasks = found.columns["task"].copy()
+    tasks[:4] = "approach"  # of episode 0, a success of nine frames
+    labeling.write_labeling(path, labeling.Labeling({**found.columns, "task": tasks}, found.meta))
+    assert report([str(dataset), "--labels", "changing", "--output", str(tmp_path / "page.html")]) == 0
+    path.unlink()
+    page = (tmp_path / "page.html").read_text()
+    pick, _, approach, total = table_rows(page, "What is in the data")
+    assert approach == ["approach", "1", "1", "0", "0", "0", "0.4", "0.4", "0.4"]
+    assert pick[:4] == ["pick the cube", "4", "2", "1"] and pick[6] == "0.5"
+    assert total[:6] == ["All tasks", "6", "3", "2", "1", "3"]
 
 
 def test_videos_show_every_frame_of_the_episode(tmp_path):

@@ -9,12 +9,12 @@ import pandas as pd
 from .config import ConfigError
 from .data.outcomes import known_outcomes
 from .data.sources import DatasetError, Source, check_outcome_file_datasets, read_outcome_file
+from .label_fit import OUTCOMES_FILE
 from .labeling import labels_folder
 from .returns import Outcome
 
 logger = logging.getLogger(__name__)
 
-OUTCOMES_FILE = "outcomes.csv"
 Outcomes = dict[int, Outcome]
 
 

@@ -20,7 +20,7 @@ from .data.loading import open_sources, read_sources
 from .data.sources import Source, dataset_fingerprint
 from .errors import UserError
 from .label_critic import Critic, find_critic, load_value_function
-from .label_options import LabelOptions, choose_look_ahead, load_label_config, parse_options
+from .label_options import DEFAULT_HORIZON, LabelOptions, choose_look_ahead, load_label_config, parse_options
 from .label_outcomes import describe_unlabelled, given_outcomes, outcomes_path, write_outcomes
 from .label_report import label_table
 from .label_values import TAG, Interrupted, PartialValues, Timing, compute_values, frame_loader
@@ -32,7 +32,9 @@ from .labeling import (
     frame_columns,
     labeling_path,
     out_of_fold,
+    outcomes_if_labelled,
     read_labeling,
+    read_meta,
     tag_columns,
     task_thresholds,
     write_labeling,
@@ -94,9 +96,11 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> No
             "there is no critic to label with: neither has the run a checkpoint nor policy.pi05_checkpoint a critic. "
             "Train one (pi05-rl offline), or give --checkpoint DIR"
         )
-    name = options.name or critic.default_name
     sources = open_sources(cfg)
-    labels = label_episodes(sources, cfg.reward, cfg.policy)
+    name = options.name or free_name(sources, critic)
+    stated = options.from_name or cfg.dataset.labeling
+    recorded = [outcomes_if_labelled(source, stated) for source in sources]
+    labels = label_episodes(sources, cfg.reward, cfg.policy, recorded=recorded)
     if critic is None:
         values = values_of_labeling(sources, options.from_name, name)
     else:
@@ -182,6 +186,15 @@ def values_of_critic(
     return results
 
 
+def free_name(sources: list[Source], critic: Critic) -> str:
+    """The name of the critic's run and step; with its fingerprint where another critic's labeling has that name."""
+    name = critic.default_name
+    for path in (labeling_path(source, name) for source in sources):
+        if path.is_file() and read_meta(path)["critic"]["fingerprint"] != critic.fingerprint:
+            return f"{name}-{critic.fingerprint[:8]}"
+    return name
+
+
 def check_name(source: Source, name: str, critic_fingerprint: str) -> Labeling | None:
     """The labeling of this name if there is one; of the same dataset and critic, else it is not ours to replace.
 
@@ -223,6 +236,9 @@ def finish(
     """Advantages, thresholds over all sources, tags; write the side-cars and print what became of them."""
     n_step, traces, look_ahead = choose_look_ahead(options, cfg.policy.advantage_n_step, labels)
     logger.info("%s Advantages: %s", TAG, look_ahead)
+    horizon = None
+    if traces is not None and options.trace is None:
+        horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
     default = cfg.policy.advantage_positive_fraction if options.fraction is None else options.fraction
     discount, scale = reward_discount(cfg.reward, cfg.policy), reward_scale(cfg, labels)
     try:
@@ -255,9 +271,11 @@ def finish(
                 "repo_id": source.name,
                 "root": str(Path(source.dataset.root).absolute()),
                 "fingerprint": dataset_fingerprint(source),
+                "episodes": cfg.dataset.episodes if source is sources[0] else None,
             },
             "critic": own.critic,
             "n_step": n_step,
+            "horizon": horizon,
             "trace": None if traces is None else {task: traces[task] for task in tasks},
             "discount": discount,
             "positive_fraction": {task: by_task[task] for task in tasks},

@@ -224,11 +224,32 @@ def find_labeling(source: Source, name: str) -> Labeling:
     return labeling
 
 
-def read_pinned_labels(sources: list[Source], name: str) -> list[PinnedLabels]:
-    """Advantages and tags of the labeling ``name``, per source.
+def read_labelings(sources: list[Source], name: str) -> list[Labeling]:
+    """The labeling ``name`` of each source.
 
     Raises:
         DatasetError: a dataset has no labeling of that name, or one that was made for other frames.
     """
-    labelings = [find_labeling(source, name) for source in sources]
+    return [find_labeling(source, name) for source in sources]
+
+
+def pinned_labels(labelings: list[Labeling]) -> list[PinnedLabels]:
+    """Advantages and tags, per source."""
     return [PinnedLabels(labeling.columns["advantage"], labeling.columns["tag"]) for labeling in labelings]
+
+
+def labeling_outcomes(labeling: Labeling) -> dict[int, Outcome]:
+    """Episode → the outcome that the labeling was made under."""
+    columns = labeling.columns
+    starts = [rows.start for rows in episode_rows(columns["episode_index"])]
+    return {int(columns["episode_index"][start]): Outcome(columns["outcome"][start]) for start in starts}
+
+
+def outcomes_if_labelled(source: Source, name: str | None) -> dict[int, Outcome]:
+    """:func:`labeling_outcomes` of the labeling ``name``; none where there is no such labeling of these frames."""
+    path = None if name is None else labeling_path(source, name)
+    if path is None or not path.is_file():
+        return {}
+    if read_meta(path)["dataset"]["fingerprint"] != dataset_fingerprint(source):
+        return {}
+    return labeling_outcomes(read_labeling(path))

@@ -11,7 +11,8 @@ from lerobot.transforms import ImageTransforms
 
 from ..config import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
-from ..labeling import read_pinned_labels
+from ..label_fit import check_labelings
+from ..labeling import labeling_outcomes, pinned_labels, read_labelings
 from ..processes import Processes
 from ..returns import Lookahead, Outcome, lookahead
 from .cameras import EMPTY_CAMERA, picture_shape
@@ -113,13 +114,18 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
         DatasetError: as :func:`open_sources`; or episodes are unlabelled, or the labeling does not fit.
     """
     sources = open_sources(cfg)
-    labels = label_episodes(sources, cfg.reward, cfg.policy, needs_returns=cfg.policy.policy_extraction != "none")
-    pinned = read_pinned_labels(sources, cfg.dataset.labeling) if cfg.dataset.labeling else None
+    name, needs_returns = cfg.dataset.labeling, cfg.policy.policy_extraction != "none"
+    labelings = read_labelings(sources, name) if name else None
+    recorded = labelings and [labeling_outcomes(labeling) for labeling in labelings]
+    labels = label_episodes(sources, cfg.reward, cfg.policy, needs_returns=needs_returns, recorded=recorded)
+    if labelings and needs_returns:
+        check_labelings(labelings, name, sources, labels, cfg.reward.outcome_file)
+    pinned = pinned_labels(labelings) if labelings else None
     train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
     draws = None
     if cfg.policy.policy_extraction == "filtered":
         train, draws = filter_frames(cfg.policy, train, pinned)
-    elif cfg.policy.policy_extraction == "conditioning" and pinned is not None:
+    elif cfg.policy.policy_extraction == "conditioning" and pinned and cfg.policy.advantage_positive_weight != 1:
         draws = [np.where(labels.tags == 1, cfg.policy.advantage_positive_weight, 1.0) for labels in pinned]
     train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
     stats = normalisation_statistics(cfg, sources, train, policy_cameras(cfg.policy))

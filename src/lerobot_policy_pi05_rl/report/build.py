@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     subject = open_subject(args.subject)
     names = split_names(args.labels) or [default_labeling(subject)]
     total_frames = int(subject.info["total_frames"])
-    labelings = [read_labeling(subject.dataset_root, name, total_frames) for name in dict.fromkeys(names)]
+    root, episodes = subject.dataset_root, subject.episodes
+    labelings = [read_labeling(root, name, total_frames, episodes) for name in dict.fromkeys(names)]
     output = args.output or default_output(subject, labelings[0])
     pictures = DatasetFrames(subject.dataset_root, subject.info)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         nargs="+",
         default=[],
-        help="labelings to show; more than one are compared with the first (default: the newest)",
+        help="labelings to show; more than one are compared with the first (default: the run's own, or the newest)",
     )
     parser.add_argument(
         "--output", type=Path, help="HTML file (default: report.html in the run, or NAME.html beside the labeling)"
@@ -64,11 +65,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def default_labeling(subject: Subject) -> str:
-    """The newest labeling; for a run, the newest that its critic made.
+    """The newest labeling; for a run, the one that it was trained from, else the newest that its critic made.
 
     Raises:
         UserError: there is none.
     """
+    if subject.labeling is not None:
+        return subject.labeling
     name = newest_labeling(subject.dataset_root, subject.run)
     if name is not None:
         return name

@@ -20,6 +20,8 @@ class Subject:
     dataset_root: Path
     repo_id: str | None
     info: dict[str, Any]  # the dataset's meta/info.json
+    labeling: str | None = None  # that the run was trained from
+    episodes: list[int] | None = None  # that the run was trained on; None: all
 
     @property
     def name(self) -> str:
@@ -53,17 +55,18 @@ def open_subject(path: str | Path) -> Subject:
         raise UserError(
             f"{path} is neither a run (it has no checkpoints/) nor a LeRobot dataset (it has no {INFO.as_posix()})"
         )
-    repo_id, root = run_dataset(path)
+    dataset = run_dataset(path)
+    repo_id, root = dataset["repo_id"], dataset["root"]
     if not (root / INFO).is_file():
         raise UserError(
             f"the run {path} was trained on {root}, which has no {INFO.as_posix()}; start from the folder the run was "
             "started in, or give the dataset's folder itself"
         )
-    return Subject(path, root, repo_id, read_info(root))
+    return Subject(path, root, repo_id, read_info(root), dataset.get("labeling"), dataset.get("episodes"))
 
 
-def run_dataset(run: Path) -> tuple[str, Path]:
-    """(repo_id, folder) of the dataset that the run's newest checkpoint names.
+def run_dataset(run: Path) -> dict[str, Any]:
+    """The ``dataset`` keys of the run's newest checkpoint; ``root`` is the first dataset's folder.
 
     Raises:
         UserError: there is no readable checkpoint, or it names no dataset.
@@ -78,11 +81,11 @@ def run_dataset(run: Path) -> tuple[str, Path]:
         raise UserError(
             f"{path} names no dataset ({type(error).__name__}: {error}); give the dataset's folder"
         ) from error
-    if root is not None:
-        return repo_id, Path(root)
-    from lerobot.utils.constants import HF_LEROBOT_HOME
+    if root is None:
+        from lerobot.utils.constants import HF_LEROBOT_HOME
 
-    return repo_id, HF_LEROBOT_HOME / repo_id
+        root = HF_LEROBOT_HOME / repo_id
+    return {**dataset, "repo_id": repo_id, "root": Path(root)}
 
 
 def read_info(root: Path) -> dict[str, Any]:

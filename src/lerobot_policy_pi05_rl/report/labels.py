@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from .. import labeling
 from ..errors import UserError
+from ..label_critic import load_critic
 from ..returns import Outcome
+from ..weights import CheckpointError
 
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
 
@@ -53,11 +56,15 @@ class Labeling:
         return None if value is None else float(value)
 
 
-def read_labeling(dataset_root: Path, name: str, total_frames: int) -> Labeling:
+def read_labeling(dataset_root: Path, name: str, total_frames: int, episodes: list[int] | None = None) -> Labeling:
     """The labeling ``name`` of a dataset.
 
+    Args:
+        episodes: those that the run reads (``dataset.episodes``); a labeling of them alone is as good.
+
     Raises:
-        UserError: there is none, it is damaged, or it does not have one row for each of the ``total_frames``.
+        UserError: there is none, it is damaged, or it does not have one row for each of the ``total_frames``, or for
+            each frame of the episodes that it or the run was made of.
     """
     path = labeling.labels_folder(dataset_root) / f"{name}.parquet"
     if not path.is_file():
@@ -65,16 +72,32 @@ def read_labeling(dataset_root: Path, name: str, total_frames: int) -> Labeling:
         raise UserError(f"{dataset_root} has no labeling {name!r} (there: {there}); make it with `pi05-rl label`")
     found = labeling.read_labeling(path)
     frames = pd.DataFrame(found.columns)
-    if len(frames) != total_frames:
+    chosen = (found.meta.get("dataset") or {}).get("episodes") or episodes
+    if len(frames) != total_frames and not (chosen and _is_of(frames, episode_lengths(dataset_root), chosen)):
+        selected = f", and its episodes {chosen} others" if chosen else ""
         raise UserError(
-            f"the labeling {path} has {len(frames)} rows but the dataset has {total_frames} frames: the dataset "
-            "changed since; run `pi05-rl label` again"
+            f"the labeling {path} has {len(frames)} rows but the dataset has {total_frames} frames{selected}: the "
+            "dataset changed since; run `pi05-rl label` again"
         )
     return Labeling(name, path, frames, found.meta)
 
 
+def episode_lengths(dataset_root: Path) -> dict[int, int]:
+    """Episode → frames, of the dataset's ``meta/episodes``."""
+    lengths = {}
+    for path in sorted((dataset_root / "meta" / "episodes").rglob("*.parquet")):
+        table = pq.read_table(path, columns=["episode_index", "length"])
+        lengths |= dict(zip(table["episode_index"].to_pylist(), table["length"].to_pylist(), strict=True))
+    return lengths
+
+
+def _is_of(frames: pd.DataFrame, lengths: dict[int, int], episodes: list[int]) -> bool:
+    """Whether these rows are the frames of just these episodes."""
+    return frames.groupby("episode_index").size().to_dict() == {index: lengths.get(index) for index in episodes}
+
+
 def newest_labeling(dataset_root: Path, run: Path | None = None) -> str | None:
-    """The name of the side-car written last; with ``run``, of those whose critic lies in that run."""
+    """The name of the side-car written last; with ``run``, of those that a critic of that run made."""
     paths = sorted(labeling.labels_folder(dataset_root).glob("*.parquet"), key=lambda path: path.stat().st_mtime)
     for path in reversed(paths):
         if run is None or _critic_lies_in(labeling.read_meta(path), run):
@@ -83,5 +106,19 @@ def newest_labeling(dataset_root: Path, run: Path | None = None) -> str | None:
 
 
 def _critic_lies_in(metadata: dict[str, Any], run: Path) -> bool:
-    critic = (metadata.get("critic") or {}).get("path")
-    return critic is not None and Path(critic).resolve().is_relative_to(run.resolve())
+    """Whether the critic is the run's, and still the one that lies there: another run may have had its folder."""
+    critic = metadata.get("critic") or {}
+    path = critic.get("path")
+    if path is None or not Path(path).resolve().is_relative_to(run.resolve()):
+        return False
+    present = present_fingerprint(path)
+    return present is None or present == critic.get("fingerprint")
+
+
+def present_fingerprint(path: str) -> str | None:
+    """The fingerprint of the critic that lies in a checkpoint now; None where the checkpoint is gone or not whole."""
+    try:
+        critic = load_critic(path)
+    except CheckpointError:
+        return None
+    return None if critic is None else critic.fingerprint

@@ -64,17 +64,27 @@ def overview(labeling: Labeling) -> str:
             (percent(success), "of labelled episodes succeed"),
             (percent(statistics.positive_share(labeling.frames)), "of frames tagged positive"),
             (number(statistics.spearman(labeling.frames)), "rank correlation of value and return within an episode"),
-            (
-                number(statistics.outcome_auc(labeling.frames)),
-                "AUC of mid-episode values, success against failure",
-            ),
+            _auc_tile(labeling),
         ]
     )
 
 
+def _auc_tile(labeling: Labeling) -> tuple[str, str]:
+    """A score that rests on a few episodes is no headline."""
+    few = statistics.few_outcomes(labeling.frames)
+    if few is None:
+        return number(statistics.outcome_auc(labeling.frames)), "AUC of mid-episode values, success against failure"
+    return "–", f"AUC of mid-episode values: {few}, too few to say"
+
+
+def _auc_cell(labeling: Labeling) -> str:
+    few = statistics.few_outcomes(labeling.frames)
+    return number(statistics.outcome_auc(labeling.frames)) if few is None else f"– ({few})"
+
+
 def data_section(subject: Subject, labeling: Labeling) -> str:
     """Episodes per task and how long they are."""
-    episodes = statistics.episode_table(labeling.frames)
+    whole, episodes = (statistics.episode_table(labeling.frames, by_task=by_task) for by_task in (False, True))
     summaries = statistics.task_summaries(episodes, labeling.tasks)
     headers = ["Task", "Episodes", "Successes", "Failures", "Truncated", "Intervention frames"]
     headers += ["Shortest (s)", "Median (s)", "Longest (s)"]
@@ -90,8 +100,9 @@ def data_section(subject: Subject, labeling: Labeling) -> str:
     ]
     several = len(summaries) > 1
     if several:
-        sums = [sum(column) for column in list(zip(*rows, strict=True))[1:6]]
-        lengths = episodes["length"] / subject.fps
+        counts = [int((whole["outcome"] == outcome).sum()) for outcome in OUTCOMES]
+        sums = [len(whole), *counts, int(whole["interventions"].sum())]
+        lengths = whole["length"] / subject.fps
         spread = (number(float(value), 1) for value in (lengths.min(), lengths.median(), lengths.max()))
         rows.append(["All tasks", *sums, *spread])
     figures = [
@@ -139,7 +150,7 @@ def comparison_section(labelings: Sequence[Labeling]) -> str:
             horizon_text(item),
             percent(statistics.positive_share(item.frames)),
             number(statistics.spearman(item.frames)),
-            number(statistics.outcome_auc(item.frames)),
+            _auc_cell(item),
             number(statistics.calibration_error(item.frames), 3),
         ]
         for item in labelings

@@ -8,10 +8,16 @@ import pandas as pd
 from .. import critic_metrics
 from .labels import OUTCOMES, Labeling
 
+LEAST_EPISODES = 5  # of each outcome; below, the AUC is a matter of one or two episodes
 
-def episode_table(frames: pd.DataFrame) -> pd.DataFrame:
-    """One row per episode: task, outcome, length (frames), interventions (frames), index ``episode_index``."""
-    groups = frames.groupby("episode_index", sort=True)
+
+def episode_table(frames: pd.DataFrame, *, by_task: bool = False) -> pd.DataFrame:
+    """One row per episode: task, outcome, length (frames), interventions (frames), index ``episode_index``.
+
+    Args:
+        by_task: an episode whose task changes has a row for each, with the frames of that task alone.
+    """
+    groups = frames.groupby(["episode_index", "task"] if by_task else "episode_index", sort=True)
     return pd.DataFrame(
         {
             "task": groups["task"].first(),
@@ -98,6 +104,17 @@ def outcome_auc(frames: pd.DataFrame) -> float:
     middle = frames.iloc[critic_metrics.middle_frames(frames["episode_index"].to_numpy(), place.to_numpy())]
     labelled = middle[middle["outcome"].isin(("success", "failure"))]
     return critic_metrics.auc(labelled["value"].to_numpy(), (labelled["outcome"] == "success").to_numpy())
+
+
+def few_outcomes(frames: pd.DataFrame) -> str | None:
+    """In words, which outcome too few episodes have for an AUC to say anything; None where there are enough."""
+    outcomes = frames.groupby("episode_index")["outcome"].first()
+    counts = {outcome: int((outcomes == outcome).sum()) for outcome in ("success", "failure")}
+    rarest = min(counts, key=counts.__getitem__)
+    if counts[rarest] >= LEAST_EPISODES:
+        return None
+    plural = {"success": "successes", "failure": "failures"}[rarest]
+    return f"{counts[rarest]} {rarest if counts[rarest] == 1 else plural}"
 
 
 def _values_and_returns(frames: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
