@@ -93,7 +93,8 @@ class FrameIndex:
     @property
     def draws_per_epoch(self) -> float:
         """Expected number; a whole one where every frame is drawn a whole number of times."""
-        return len(self) if self.draws is None else round(float(self.draws.sum()), 6)
+        total = len(self) if self.draws is None else round(float(self.draws.sum()), 6)
+        return int(total) if total == int(total) else total
 
     def frames_per_source(self, sources: int) -> list[int]:
         """How many of the frames are of each source; numbers run through the sources in order."""
