@@ -130,6 +130,17 @@ def test_each_episode_goes_to_the_next_source_by_itself(dataset, open_data, tmp_
     assert outcomes(given) == ["success", "success", "success", "truncated"]
 
 
+def test_lists_of_one_are_their_value_and_a_null_list_is_unknown(dataset, open_data):
+    """LeRobot's hf features may store a column of shape (1,) so."""
+    success = [None if value is None else [value] for value in throughout([True, None, None, False])]
+    with_column(dataset, "success", success, "bool", pa.list_(pa.bool_()))
+    rewards = [None if value is None else [value] for value in at_the_end([0.0, 1.0, None, 1.0], 0.0)]
+    with_column(dataset, "next.reward", rewards, "float32", pa.list_(pa.float32()))
+    with pytest.raises(DatasetError, match=r"1 of 4 episodes have no outcome \(test/tiny#2\)"):
+        open_data(dataset)
+    assert outcomes(open_data(dataset, reward__unlabelled="success")) == ["success", "success", "success", "failure"]
+
+
 def test_an_unknown_time_limit_is_none(dataset, open_data):
     with_column(dataset, "success", throughout([1.0, NAN, 0.0, NAN]), "float32", pa.float32())
     with_column(dataset, "truncated", at_the_end([NAN] * 4, NAN), "float32", pa.float32())

@@ -17,6 +17,7 @@ from ..returns import (
     discounted_returns,
     steps_to_success_rewards,
 )
+from .flags import number_column
 from .outcomes import intervention_flags, say_outcomes, told_outcomes
 from .sources import DatasetError, Source, check_outcome_file_datasets
 
@@ -179,11 +180,12 @@ def _episode_rewards(
 ) -> np.ndarray:
     if reward.source == "steps_to_success":
         return steps_to_success_rewards(episode.length, episode.outcome, task_length, rate=source.alignment.rate)
-    if REWARD not in source.columns:
+    rewards = number_column(source, REWARD)
+    if rewards is None:
         raise DatasetError(
             f"reward.source is 'dataset' but {source.name} has no {REWARD} column; use steps_to_success"
         )
-    column = source.columns[REWARD].reshape(-1)[episode.start : episode.end].astype(np.float64)
+    column = rewards[episode.start : episode.end]
     if not np.isfinite(column).all():
         bad = int(np.flatnonzero(~np.isfinite(column))[0])
         raise DatasetError(

@@ -40,10 +40,10 @@ def parse_flag(value: Any) -> int:
 
 
 def raw_column(source: Source, name: str) -> np.ndarray | None:
-    """(frames,) the column as recorded, texts included; None if ``source`` has none.
+    """(frames,) the column as recorded, texts and lists of one included; None if ``source`` has none.
 
     Raises:
-        DatasetError: it holds several values a frame.
+        DatasetError: it does not hold one value a frame.
     """
     values = source.columns.get(name)
     if values is None:
@@ -63,6 +63,15 @@ def raw_column(source: Source, name: str) -> np.ndarray | None:
             "is one value a frame. Rename the column, or give outcomes as a CSV (reward.outcome_file)"
         )
     return values.reshape(-1)
+
+
+def number_column(source: Source, name: str) -> np.ndarray | None:
+    """(frames,) float64 of a column of one number a frame, NaN where it holds none; None if ``source`` has none."""
+    values = raw_column(source, name)
+    if values is None or values.dtype != object:
+        return None if values is None else values.astype(np.float64)
+    single = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values.tolist()]
+    return np.array([value if isinstance(value, int | float) else np.nan for value in single], dtype=np.float64)
 
 
 def flag_columns(source: Source, names: tuple[str, ...]) -> dict[str, np.ndarray]:

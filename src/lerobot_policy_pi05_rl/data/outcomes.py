@@ -9,7 +9,7 @@ import numpy as np
 from lerobot.utils.constants import REWARD
 
 from ..returns import Outcome, episode_outcome
-from .flags import CUT, NO, UNKNOWN, describe_unknown, flag_columns
+from .flags import CUT, NO, UNKNOWN, describe_unknown, flag_columns, number_column
 from .sources import CUT_OFF, INTERVENTION_COLUMNS, SUCCESS_COLUMNS, TRUNCATED_COLUMNS, Source, read_outcome_file
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class LabelColumns:
     def __init__(self, source: Source):
         self._source = source
         self._flags = flag_columns(source, (CUT_OFF, *OUTCOME_COLUMNS, *TRUNCATED_COLUMNS))
+        self._rewards = number_column(source, REWARD)
 
     def told(self, row: int) -> Told:
         """The ``row``-th episode's outcome from the first column that knows it."""
@@ -80,8 +81,7 @@ class LabelColumns:
             outcome = column_outcome(name, flags[rows]) if name not in TRUNCATED_COLUMNS else None
             if outcome is not None:
                 return Told(outcome, name)
-        reward = self._source.columns.get(REWARD)
-        if reward is not None and episode_outcome(reward=reward[rows].reshape(-1)) is not None:
+        if self._rewards is not None and episode_outcome(reward=self._rewards[rows]) is not None:
             return Told(Outcome.SUCCESS, REWARD)
         for name in TRUNCATED_COLUMNS:
             if name in self._flags and episode_outcome(truncated=self._flags[name][rows]) is not None:
@@ -157,9 +157,10 @@ def say_outcomes(sources: list[Source], told: list[list[Told]]) -> None:
 
 def _contradiction(source: Source, outcome: Outcome) -> str:
     """What the last rewards say against the outcome that all episodes have; empty where there is nothing."""
-    if REWARD not in source.columns:
+    rewards = number_column(source, REWARD)
+    if rewards is None:
         return ""
-    last = source.columns[REWARD].reshape(-1)[source.ends - 1].astype(np.float64)
+    last = rewards[source.ends - 1]
     against = last > 0 if outcome is Outcome.FAILURE else last < 0
     if not against.any():
         return ""
