@@ -3,6 +3,7 @@
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from conftest import MIXED_EPISODES, make_dataset, with_column, write_config
 
 from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.flags import CUT, NO, UNKNOWN, YES, parse_flags
+from lerobot_policy_pi05_rl.data.flags import CUT, NO, UNKNOWN, YES, flag_columns, number_column, parse_flags
 from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 
@@ -48,7 +49,7 @@ def outcomes(data: OfflineData) -> list[str]:
 
 
 def warnings(caplog) -> list[str]:
-    ours = [record for record in caplog.records if record.name.startswith("lerobot_policy_pi05_rl")]
+    ours = [record for record in caplog.records if record.name == "lerobot_policy_pi05_rl.data.outcomes"]
     return [record.message for record in ours if record.levelno >= logging.WARNING]
 
 
@@ -130,15 +131,18 @@ def test_each_episode_goes_to_the_next_source_by_itself(dataset, open_data, tmp_
     assert outcomes(given) == ["success", "success", "success", "truncated"]
 
 
-def test_lists_of_one_are_their_value_and_a_null_list_is_unknown(dataset, open_data):
-    """LeRobot's hf features may store a column of shape (1,) so."""
-    success = [None if value is None else [value] for value in throughout([True, None, None, False])]
-    with_column(dataset, "success", success, "bool", pa.list_(pa.bool_()))
-    rewards = [None if value is None else [value] for value in at_the_end([0.0, 1.0, None, 1.0], 0.0)]
-    with_column(dataset, "next.reward", rewards, "float32", pa.list_(pa.float32()))
-    with pytest.raises(DatasetError, match=r"1 of 4 episodes have no outcome \(test/tiny#2\)"):
-        open_data(dataset)
-    assert outcomes(open_data(dataset, reward__unlabelled="success")) == ["success", "success", "success", "failure"]
+def test_lists_of_one_are_their_value_and_a_null_list_is_unknown():
+    """A null list is lost when a column of lists is flattened; the rows behind it must not move up."""
+    table = pa.table({"success": [[True], None, [False], [1, 1]], "next.reward": [[0.5], None, [float("inf")], [2.0]]})
+    features = dict.fromkeys(table.column_names, {"dtype": "float32", "shape": [1]})
+    source = SimpleNamespace(
+        name="lists",
+        columns={"index": np.arange(4), "success": np.array([True, False]), "next.reward": np.array([0.5, INF, 2.0])},
+        dataset=SimpleNamespace(meta=SimpleNamespace(features=features), hf_dataset=SimpleNamespace(data=table)),
+    )
+    assert flag_columns(source, ("success", "absent"))["success"].tolist() == [YES, UNKNOWN, NO, UNKNOWN]
+    np.testing.assert_array_equal(number_column(source, "next.reward"), [0.5, NAN, INF, 2.0])
+    assert number_column(source, "absent") is None
 
 
 def test_an_unknown_time_limit_is_none(dataset, open_data):
