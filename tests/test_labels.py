@@ -134,7 +134,7 @@ def test_each_episode_goes_to_the_next_source_by_itself(dataset, open_data, tmp_
 def test_lists_of_one_are_their_value_and_a_null_list_is_unknown():
     """A null list is lost when a column of lists is flattened; the rows behind it must not move up."""
     table = pa.table({"success": [[True], None, [False], [1, 1]], "next.reward": [[0.5], None, [float("inf")], [2.0]]})
-    features = dict.fromkeys(table.column_names, {"dtype": "float32", "shape": [1]})
+    features = {key: {"dtype": "float32", "shape": [1]} for key in table.column_names}
     source = SimpleNamespace(
         name="lists",
         columns={"index": np.arange(4), "success": np.array([True, False]), "next.reward": np.array([0.5, INF, 2.0])},
