@@ -265,14 +265,16 @@ def finish(
     tables = [tag_columns(columns, thresholds) for columns in tables]
     for source, own, columns in zip(sources, values, tables, strict=True):
         tasks = [task for task in labels.tasks if (columns["task"] == task).any()]
+        dataset = {
+            "repo_id": source.name,
+            "root": str(Path(source.dataset.root).absolute()),
+            "fingerprint": dataset_fingerprint(source),
+        }
+        if source is sources[0] and cfg.dataset.episodes is not None:
+            dataset["episodes"] = cfg.dataset.episodes  # those alone have rows
         meta = {
             "name": name,
-            "dataset": {
-                "repo_id": source.name,
-                "root": str(Path(source.dataset.root).absolute()),
-                "fingerprint": dataset_fingerprint(source),
-                "episodes": cfg.dataset.episodes if source is sources[0] else None,
-            },
+            "dataset": dataset,
             "critic": own.critic,
             "n_step": n_step,
             "horizon": horizon,
