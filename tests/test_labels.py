@@ -12,7 +12,7 @@ import pytest
 from conftest import MIXED_EPISODES, make_dataset, with_column, write_config
 
 from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.flags import CUT, NO, UNKNOWN, YES, flag_columns, number_column, parse_flags
+from lerobot_policy_pi05_rl.data.flags import CUT, NO, UNKNOWN, YES, number_column, parse_flags
 from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 
@@ -131,18 +131,10 @@ def test_each_episode_goes_to_the_next_source_by_itself(dataset, open_data, tmp_
     assert outcomes(given) == ["success", "success", "success", "truncated"]
 
 
-def test_lists_of_one_are_their_value_and_a_null_list_is_unknown():
-    """A null list is lost when a column of lists is flattened; the rows behind it must not move up."""
-    table = pa.table({"success": [[True], None, [False], [1, 1]], "next.reward": [[0.5], None, [float("inf")], [2.0]]})
-    features = {key: {"dtype": "float32", "shape": [1]} for key in table.column_names}
-    source = SimpleNamespace(
-        name="lists",
-        columns={"index": np.arange(4), "success": np.array([True, False]), "next.reward": np.array([0.5, INF, 2.0])},
-        dataset=SimpleNamespace(meta=SimpleNamespace(features=features), hf_dataset=SimpleNamespace(data=table)),
-    )
-    assert flag_columns(source, ("success", "absent"))["success"].tolist() == [YES, UNKNOWN, NO, UNKNOWN]
-    np.testing.assert_array_equal(number_column(source, "next.reward"), [0.5, NAN, INF, 2.0])
-    assert number_column(source, "absent") is None
+def test_a_number_is_one_or_nan():
+    values = np.array([0.5, None, [2], INF, "high"], dtype=object)
+    source = SimpleNamespace(name="x", columns={"next.reward": values}, ends=np.array([5]))
+    np.testing.assert_array_equal(number_column(source, "next.reward"), [0.5, NAN, 2.0, INF, NAN])
 
 
 def test_an_unknown_time_limit_is_none(dataset, open_data):
