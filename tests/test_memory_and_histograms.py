@@ -1,5 +1,6 @@
 """Memory that does not suffice ends in one line; histograms of whatever a batch holds."""
 
+import re
 import shlex
 
 import numpy as np
@@ -48,6 +49,10 @@ def test_memory_that_does_not_suffice_is_one_line_whose_advice_works(tmp_path, m
     last = capsys.readouterr().err.splitlines()[-1]
     assert exit_.value.code == 2 and last.startswith("pi05-rl: error: memory does not suffice: ")
     assert not (tmp_path / "run").exists()
+
+    counted = re.search(r"plan counts ([\d.]+) GiB for a step \(weights ([\d.]+), [^)]*\); [^;]+: ([\d.]+)", last)
+    needs, weights, least = (float(number) for number in counted.groups())
+    assert weights > 4 * 10**13 * 64 / 2**30 * 0.99 and weights < needs and least < needs  # the embedding, fp32
 
     command = shlex.split(last.partition("of what: ")[2].partition(". Less")[0])
     assert command[0] == "pi05-rl"

@@ -9,7 +9,7 @@ import torch
 from conftest import make_algorithm, tiny_config, write_config
 from safetensors.torch import load_file, save_file
 
-from lerobot_policy_pi05_rl.checkpoint_files import CheckpointError
+from lerobot_policy_pi05_rl.checkpoint_files import CheckpointError, stored_config
 from lerobot_policy_pi05_rl.checkpointing import load_training_state
 from lerobot_policy_pi05_rl.config_file import load_config
 from lerobot_policy_pi05_rl.offline_learner import train_offline
@@ -141,7 +141,7 @@ def test_a_run_from_the_weights_alone_writes_processors_anew(folder, tmp_path, m
     for file in folder.glob("policy_*processor*"):
         file.unlink()
     checkpoint = train_offline(load_config(config))
-    load_processors(load_config(config).policy, checkpoint / "pretrained_model")
+    load_processors(stored_config(checkpoint / "pretrained_model"), checkpoint / "pretrained_model")
 
 
 STATE = {

@@ -106,8 +106,20 @@ def run_verb(verb: Callable[[list[str]], int], arguments: list[str], *, debug: b
     except (MemoryError, RuntimeError) as error:
         if debug or not is_out_of_memory(error):
             raise
-        print(f"pi05-rl: error: {out_of_memory_advice(error, arguments)}", file=sys.stderr)
+        counted = _counted(arguments) if verb in (run_offline, run_learner) else ""
+        print(f"pi05-rl: error: {out_of_memory_advice(error, arguments, counted)}", file=sys.stderr)
         return 2
+
+
+def _counted(arguments: list[str]) -> str:
+    """What ``plan`` counts for a run that found no memory, or why it counts nothing."""
+    from .errors import UserError
+    from .plan.command import memory_in_words
+
+    try:
+        return memory_in_words(arguments)
+    except (UserError, MemoryError, RuntimeError) as error:
+        return f"plan counts nothing: {' '.join(str(error).split())[:200]}"
 
 
 def run_offline(arguments: list[str]) -> int:

@@ -14,17 +14,20 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY)
 
 
-def out_of_memory_advice(error: Exception, arguments: list[str]) -> str:
-    """One line: what was asked for, the command that counts it, the keys that need less.
+def out_of_memory_advice(error: Exception, arguments: list[str], counted: str = "") -> str:
+    """One line: what was asked for, what a step needs and the command that counts it, the keys that need less.
 
     Args:
         arguments: of the verb: the configuration and its overrides.
+        counted: what ``plan`` counts for them.
     """
     asked = " ".join(str(error).split())[:200] or type(error).__name__
+    counted = f" {counted}." if counted else ""
     return (
-        f"memory does not suffice: {asked}. What a step needs, and of what: pi05-rl plan {shlex.join(arguments)}. "
-        "Less needs: --policy.gradient_checkpointing=true, --policy.dtype=bfloat16, a smaller --batch_size with more "
-        "--policy.gradient_accumulation_steps, --policy.train_expert_only=true, --peft.method_type=LORA"
+        f"memory does not suffice: {asked}.{counted} What a step needs, and of what: pi05-rl plan "
+        f"{shlex.join(arguments)}. Less needs: --policy.gradient_checkpointing=true, --policy.dtype=bfloat16, "
+        "a smaller --batch_size with more --policy.gradient_accumulation_steps, --policy.train_expert_only=true, "
+        "--peft.method_type=LORA"
     )
 
 

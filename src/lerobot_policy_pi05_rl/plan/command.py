@@ -11,7 +11,7 @@ from ..config import ConfigError
 from ..config_file import load_config
 from .compute import make_plan
 from .gpus import EFFICIENCY
-from .report import print_plan
+from .report import gib, print_plan
 from .setup import make_setup
 
 
@@ -40,3 +40,20 @@ def main(arguments: list[str]) -> int:
     else:
         print_plan(plan, Console())
     return 0
+
+
+def memory_in_words(arguments: list[str]) -> str:
+    """One line: the bytes of a step of the run that ``arguments`` configure, and the single changes that need less,
+    the best first.
+
+    Raises:
+        UserError: bad input, or a run that is not counted.
+    """
+    path, overrides = split_config_path(arguments, "plan")
+    plan = make_plan(make_setup(load_config(path, overrides)))
+    parts = ", ".join(
+        f"{name} {gib(plan.memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
+    )
+    less = sorted((peak, change) for change, peak in plan.changes.items() if peak < plan.memory["peak"])
+    changes = "".join(f"; {change}: {gib(peak)}" for peak, change in less)
+    return f"plan counts {gib(plan.memory['peak'])} GiB for a step ({parts}){changes}"
