@@ -554,6 +554,7 @@ def truncate(path):
         lambda root: (root / "meta" / "info.json").write_text("{}"),
         lambda root: change_info(root, lambda info: info.update(codebase_version="v2.1")),
         lambda root: (root / "meta" / "stats.json").write_text("{"),
+        lambda root: (root / "meta" / "stats.json").write_text('{"observation.state": [0, 1]}'),
         lambda root: (root / "meta" / "tasks.parquet").unlink(),
         lambda root: shutil.rmtree(root / "data"),
         lambda root: truncate(next((root / "data").rglob("*.parquet"))),

@@ -106,7 +106,10 @@ def check_statistics(root: Path) -> None:
     """
     path = root / STATS_PATH
     try:
-        load_stats(root)
+        stats = load_stats(root) or {}
+        foreign = [key for key, values in stats.items() if not isinstance(values, dict)]
+        if foreign:
+            raise ValueError(f"{foreign[0]} holds no statistics by name")
     except Exception as error:  # whatever JSON, numpy and LeRobot's un-flattening make of it
         raise DatasetError(
             f"{path} cannot be read ({one_line(error)}); delete it: what training needs is computed from the data"
