@@ -47,7 +47,7 @@ def config(task=TASK, control_time_s=15.0, actor=None, **processor):
     """As LeRobot's guide to gym-hil has it, in the part of the configuration that an environment reads."""
     options = {"gripper": GripperConfig(True, -0.02), "reset": ResetConfig(control_time_s=control_time_s), **processor}
     env = HILSerlRobotEnvConfig(task=task, fps=10, name="gym_hil", processor=HILSerlProcessorConfig(**options))
-    return SimpleNamespace(env=env, actor=ActorConfig(**(actor or {})))
+    return SimpleNamespace(env=env, actor=ActorConfig(**(actor or {})), rename_map={})
 
 
 def make(cfg, wanted=None, names=ACTIONS):
