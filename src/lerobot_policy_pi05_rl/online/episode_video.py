@@ -56,9 +56,8 @@ def write_episode_video(
     algorithm.policy.train(was_training)
     task = data.labels.tasks.index(episode.task)
     labelled = LabelledEpisode(0, 0, 0, length, task, episode.outcome)
-    source = SimpleNamespace(
-        name=episode.uid, columns={REWARD: episode.reward, "index": np.arange(length)}, alignment=Alignment()
-    )
+    columns, ends = {REWARD: episode.reward}, np.array([length])
+    source = SimpleNamespace(name=episode.uid, columns=columns, ends=ends, alignment=Alignment())
     rewards, returns = label_online(labelled, source, cfg, data.labels.task_lengths)
     advantages = episode_advantages(
         returns,
