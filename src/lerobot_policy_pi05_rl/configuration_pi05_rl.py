@@ -42,6 +42,7 @@ ABOVE_ZERO = (
     *("optimizer_grad_clip_norm", "grad_clip_norm", "min_period", "max_period", "online_updates_per_transition"),
     *("time_sampling_beta_alpha", "time_sampling_beta_beta"),
 )
+ATTENTION_HEADS = 8  # of the joint attention of LeRobot's π0.5, which is not configurable
 TASKS_TOKENIZER = "tasks"  # value of `tokenizer`: build a small one from the dataset's tasks
 
 
@@ -264,6 +265,15 @@ class PI05RLConfig(PI05Config):
                 f"policy.image_resolution {tuple(self.image_resolution)} is not a multiple of "
                 f"policy.vision_patch_size ({self.vision_patch_size})"
             )
+        divisors = (  # of LeRobot's towers: their attention heads, rotary embedding and embedding of time
+            ("vision_width", self.vision_width, self.vision_heads, f"policy.vision_heads ({self.vision_heads})"),
+            ("num_kv_heads", ATTENTION_HEADS, self.num_kv_heads, "it"),
+            ("head_dim", self.head_dim, 2, "2"),
+            ("expert_width", self.expert_width, 2, "2"),
+        )
+        for name, value, divisor, what in divisors:
+            if value % divisor:
+                raise ValueError(f"policy.{name} is {getattr(self, name)}, but {what} must divide {value}")
         if self.image_grid % self.critic_image_pooling:
             raise ValueError(
                 f"policy.critic_image_pooling ({self.critic_image_pooling}) does not divide the {self.image_grid} "
