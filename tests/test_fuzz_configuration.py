@@ -99,7 +99,15 @@ def check(workplace, dataset: Path, changes, overrides, planned: bool) -> None:
         batch = processors[0](torch.utils.data.default_collate(samples))
         return data, batch
 
-    named = ("run.json", str(dataset), "policy.", "dataset.", "--", *(key for key in keys if len(key) > 3))
+    named = (
+        "run.json",
+        "the checkpoint ",
+        str(dataset),
+        "policy.",
+        "dataset.",
+        "--",
+        *(key for key in keys if len(key) > 3),
+    )
     with unchanged(dataset):
         opened = outcome(open_run, *named)
         if planned:
