@@ -1,6 +1,8 @@
 """Whatever ends an episode, what is known of its outcome survives; and what ends a run of the actor."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from test_online_actor import (  # noqa: F401 - fixtures, too
@@ -17,6 +19,7 @@ from test_online_actor import (  # noqa: F401 - fixtures, too
 )
 
 from lerobot_policy_pi05_rl.actor_config import ActorConfig
+from lerobot_policy_pi05_rl.demo import online as demo_online
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.online.actor import run_actor
 from lerobot_policy_pi05_rl.online.control import Control, Stats
@@ -149,3 +152,19 @@ def test_an_actor_outlives_a_learner_that_has_died(tmp_path, wire, panda_setup, 
     env.on_step = lambda number: setattr(client, "away", client.away and env.resets < 3)
     run_actor(cfg, client=client, environment=env)
     assert env.resets == 3 and "this actor ends, too" not in caplog.text
+
+
+@pytest.mark.parametrize(("code", "ending_s", "fails"), [(0, 60.0, False), (1, 60.0, True), (0, 0.0, True)])
+def test_the_demo_tells_an_actor_that_is_done_from_one_that_failed(tmp_path, monkeypatch, code, ending_s, fails):
+    """It ends before its learner's process: with code 0 and a learner that follows soon, all is well."""
+    monkeypatch.setattr(demo_online, "POLL_S", 0.01)
+    monkeypatch.setattr(demo_online, "ENDING_S", ending_s)
+    (tmp_path / "actor_online.log").write_text("the last line")
+    polls = iter([None] * 3 + [0] * 9)
+    processes = {
+        "learner": SimpleNamespace(poll=lambda: next(polls)),
+        "actor": SimpleNamespace(poll=lambda: code),
+    }
+    args = SimpleNamespace(output=tmp_path)
+    with pytest.raises(UserError, match="ended before its learner") if fails else nullcontext():
+        demo_online.follow(args, "online", processes)

@@ -107,14 +107,18 @@ def train_with_actor(args: argparse.Namespace, name: str, steps: int, overrides:
 
 
 def follow(args: argparse.Namespace, name: str, processes: dict[str, subprocess.Popen]) -> None:
-    """Until the learner ends; an actor that ends before is an error.
+    """Until the learner ends. The actor ends with it, and may be gone a little earlier: the learner has told it that
+    all steps are made, and is still writing.
 
     Raises:
-        UserError: the actor failed.
+        UserError: the actor failed, or ended while the learner goes on.
     """
-    told = time.perf_counter()
+    told, alone_since = time.perf_counter(), None
     while processes["learner"].poll() is None:
-        if processes["actor"].poll() is not None:
+        code = processes["actor"].poll()
+        if code is not None and alone_since is None:
+            alone_since = time.perf_counter()
+        if code or (alone_since is not None and time.perf_counter() - alone_since > ENDING_S):
             tail = (args.output / f"actor_{name}.log").read_text().splitlines()[-3:]
             raise UserError(f"the actor of {name} ended before its learner: {' | '.join(tail)}")
         if time.perf_counter() - told > REPORT_S:
