@@ -184,9 +184,8 @@ def test_a_run_is_not_overwritten_but_actors_may_be_there(run):
 )
 def test_what_an_online_run_cannot_have(tmp_path: Path, corrected_dataset: Path, override: str, message: str):
     path = write_config(tmp_path / "run.json", corrected_dataset, tmp_path / "offline")
-    cfg = load_config(path, [f"--output_dir={tmp_path / 'online'}", override], OnlineTrainConfig)
     with pytest.raises(ConfigError, match=message):
-        cfg.validate()
+        load_config(path, [f"--output_dir={tmp_path / 'online'}", override], OnlineTrainConfig).validate()
 
 
 def test_offline_run_reads_the_same_file(tmp_path: Path, corrected_dataset: Path):
