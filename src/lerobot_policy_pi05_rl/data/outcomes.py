@@ -15,7 +15,7 @@ from .sources import CUT_OFF, INTERVENTION_COLUMNS, SUCCESS_COLUMNS, TRUNCATED_C
 logger = logging.getLogger(__name__)
 
 OUTCOME_COLUMNS = (*SUCCESS_COLUMNS, "outcome")
-FILE, LABELING, DEFAULT = "the outcome file", "the labeling", "reward.unlabelled"
+FILE, LABELING = "the outcome file", "the labeling"
 
 
 class Told(NamedTuple):
