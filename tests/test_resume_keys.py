@@ -238,6 +238,10 @@ def test_every_key_is_sorted_by_what_it_means_for_this_kind_of_run(name, kind):
 OTHERS = {
     "policy.image_resolution": [64, 64],
     "policy.vision_patch_size": 8,
+    "policy.vision_width": 64,
+    "policy.vision_heads": 2,
+    "policy.expert_width": 64,
+    "policy.head_dim": 16,
     "policy.use_separate_critic": False,
     "policy.critic_target": "td",
     "policy.train_critic": False,
