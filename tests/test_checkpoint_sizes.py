@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import TINY_SIZES, write_config
 
 from lerobot_policy_pi05_rl.config import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.label_options import load_label_config
 from lerobot_policy_pi05_rl.labeler import main as label
 from lerobot_policy_pi05_rl.offline_learner import train_offline
@@ -115,3 +117,18 @@ def test_a_damaged_configuration_of_a_checkpoint_is_named(tmp_path, text):
     )
     with pytest.raises(ConfigError, match=r"checkpoint/config\.json is unreadable"):
         load_config(path)
+
+
+def test_sizes_of_a_repository_on_the_hub_are_inherited_as_well(tmp_path, monkeypatch, critics):
+    """From the ordinary Hub cache; one that cannot be reached leaves them open, which loading it then reports."""
+    snapshot = tmp_path / "cache" / "models--someone--critics" / "snapshots" / "abc"
+    shutil.copytree(critics / "checkpoints" / "last" / "pretrained_model", snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    path = write_config(tmp_path / "c.json", tmp_path, tmp_path / "run", policy__pi05_checkpoint="someone/critics")
+    with pytest.raises(ConfigError, match=r"policy\.critic_llm_depth is 2 in c\.json, but 1 there"):
+        load_config(path)
+    assert load_config(without_sizes(path)).policy.critic_llm_depth == 1
+    default = PI05RLConfig().critic_llm_depth
+    assert load_config(path, ["--policy.pi05_checkpoint=someone/else"]).policy.critic_llm_depth == default

@@ -96,9 +96,10 @@ def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
 # ── The watch ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def observed(watch, *pairs, auc=0.9):
+def observed(watch, *pairs, auc=0.9, episodes=5):
     for step, (loss, gap) in enumerate(pairs):
-        watch.observe({"loss_critic": loss, "critic_gap": gap, "auc_value_outcome": auc}, step)
+        metrics = {"loss_critic": loss, "critic_gap": gap, "auc_value_outcome": auc, "auc_episodes": episodes}
+        watch.observe(metrics, step)
         with torch.no_grad():
             watch.critic.weight.add_(1.0)  # the critic trains on
 
@@ -131,6 +132,7 @@ def test_the_warning_needs_a_rise_on_held_out_and_a_fall_on_training_frames_and_
     assert "2.500, 0.500 above its best" in message and "from 2.000 to 1.000" in message
     assert warnings((3.0, 0.0), auc=0.5) == []  # it has learned nothing yet
     assert "AUC 0.50" in warnings((3.0, 0.2), auc=0.5)[0]
+    assert warnings((3.0, 0.2), auc=0.5, episodes=4) == []  # of so few, a coin says as much
 
 
 def test_a_stopped_critic_stays_and_the_actor_goes_on():
@@ -238,6 +240,7 @@ def test_every_metric_is_logged_by_default_and_each_switch_turns_them_off(tmp_pa
 
     actor = {f"{kind}_{tag}" for kind in ("loss_actor", "action_error") for tag in ("positive", "negative", "none")}
     critic = {"loss_critic", "critic_gap", "spearman_value_return", "auc_value_outcome", "calibration_error"}
+    critic.add("auc_episodes")
     split = {"dataset__eval_split": 0.25}
     assert logged_metrics("all", **split) == critic | actor | {"tag_grip"}
     untagged = {"loss_actor_none", "action_error_none"}

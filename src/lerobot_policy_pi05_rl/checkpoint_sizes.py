@@ -8,7 +8,7 @@ from typing import Any
 
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
-from .checkpoint_files import CheckpointError, locate, stores_critic
+from .checkpoint_files import CheckpointError, find_file, locate, stores_critic
 from .config import ConfigError
 from .config_keys import ACTOR_SIZES, CRITIC_SIZES, SIZE_FIELDS
 from .configuration_pi05_rl import PI05RLConfig
@@ -30,9 +30,9 @@ def inherit_sizes(raw: dict[str, Any], run_dir: Any, origin: Callable[[str], str
     policy = raw["policy"]
     own = Path(str(run_dir)) / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR if run_dir else None
     going_on = raw.get("resume") is True and own is not None and (own / "config.json").is_file()
-    checkpoint = own if going_on else Path(str(policy.get("pi05_checkpoint") or ""))
     if not (going_on or policy.get("pi05_checkpoint")):
         return
+    checkpoint = str(own if going_on else policy["pi05_checkpoint"])
     stored = _stored_sizes(checkpoint)
     given = {name: policy[name] for name in SIZE_FIELDS if policy.get(name) is not None}
     if not going_on:
@@ -44,9 +44,13 @@ def inherit_sizes(raw: dict[str, Any], run_dir: Any, origin: Callable[[str], str
         logger.info("Sizes of %s: %s", checkpoint, values)
 
 
-def _stored_sizes(checkpoint: Path) -> dict[str, Any]:
-    file = checkpoint / "config.json"
-    if not file.is_file():
+def _stored_sizes(checkpoint: str) -> dict[str, Any]:
+    """Sizes in the ``config.json`` of a directory or Hub repository; a missing one is told when it is loaded."""
+    try:
+        file = find_file(checkpoint, "config.json")
+    except CheckpointError:
+        return {}
+    if file is None:
         return {}
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -55,7 +59,7 @@ def _stored_sizes(checkpoint: Path) -> dict[str, Any]:
         raise ConfigError(f"policy.pi05_checkpoint: {file} is unreadable ({type(error).__name__}: {error})") from error
 
 
-def _check(checkpoint: Path, stored: dict[str, Any], given: dict[str, Any], origin: Callable[[str], str]) -> None:
+def _check(checkpoint: str, stored: dict[str, Any], given: dict[str, Any], origin: Callable[[str], str]) -> None:
     fixed = [*ACTOR_SIZES, *(CRITIC_SIZES if _holds_critic(checkpoint) else ())]
     differing = [name for name in fixed if name in stored and name in given and given[name] != stored[name]]
     if not differing:
@@ -76,7 +80,7 @@ def _default(name: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _holds_critic(checkpoint: Path) -> bool:
+def _holds_critic(checkpoint: str) -> bool:
     """Weights that are missing or damaged are reported when they are loaded; ``pi05-rl plan`` needs none."""
     try:
         return stores_critic(locate(checkpoint))

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+LEAST_EPISODES = 5  # of each outcome; below, the AUC is a matter of one or two episodes
+
 
 def spearman_per_episode(values: np.ndarray, returns: np.ndarray, episodes: np.ndarray) -> float:
     """Mean over episodes of the rank correlation of V and G; 0 for an episode whose values are all the same.

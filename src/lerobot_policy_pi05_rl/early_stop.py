@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .critic_metrics import LEAST_EPISODES
 from .sharding import part_like
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class CriticWatch:
     def _warn(self, metrics: dict[str, float], step: int) -> None:
         held_out, gap = metrics["loss_critic"], metrics["critic_gap"]
         auc = metrics.get("auc_value_outcome", math.nan)
+        enough = metrics.get("auc_episodes", 0) >= LEAST_EPISODES
         if held_out > self.best + RISE and held_out - gap < self.training_at_best:
             self._warn_once(
                 "overfits",
@@ -73,7 +75,7 @@ class CriticWatch:
                 f"{held_out - self.best:.3f} above its best, while on training frames it fell from "
                 f"{self.training_at_best:.3f} to {held_out - gap:.3f}.",
             )
-        if auc <= LEAST_AUC and gap > RISE:
+        if enough and auc <= LEAST_AUC and gap > RISE:
             self._warn_once(
                 "blind",
                 f"The critic cannot tell held-out successes from failures at step {step}: AUC {auc:.2f} at the middle "

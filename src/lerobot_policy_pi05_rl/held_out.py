@@ -36,13 +36,14 @@ def critic_metrics(
     outcomes = np.array([episode.outcome.value for episode, _ in found])
     middle = middle_frames(episodes, places)
     labelled = middle[outcomes[middle] != Outcome.TRUNCATED.value]
-    metrics = {
+    succeeded = outcomes[labelled] == Outcome.SUCCESS.value
+    return {
         "loss_critic": _mean(cross_entropies),
         "spearman_value_return": spearman_per_episode(values, returns, episodes),
-        "auc_value_outcome": auc(values[labelled], outcomes[labelled] == Outcome.SUCCESS.value),
+        "auc_value_outcome": auc(values[labelled], succeeded),
+        "auc_episodes": float(min(succeeded.sum(), (~succeeded).sum())),  # of the rarer outcome
         "calibration_error": calibration_error(values, returns),
     }
-    return metrics
 
 
 def _mean(column: np.ndarray) -> float:

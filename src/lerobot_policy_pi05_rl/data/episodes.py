@@ -18,7 +18,7 @@ from ..returns import (
     steps_to_success_rewards,
 )
 from .flags import number_column
-from .outcomes import intervention_flags, say_outcomes, told_outcomes
+from .outcomes import LabelColumns, intervention_flags, say_outcomes, told_outcomes
 from .sources import DatasetError, Source, check_outcome_file_datasets
 
 logger = logging.getLogger(__name__)
@@ -75,12 +75,13 @@ def label_episodes(
     tasks, frame_tasks = index_tasks(sources, policy.task)
     unlabelled = Outcome(reward.unlabelled) if reward.unlabelled != "error" else None
     check_outcome_file_datasets(reward.outcome_file, sources)
+    columns = [LabelColumns(source) for source in sources]
     told = [
-        told_outcomes(source, reward.outcome_file, primary=number == 0, recorded=recorded and recorded[number])
-        for number, source in enumerate(sources)
+        told_outcomes(own, reward.outcome_file, primary=number == 0, recorded=recorded and recorded[number])
+        for number, own in enumerate(columns)
     ]
     if needs_returns:
-        say_outcomes(sources, told)
+        say_outcomes(columns, told)
     episodes, unknown = [], []
     for number, source in enumerate(sources):
         bounds = zip(source.starts.tolist(), source.ends.tolist(), told[number], strict=True)

@@ -26,13 +26,13 @@ class Told(NamedTuple):
 
 
 def told_outcomes(
-    source: Source,
+    columns: "LabelColumns",
     outcome_file: str | None,
     *,
     primary: bool,
     recorded: Mapping[int, Outcome] | None = None,
 ) -> list[Told]:
-    """(episodes,) each episode's outcome from the first source that knows it.
+    """(episodes,) each episode's outcome from the first that knows it.
 
     The order: the outcome file; ``next.cut_off``; ``next.success``, ``success``, ``outcome``; a positive last
     ``next.reward``; ``next.truncated``, ``truncated``; the labeling that is trained from. Each episode goes through it
@@ -41,8 +41,8 @@ def told_outcomes(
     Args:
         recorded: episode → outcome under which a labeling was made.
     """
+    source = columns.source
     given = read_outcome_file(outcome_file, source, primary=primary)
-    columns = LabelColumns(source)
     told = []
     for row, start in enumerate(source.starts):
         index = int(source.columns["episode_index"][start])
@@ -58,7 +58,7 @@ def told_outcomes(
 
 def known_outcomes(source: Source, outcome_file: str | None, *, primary: bool) -> list[Outcome | None]:
     """(episodes,) the outcome of each episode of ``source``, None where neither file nor columns know it."""
-    return [told.outcome for told in told_outcomes(source, outcome_file, primary=primary)]
+    return [told.outcome for told in told_outcomes(LabelColumns(source), outcome_file, primary=primary)]
 
 
 def known_outcome(source: Source, row: int) -> Outcome | None:
@@ -70,18 +70,18 @@ class LabelColumns:
     """The columns of a dataset that say how its episodes ended."""
 
     def __init__(self, source: Source):
-        self._source = source
+        self.source = source
         self._flags = flag_columns(source, (CUT_OFF, *OUTCOME_COLUMNS, *TRUNCATED_COLUMNS))
-        self._rewards = number_column(source, REWARD)
+        self.rewards = number_column(source, REWARD)
 
     def told(self, row: int) -> Told:
         """The ``row``-th episode's outcome from the first column that knows it."""
-        rows = slice(self._source.starts[row], self._source.ends[row])
+        rows = slice(self.source.starts[row], self.source.ends[row])
         for name, flags in self._flags.items():
             outcome = column_outcome(name, flags[rows]) if name not in TRUNCATED_COLUMNS else None
             if outcome is not None:
                 return Told(outcome, name)
-        if self._rewards is not None and episode_outcome(reward=self._rewards[rows]) is not None:
+        if self.rewards is not None and episode_outcome(reward=self.rewards[rows]) is not None:
             return Told(Outcome.SUCCESS, REWARD)
         for name in TRUNCATED_COLUMNS:
             if name in self._flags and episode_outcome(truncated=self._flags[name][rows]) is not None:
@@ -90,7 +90,7 @@ class LabelColumns:
 
     def say_unknown(self) -> None:
         """Say of each outcome column which episodes it leaves open."""
-        bounds = list(zip(self._source.starts, self._source.ends, strict=True))
+        bounds = list(zip(self.source.starts, self.source.ends, strict=True))
         for name in OUTCOME_COLUMNS:
             if name in self._flags:
                 flags = self._flags[name]
@@ -98,7 +98,7 @@ class LabelColumns:
                     [np.full(e - s, column_outcome(name, flags[s:e]) is None, dtype=bool) for s, e in bounds]
                 )
                 text = "what it leaves open is unknown, and asked of what comes next"
-                say_unknown(self._source, name, np.where(left, flags, NO), text)
+                say_unknown(self.source, name, np.where(left, flags, NO), text)
 
 
 def column_outcome(name: str, flags: np.ndarray) -> Outcome | None:
@@ -127,12 +127,13 @@ def intervention_flags(source: Source) -> np.ndarray:
     return flags == 1
 
 
-def say_outcomes(sources: list[Source], told: list[list[Told]]) -> None:
+def say_outcomes(datasets: list[LabelColumns], told: list[list[Told]]) -> None:
     """Say of each dataset how many episodes ended how, by which column, and what its columns leave open; warn where
     all episodes ended alike, or those of a dataset did and its rewards say otherwise."""
     everything_alike = len({t.outcome for own in told for t in own}) == 1
-    for source, own in zip(sources, told, strict=True):
-        LabelColumns(source).say_unknown()
+    for columns, own in zip(datasets, told, strict=True):
+        columns.say_unknown()
+        source = columns.source
         counts = Counter((t.outcome.value, t.by) for t in own if t.outcome is not None)
         text = ", ".join(f"{count} {outcome} ({by})" for (outcome, by), count in sorted(counts.items()))
         logger.info("Outcomes of %s: %s", source.name, text or "none known")
@@ -140,7 +141,7 @@ def say_outcomes(sources: list[Source], told: list[list[Told]]) -> None:
         if len(own) < 2 or len(outcomes) > 1 or not outcomes <= {Outcome.SUCCESS, Outcome.FAILURE}:
             continue
         alike = outcomes.pop()
-        contradiction = _contradiction(source, alike)
+        contradiction = _contradiction(columns, alike)
         if everything_alike or contradiction:
             logger.warning(
                 "dataset %s: all %d episodes are a %s, by %s%s. A critic then learns how long an episode takes, not "
@@ -155,12 +156,11 @@ def say_outcomes(sources: list[Source], told: list[list[Told]]) -> None:
             )
 
 
-def _contradiction(source: Source, outcome: Outcome) -> str:
+def _contradiction(columns: LabelColumns, outcome: Outcome) -> str:
     """What the last rewards say against the outcome that all episodes have; empty where there is nothing."""
-    rewards = number_column(source, REWARD)
-    if rewards is None:
+    if columns.rewards is None:
         return ""
-    last = rewards[source.ends - 1]
+    last = columns.rewards[columns.source.ends - 1]
     against = last > 0 if outcome is Outcome.FAILURE else last < 0
     if not against.any():
         return ""

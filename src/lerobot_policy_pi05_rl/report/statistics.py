@@ -8,8 +8,6 @@ import pandas as pd
 from .. import critic_metrics
 from .labels import OUTCOMES, Labeling
 
-LEAST_EPISODES = 5  # of each outcome; below, the AUC is a matter of one or two episodes
-
 
 def episode_table(frames: pd.DataFrame, *, by_task: bool = False) -> pd.DataFrame:
     """One row per episode: task, outcome, length (frames), interventions (frames), index ``episode_index``.
@@ -111,7 +109,7 @@ def few_outcomes(frames: pd.DataFrame) -> str | None:
     outcomes = frames.groupby("episode_index")["outcome"].first()
     counts = {outcome: int((outcomes == outcome).sum()) for outcome in ("success", "failure")}
     rarest = min(counts, key=counts.__getitem__)
-    if counts[rarest] >= LEAST_EPISODES:
+    if counts[rarest] >= critic_metrics.LEAST_EPISODES:
         return None
     plural = {"success": "successes", "failure": "failures"}[rarest]
     return f"{counts[rarest]} {rarest if counts[rarest] == 1 else plural}"
