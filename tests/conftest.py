@@ -34,6 +34,7 @@ from lerobot_policy_pi05_rl.labeling import Labeling, frame_columns, labeling_pa
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
+from lerobot_policy_pi05_rl.scheduling import unchanged_scheduling
 
 torch.set_num_threads(1)
 for name in list(os.environ):  # what a person or a cluster has set for other runs
@@ -89,6 +90,13 @@ def no_handler_of_an_earlier_test():
         handler for handler in root.handlers if getattr(getattr(handler, "stream", None), "closed", False)
     ]:
         root.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def nobody_leaves_real_time_priority():
+    """Whoever encodes a video: as root, SVT-AV1 takes it for its caller, and later threads inherit it."""
+    yield
+    assert not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.fixture
@@ -234,7 +242,8 @@ def make_dataset(
                     "task": episode.get("task", "pick the cube"),
                 }
             )
-        dataset.save_episode()
+        with unchanged_scheduling():
+            dataset.save_episode()
     dataset.finalize()
     return LeRobotDataset("test/tiny", root=root)
 

@@ -22,6 +22,7 @@ from lerobot_policy_pi05_rl.data.loaders import make_train_loader
 from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.plan.setup import make_setup
+from lerobot_policy_pi05_rl.scheduling import unchanged_scheduling
 
 DEPTH = "observation.images.front_depth"
 STATE = {"observation.state": {"type": "STATE", "shape": [4]}}
@@ -80,7 +81,8 @@ def depth_dataset(request, tmp_path_factory) -> Path:
                     "task": "pick",
                 }
             )
-        dataset.save_episode()
+        with unchanged_scheduling():
+            dataset.save_episode()
     dataset.finalize()
     return root
 

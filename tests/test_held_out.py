@@ -180,7 +180,7 @@ def test_a_critic_given_shuffled_outcomes_is_caught_and_one_given_true_ones_is_n
         telling_dataset,
         tmp_path / "run",
         reward__outcome_file=str(tmp_path / "outcomes.csv"),
-        dataset__eval_split=0.25,
+        dataset__eval_split=0.4,
         eval_steps=50,
         log_freq=50,
         batch_size=16,

@@ -16,6 +16,7 @@ from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.data.statistics import QUANTILES
 from lerobot_policy_pi05_rl.preparation import make_processors
 from lerobot_policy_pi05_rl.processor_pi05_rl import make_pi05_rl_pre_post_processors, make_tokenizer
+from lerobot_policy_pi05_rl.scheduling import unchanged_scheduling
 
 KEYS = {"observation.state": 4, "action": 3}
 FRONT = "observation.images.front"
@@ -35,7 +36,8 @@ def record(root: Path, episodes: list[np.ndarray], *, names: dict | None = None,
             success = np.array([number % 2 == 0 and step == len(rows) - 1])
             values = {"observation.state": row[:-3], "action": row[-3:], "next.success": success}
             dataset.add_frame({**values, FRONT: np.zeros((8, 8, 3), dtype=np.uint8), "task": "pick the cube"})
-        dataset.save_episode()
+        with unchanged_scheduling():
+            dataset.save_episode()
     dataset.finalize()
     return root
 

@@ -15,6 +15,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot_policy_pi05_rl.data import video
 from lerobot_policy_pi05_rl.data.pictures import read_picture, read_pictures
 from lerobot_policy_pi05_rl.data.sources import DatasetError, load_source
+from lerobot_policy_pi05_rl.scheduling import unchanged_scheduling
 
 CAMERA = CAMERAS[0]
 LENGTHS = (9, 24, 7)
@@ -66,7 +67,8 @@ def record(
                 "task": "pick",
             }
             dataset.add_frame(values)
-        dataset.save_episode()
+        with unchanged_scheduling():
+            dataset.save_episode()
     dataset.finalize()
     return root
 

@@ -20,6 +20,7 @@ from lerobot.utils.constants import ACTION, DONE, OBS_IMAGES, OBS_STATE, REWARD
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..scheduling import unchanged_scheduling
 from ..success import told_success
 from .constants import ACTION_NAMES, CAMERA_NAMES, CONTROL_HZ, STATE_NAMES
 
@@ -202,5 +203,6 @@ def _record_episode(env: gym.Env, dataset: LeRobotDataset, operator: Operator, s
         )
         observation = following
         steps += 1
-    dataset.save_episode()
+    with unchanged_scheduling():
+        dataset.save_episode()
     return steps, success

@@ -16,6 +16,7 @@ from lerobot.utils.utils import flatten_dict, unflatten_dict
 
 from ..data.sources import CUT_OFF, INTERVENTION, SUCCESS
 from ..returns import Outcome
+from ..scheduling import unchanged_scheduling
 from .episode import POLICY_VERSION, BadEpisodeError, Episode, EpisodeSpec, decode_picture
 
 EPISODE_UID = "episode_uid"
@@ -147,7 +148,7 @@ def _write_video(
 ) -> dict[str, np.ndarray]:
     samples = set(np.linspace(0, len(pictures) - 1, min(len(pictures), PICTURES_IN_STATS)).astype(int).tolist())
     sampled = []
-    with av.open(str(path), "w") as container:
+    with unchanged_scheduling() as restore, av.open(str(path), "w") as container:
         # One thread: the cameras are encoded side by side, and training needs the other cores.
         stream = container.add_stream(encoder.vcodec, fps, options=encoder.get_codec_options(1, as_strings=True))
         stream.height, stream.width = size
@@ -161,6 +162,8 @@ def _write_video(
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, fps)
             container.mux(stream.encode(frame))
+            if number == 0:
+                restore()
         container.mux(stream.encode())
     found = get_feature_stats(np.stack(sampled), axis=(0, 2, 3), keepdims=True)
     return {
