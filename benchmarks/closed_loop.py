@@ -173,7 +173,7 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
             jobs.append(training(critic, args.critic_steps, (*frozen, *critic_overrides), [cloned]))
             side_car = cell / "dataset.labels" / f"{variant.labels}.parquet"
             label = [cell / critic, "--name", variant.labels, *label_options]
-            jobs.append(job(f"label_{variant.labels}", "labeler", label, side_car, [jobs[-1].output]))
+            jobs.append(job(f"label_{variant.labels}", "labels.command", label, side_car, [jobs[-1].output]))
             overrides, needs = (*overrides, f"--dataset.labeling={variant.labels}"), [side_car]
         jobs.append(scripted(training(trained, steps, overrides, needs), variant.script, "train"))
         result = args.results / mix / f"seed{seed}" / f"eval_{name}.json"

@@ -25,7 +25,7 @@ from memory import SIZES, drawn_batch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from lerobot_policy_pi05_rl.config_file import SIZE_FIELDS
+from lerobot_policy_pi05_rl.config.file import SIZE_FIELDS
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, with_cameras

@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
-from lerobot_policy_pi05_rl.actor_config import ActorConfig
+from lerobot_policy_pi05_rl.config.actor import ActorConfig
 from lerobot_policy_pi05_rl.configuration_pi05_rl import ActorLearnerConfig
-from lerobot_policy_pi05_rl.online import learner_pb2
-from lerobot_policy_pi05_rl.online.actor_threads import WeightsThread, wait_for_learner
-from lerobot_policy_pi05_rl.online.client import LearnerClient
-from lerobot_policy_pi05_rl.online.control import SWITCH_S, Control, Stats
-from lerobot_policy_pi05_rl.online.environment import Step
+from lerobot_policy_pi05_rl.online.actor.control import SWITCH_S, Control, Stats
+from lerobot_policy_pi05_rl.online.actor.environment import Step
+from lerobot_policy_pi05_rl.online.actor.inference import ChunkSource, ChunkThread
+from lerobot_policy_pi05_rl.online.actor.recorder import Recorder
+from lerobot_policy_pi05_rl.online.actor.threads import WeightsThread, wait_for_learner
 from lerobot_policy_pi05_rl.online.episode import EpisodeSpec
-from lerobot_policy_pi05_rl.online.inbox import Inbox
-from lerobot_policy_pi05_rl.online.inference import ChunkSource, ChunkThread
-from lerobot_policy_pi05_rl.online.recorder import Recorder
-from lerobot_policy_pi05_rl.online.server import LearnerServer
-from lerobot_policy_pi05_rl.online.weights_transfer import WeightsBox, pack_weights
+from lerobot_policy_pi05_rl.online.transport import learner_pb2
+from lerobot_policy_pi05_rl.online.transport.client import LearnerClient
+from lerobot_policy_pi05_rl.online.transport.inbox import Inbox
+from lerobot_policy_pi05_rl.online.transport.server import LearnerServer
+from lerobot_policy_pi05_rl.online.transport.weights import WeightsBox, pack_weights
 
 ACTIONS, CHUNK = 6, 50
 TENSORS = 16

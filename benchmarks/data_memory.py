@@ -32,9 +32,10 @@ def train_and_measure(root: Path, steps: int) -> dict[str, float]:
     """Seconds of each part of the start-up, and bytes at most."""
     import torch
 
-    from lerobot_policy_pi05_rl.config_file import load_config
-    from lerobot_policy_pi05_rl.data import loaders, loading
-    from lerobot_policy_pi05_rl.preparation import prepare
+    from lerobot_policy_pi05_rl.config.file import load_config
+    from lerobot_policy_pi05_rl.data import dataset as loading
+    from lerobot_policy_pi05_rl.data import loaders
+    from lerobot_policy_pi05_rl.training.build import prepare
 
     found = {"import": time.perf_counter() - BEGIN}
     torch.set_num_threads(1)

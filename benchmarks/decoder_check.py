@@ -22,9 +22,9 @@ from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 
-from lerobot_policy_pi05_rl.data.cameras import is_camera, is_depth, picture_shape
-from lerobot_policy_pi05_rl.data.frame_cache import open_frame_cache
-from lerobot_policy_pi05_rl.data.pictures import read_picture, read_pictures
+from lerobot_policy_pi05_rl.data.pictures.cameras import is_camera, is_depth, picture_shape
+from lerobot_policy_pi05_rl.data.pictures.decoding import read_picture, read_pictures
+from lerobot_policy_pi05_rl.data.pictures.frame_cache import open_frame_cache
 from lerobot_policy_pi05_rl.data.sources import DatasetError, Source, load_source
 
 CAMERA = "observation.images.front"

@@ -20,7 +20,7 @@ from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
 from torch import Tensor, nn
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.critic import ValueCritic
+from lerobot_policy_pi05_rl.model.critic import ValueCritic
 from lerobot_policy_pi05_rl.plan.analytic import minimum_flops
 from lerobot_policy_pi05_rl.plan.flops import Flops, flops_by_part, total, training_step_flops
 from lerobot_policy_pi05_rl.plan.meta_step import TAG_TOKENS, Shape, build, run_backward, with_cameras

@@ -14,9 +14,9 @@ import torch
 from docs_section import write_section
 
 from lerobot_policy_pi05_rl.cli import split_config_path
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.frames import FrameDataset
-from lerobot_policy_pi05_rl.data.loading import open_offline_data
 
 SAMPLES = 200
 ROUNDS = 5

@@ -13,7 +13,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from torch.utils.flop_counter import FlopCounterMode
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.network import PI05RLPytorch
+from lerobot_policy_pi05_rl.model.network import PI05RLPytorch
 
 # Between the demo's and the full size, with the full size's proportions: about a tenth of the width of each tower.
 MIDDLE = {

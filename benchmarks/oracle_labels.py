@@ -15,15 +15,10 @@ import numpy as np
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.data.episodes import label_episodes
-from lerobot_policy_pi05_rl.data.folder import open_dataset
+from lerobot_policy_pi05_rl.data.files.folder import open_dataset
+from lerobot_policy_pi05_rl.data.labeling import Labeling, frame_columns, labeling_path, write_labeling
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint, load_source
 from lerobot_policy_pi05_rl.demo.recorder import RECIPE_FILE
-from lerobot_policy_pi05_rl.labeling import (
-    Labeling,
-    frame_columns,
-    labeling_path,
-    write_labeling,
-)
 from lerobot_policy_pi05_rl.returns import RewardConfig
 
 

@@ -9,7 +9,7 @@ import io
 from docs_section import write_section
 from rich.console import Console
 
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.plan.compute import make_plan
 from lerobot_policy_pi05_rl.plan.report import print_plan
 from lerobot_policy_pi05_rl.plan.setup import make_setup

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
-from lerobot_policy_pi05_rl.config import PI05RLTrainConfig
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import PI05RLTrainConfig
+from lerobot_policy_pi05_rl.data.dataset import OfflineData, worker_kwargs
 from lerobot_policy_pi05_rl.data.frames import FrameDataset
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader, to_device
-from lerobot_policy_pi05_rl.data.loading import OfflineData, worker_kwargs
-from lerobot_policy_pi05_rl.preparation import prepare
+from lerobot_policy_pi05_rl.training.build import prepare
 
 PARTS = ("pictures", "other columns", "collate")
 SECONDS = "seconds_in_worker"  # the key under which they travel

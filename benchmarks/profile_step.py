@@ -18,9 +18,9 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader
-from lerobot_policy_pi05_rl.preparation import prepare
+from lerobot_policy_pi05_rl.training.build import prepare
 
 PHASES = ("data", "preprocess", "forward", "backward", "clip", "optimizer")  # as recap.py names them
 OPERATORS = 12

@@ -24,7 +24,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_policy_pi05_rl.demo.constants import CONTROL_HZ, TASK
 from lerobot_policy_pi05_rl.demo.sim_robot import LIFTED, NOT_LIFTED
-from lerobot_policy_pi05_rl.label_outcomes import format_ranges
+from lerobot_policy_pi05_rl.labels.outcomes import format_ranges
 
 SPACE, TAB, ESC = b" ", b"\t", b"\x1b"
 # What LeRobot's DAgger strategy logs (rollout/strategies/dagger.py); a key counts from there on.

@@ -19,10 +19,11 @@ from docs_section import replace_section
 from lerobot.configs.default import PeftConfig
 from scaling_model import BF16, FP32, GPUS_A_MACHINE, HOP_SECONDS, LINK_EFFICIENCY, ROOT, Fabric, Traffic, Unit
 
-from lerobot_policy_pi05_rl.adapters import add_adapter
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.frame_cache import stored_size
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.pictures.frame_cache import stored_size
 from lerobot_policy_pi05_rl.losses import RecapLosses
+from lerobot_policy_pi05_rl.model.lora import add_adapter
+from lerobot_policy_pi05_rl.model.trainable import select_trainable
 from lerobot_policy_pi05_rl.plan.compute import checkpoint_bytes
 from lerobot_policy_pi05_rl.plan.flops import part_of, total, training_step_flops
 from lerobot_policy_pi05_rl.plan.gpus import EFFICIENCY, GPUS, USABLE
@@ -30,7 +31,6 @@ from lerobot_policy_pi05_rl.plan.memory import nbytes, training_step_memory
 from lerobot_policy_pi05_rl.plan.meta_step import MetaModel, MetaPolicy, build
 from lerobot_policy_pi05_rl.plan.setup import Setup, make_setup
 from lerobot_policy_pi05_rl.returns import AdvantageThresholds
-from lerobot_policy_pi05_rl.trainable import select_trainable
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 COUNTS = (2, 8, 64, 512)

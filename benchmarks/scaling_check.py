@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.data.frames import POSITION
+from lerobot_policy_pi05_rl.distributed.processes import start_processes
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, build, make_batch, with_cameras
-from lerobot_policy_pi05_rl.processes import start_processes
 from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 

@@ -16,8 +16,8 @@ from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
 
+from lerobot_policy_pi05_rl.data.pictures.video import read_frame
 from lerobot_policy_pi05_rl.data.sources import load_source
-from lerobot_policy_pi05_rl.data.video import read_frame
 
 CAMERA = "observation.images.front"
 FRAMES, NOISE = 120, 3  # NOISE: standard deviation, of 255 levels

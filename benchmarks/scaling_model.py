@@ -10,12 +10,12 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
+from lerobot_policy_pi05_rl.distributed.fsdp import LAYERS
+from lerobot_policy_pi05_rl.model.towers import TowerLayer
 from lerobot_policy_pi05_rl.plan.compute import usable
 from lerobot_policy_pi05_rl.plan.gpus import CAPACITIES_GIB
 from lerobot_policy_pi05_rl.plan.memory import ADAM_STATES, training_step_memory
 from lerobot_policy_pi05_rl.plan.meta_step import MetaModel, Shape, forward
-from lerobot_policy_pi05_rl.sharding import LAYERS
-from lerobot_policy_pi05_rl.towers import TowerLayer
 
 FP32, BF16 = 4, 2
 ROOT = "the rest"  # what no unit of its own holds: gathered once a batch, for forward and backward

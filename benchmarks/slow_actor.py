@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
-from lerobot_policy_pi05_rl.actor_config import ActorConfig
-from lerobot_policy_pi05_rl.online.chunk_model import Weights
-from lerobot_policy_pi05_rl.online.control import Control, Stats
-from lerobot_policy_pi05_rl.online.environment import Step
-from lerobot_policy_pi05_rl.online.inference import ChunkSource, ChunkThread
-from lerobot_policy_pi05_rl.online.recorder import Recorder
-from lerobot_policy_pi05_rl.online.safety import StaleWatch
+from lerobot_policy_pi05_rl.config.actor import ActorConfig
+from lerobot_policy_pi05_rl.online.actor.chunk_model import Weights
+from lerobot_policy_pi05_rl.online.actor.control import Control, Stats
+from lerobot_policy_pi05_rl.online.actor.environment import Step
+from lerobot_policy_pi05_rl.online.actor.inference import ChunkSource, ChunkThread
+from lerobot_policy_pi05_rl.online.actor.recorder import Recorder
+from lerobot_policy_pi05_rl.online.actor.safety import StaleWatch
 
 FPS, STEPS, ACTIONS, CHUNK = 30.0, 10, 6, 50
 # what is slow → seconds that weights take to load, a chunk, an episode's first chunk, an observation

@@ -16,17 +16,17 @@ from pathlib import Path
 
 from lerobot.processor import ComplementaryDataProcessorStep, PolicyProcessorPipeline, ProcessorStepRegistry
 
-from lerobot_policy_pi05_rl.checkpointing import load_training_state
+from lerobot_policy_pi05_rl.checkpoint.write import load_training_state
 from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.frames import PINNED_TAG, POSITION
 from lerobot_policy_pi05_rl.demo.evaluate import main as evaluate
 from lerobot_policy_pi05_rl.draws import draw
-from lerobot_policy_pi05_rl.metrics import MetricsWindow, MetricsWriter
 from lerobot_policy_pi05_rl.modeling_pi05_rl import TAG_NONE, TAG_POSITIVE
 from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, run_loop
-from lerobot_policy_pi05_rl.preparation import prepare
 from lerobot_policy_pi05_rl.processor_pi05_rl import TAG_TEXTS, PreparePromptStep
+from lerobot_policy_pi05_rl.training.build import prepare
+from lerobot_policy_pi05_rl.training.metrics import MetricsWindow, MetricsWriter
 
 ACTION_WORD = "Action: "  # the end of π0.5's prompt
 

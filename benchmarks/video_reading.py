@@ -12,8 +12,8 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import decode_video_frames
 
+from lerobot_policy_pi05_rl.data.pictures.video import read_frame
 from lerobot_policy_pi05_rl.data.sources import load_source
-from lerobot_policy_pi05_rl.data.video import read_frame
 
 FRAMES = 200
 ROUNDS = 5

@@ -24,17 +24,17 @@ from lerobot.policies import make_policy, make_pre_post_processors
 from lerobot.policies.act.configuration_act import ACTConfig
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.context import Context
+from lerobot_policy_pi05_rl.data.dataset import open_sources
 from lerobot_policy_pi05_rl.data.episodes import label_episodes
 from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, FOLD, INTERVENTION, POSITION, RETURN, TASK_INDEX
-from lerobot_policy_pi05_rl.data.loading import open_sources
+from lerobot_policy_pi05_rl.data.labeling import Labeling, frame_columns, labeling_path, write_labeling
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint
 from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
-from lerobot_policy_pi05_rl.labeling import Labeling, frame_columns, labeling_path, write_labeling
+from lerobot_policy_pi05_rl.model.cache import Context
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
-from lerobot_policy_pi05_rl.scheduling import unchanged_scheduling
+from lerobot_policy_pi05_rl.runtime.scheduling import unchanged_scheduling
 
 torch.set_num_threads(1)
 for name in list(os.environ):  # what a person or a cluster has set for other runs

@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 from torch.distributed import GradBucket
 from torch.distributed.tensor import DTensor
 
-from lerobot_policy_pi05_rl import cli, offline_learner, preparation
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl import cli, offline_learner
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.distributed.fsdp import whole
+from lerobot_policy_pi05_rl.distributed.processes import Replicated
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.processes import Replicated
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm
-from lerobot_policy_pi05_rl.sharding import whole
+from lerobot_policy_pi05_rl.training import build as preparation
 
 
 class Observed(RecapAlgorithm):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import make_dataset, write_config
 
-from lerobot_policy_pi05_rl.action_limits import cuts, cuts_of_statistics
-from lerobot_policy_pi05_rl.actor_config import ActorConfig
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.actor import ActorConfig
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.action_limits import cuts, cuts_of_statistics
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 
 NAMES = ["pan", "roll"]

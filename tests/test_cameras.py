@@ -16,13 +16,13 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 from test_pictures import CAMERA, painted, record
 
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.cameras import picture_shape
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader
-from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
+from lerobot_policy_pi05_rl.data.pictures.cameras import picture_shape
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.plan.setup import make_setup
-from lerobot_policy_pi05_rl.scheduling import unchanged_scheduling
+from lerobot_policy_pi05_rl.runtime.scheduling import unchanged_scheduling
 
 DEPTH = "observation.images.front_depth"
 STATE = {"observation.state": {"type": "STATE", "shape": [4]}}

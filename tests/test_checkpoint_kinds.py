@@ -14,10 +14,10 @@ from conftest import tiny_config
 from safetensors.torch import load_file, save_file
 from test_weights import EMBEDDING, stock_checkpoint
 
-from lerobot_policy_pi05_rl.checkpoint_files import CheckpointError, locate, stored_config
-from lerobot_policy_pi05_rl.checkpoint_folders import convert_pickle, why_no_weights
-from lerobot_policy_pi05_rl.checkpoint_keys import model_kind, our_key, sizes
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
+from lerobot_policy_pi05_rl.stored.files import CheckpointError, locate, stored_config
+from lerobot_policy_pi05_rl.stored.folders import convert_pickle, why_no_weights
+from lerobot_policy_pi05_rl.stored.keys import model_kind, our_key, sizes
 
 HEAD = "model.paligemma_with_expert.paligemma.lm_head.weight"
 VISION = "model.paligemma_with_expert.paligemma.model.vision_tower.vision_model."

@@ -21,14 +21,15 @@ from test_resume import metrics, run, step_back
 from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_map
 
-from lerobot_policy_pi05_rl import cli, compiling
-from lerobot_policy_pi05_rl.adapters import add_adapter
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl import cli
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
+from lerobot_policy_pi05_rl.model import compiling
+from lerobot_policy_pi05_rl.model.lora import add_adapter
+from lerobot_policy_pi05_rl.model.trainable import select_trainable
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.flops import training_step_flops
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, build
-from lerobot_policy_pi05_rl.trainable import select_trainable
 
 KINDS = 6  # vision layer; language layer over the prefix and over the tag, each last or not; expert layer
 ROUNDINGS = 4  # how much larger the largest rounding of one order of summation may be than another's

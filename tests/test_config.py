@@ -11,9 +11,9 @@ from lerobot.configs import NormalizationMode
 from lerobot.envs import EnvConfig
 
 from lerobot_policy_pi05_rl.cli import split_config_path
-from lerobot_policy_pi05_rl.config import ConfigError, PI05RLTrainConfig
-from lerobot_policy_pi05_rl.config_file import load_config, parse_overrides
-from lerobot_policy_pi05_rl.config_keys import KEYS
+from lerobot_policy_pi05_rl.config.file import load_config, parse_overrides
+from lerobot_policy_pi05_rl.config.keys import KEYS
+from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 from conftest import write_config
 
 import lerobot_policy_pi05_rl
-from lerobot_policy_pi05_rl import config_page
-from lerobot_policy_pi05_rl.config import ConfigError, PI05RLTrainConfig
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.config_keys import ACTOR_SIZES, CRITIC_SIZES, KEYS, READ, REFUSED, WARNED, entry, leaves
-from lerobot_policy_pi05_rl.earlier_keys import ALIASES
+from lerobot_policy_pi05_rl.config import page as config_page
+from lerobot_policy_pi05_rl.config.earlier_keys import ALIASES
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.keys import ACTOR_SIZES, CRITIC_SIZES, KEYS, READ, REFUSED, WARNED, entry, leaves
+from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 
 LEAVES = {leaf.name: leaf for leaf in leaves(PI05RLTrainConfig)}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import tiny_config, write_config
 
-from lerobot_policy_pi05_rl import config_reading
 from lerobot_policy_pi05_rl.cli import split_config_path
-from lerobot_policy_pi05_rl.config import ConfigError, PI05RLTrainConfig
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.config_keys import leaves
+from lerobot_policy_pi05_rl.config import reading as config_reading
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.keys import leaves
+from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 
 NAMES = [leaf.name for leaf in leaves(PI05RLTrainConfig)]
 NONSENSE = [None, "nonsense", "", -1, 0, 1e300, True, [], [None], ["x"], [1, 2], {}, {"x": {"y": []}}, {"type": 5}]

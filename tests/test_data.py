@@ -11,11 +11,11 @@ import torch
 from conftest import CAMERAS, MIXED_EPISODES, make_dataset, write_config
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data import frames as frames_module
+from lerobot_policy_pi05_rl.data.dataset import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.loaders import make_held_out_loader, make_train_loader
-from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
-from lerobot_policy_pi05_rl.data.pictures import read_picture
+from lerobot_policy_pi05_rl.data.pictures.decoding import read_picture
 from lerobot_policy_pi05_rl.data.sampling import BatchPositions, SampleOrder
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from lerobot.envs.configs import HILSerlRobotEnvConfig
 
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.earlier_keys import EARLIER, EARLIER_ENV
+from lerobot_policy_pi05_rl.config.earlier_keys import EARLIER, EARLIER_ENV
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
 
 NETWORK = {"hidden_dims": [256, 256], "activate_final": True, "final_activation": None}
 # All fields of SACConfig, LeRobot 0.3 to 0.5, and of gaussian_actor and the algorithm "sac" of 0.6.

@@ -11,7 +11,7 @@ from conftest import make_dataset, write_config
 from safetensors.torch import load_file, save_file
 
 from lerobot_policy_pi05_rl import cli
-from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config.train import ConfigError
 
 TENSOR = "model.action_in_proj.weight"
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CAMERAS, write_config
 
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.loading import open_offline_data
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 
 

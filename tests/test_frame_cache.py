@@ -13,13 +13,13 @@ from conftest import CAMERAS, make_dataset, write_config
 from lerobot.policies.common.vla_utils import resize_with_pad_torch
 
 from lerobot_policy_pi05_rl import cli
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data import frame_cache
-from lerobot_policy_pi05_rl.data.frame_cache import resize, stored_size
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader
-from lerobot_policy_pi05_rl.data.loading import open_offline_data
+from lerobot_policy_pi05_rl.data.pictures import frame_cache
+from lerobot_policy_pi05_rl.data.pictures.frame_cache import resize, stored_size
+from lerobot_policy_pi05_rl.data.pictures.video import read_frame, read_frames
 from lerobot_policy_pi05_rl.data.sources import DatasetError
-from lerobot_policy_pi05_rl.data.video import read_frame, read_frames
 
 EPISODES = [{"length": 9, "success": True}, {"length": 12, "success": False}, {"length": 7, "success": True}]
 TOTAL = 28

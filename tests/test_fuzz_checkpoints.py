@@ -24,14 +24,14 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lerobot_policy_pi05_rl.checkpoint_files import locate, open_tensors, stored_config
-from lerobot_policy_pi05_rl.checkpointing import load_training_state
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.checkpoint.resume import check_config, checkpoint_to_resume
+from lerobot_policy_pi05_rl.checkpoint.write import load_training_state
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline
-from lerobot_policy_pi05_rl.preparation import load_processors
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
-from lerobot_policy_pi05_rl.resume import check_config, checkpoint_to_resume
+from lerobot_policy_pi05_rl.stored.files import locate, open_tensors, stored_config
+from lerobot_policy_pi05_rl.training.build import load_processors
 
 TENSORS = ("drop", "rename", "wrap", "twice", "reshape", "longer", "cast", "nan", "zeros", "add", "scalar", "empty")
 DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.bool, torch.float8_e4m3fn)

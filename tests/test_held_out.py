@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from test_resume import metrics as logged
 from test_resume import run, step_back
 
-from lerobot_policy_pi05_rl import critic_metrics, held_out
 from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.draws import draw
-from lerobot_policy_pi05_rl.early_stop import CriticWatch
+from lerobot_policy_pi05_rl.training import critic_metrics
+from lerobot_policy_pi05_rl.training import evaluation as held_out
+from lerobot_policy_pi05_rl.training.early_stopping import CriticWatch
 
 NAN = float("nan")
 

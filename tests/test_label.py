@@ -13,21 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_dataset, write_config
 
-from lerobot_policy_pi05_rl import label_values, labeler
 from lerobot_policy_pi05_rl.cli import main as cli
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import open_sources
 from lerobot_policy_pi05_rl.data.frames import POSITION
-from lerobot_policy_pi05_rl.data.loading import open_sources
+from lerobot_policy_pi05_rl.data.labeling import SCHEMA, out_of_fold, read_labelings, upper_threshold
 from lerobot_policy_pi05_rl.data.sampling import SampleOrder
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint
 from lerobot_policy_pi05_rl.errors import UserError
-from lerobot_policy_pi05_rl.label_outcomes import format_ranges, parse_ranges
-from lerobot_policy_pi05_rl.labeling import (
-    SCHEMA,
-    out_of_fold,
-    read_labelings,
-    upper_threshold,
-)
+from lerobot_policy_pi05_rl.labels import command as labeler
+from lerobot_policy_pi05_rl.labels import values as label_values
+from lerobot_policy_pi05_rl.labels.outcomes import format_ranges, parse_ranges
 from lerobot_policy_pi05_rl.losses import RecapLosses
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline

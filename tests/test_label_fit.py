@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import MIXED_EPISODES, make_dataset, make_labeling, with_column, write_config
 
-from lerobot_policy_pi05_rl import labeler
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.loading import open_offline_data, open_sources
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import open_offline_data, open_sources
+from lerobot_policy_pi05_rl.data.labeling import read_labeling
+from lerobot_policy_pi05_rl.data.labeling_checks import derive_command
 from lerobot_policy_pi05_rl.data.sources import DatasetError
-from lerobot_policy_pi05_rl.label_fit import derive_command
-from lerobot_policy_pi05_rl.labeling import read_labeling
+from lerobot_policy_pi05_rl.labels import command as labeler
 
 TRUTH = ["success", "failure", "success", "failure"]
 

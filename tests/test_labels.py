@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import MIXED_EPISODES, make_dataset, with_column, write_config
 
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.flags import CUT, NO, UNKNOWN, YES, number_column, parse_flags
-from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 
 NAN, INF = float("nan"), float("inf")

@@ -16,17 +16,17 @@ from lerobot.policies.factory import make_policy as lerobot_make_policy
 from safetensors.torch import load_file, save_file
 from test_resume import metrics, step_back
 
-from lerobot_policy_pi05_rl.adapters import Adapter, add_adapter, check_targets, untouched_modules
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.critic_data import critic_fingerprint
+from lerobot_policy_pi05_rl.checkpoint.critic_provenance import critic_fingerprint
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
+from lerobot_policy_pi05_rl.data.labeling import read_labeling
 from lerobot_policy_pi05_rl.errors import UserError
-from lerobot_policy_pi05_rl.labeler import main as label
-from lerobot_policy_pi05_rl.labeling import read_labeling
+from lerobot_policy_pi05_rl.labels.command import main as label
+from lerobot_policy_pi05_rl.model.lora import Adapter, add_adapter, check_targets, untouched_modules
+from lerobot_policy_pi05_rl.model.weights import CRITIC_PREFIX, CheckpointError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
-from lerobot_policy_pi05_rl.weights import CRITIC_PREFIX, CheckpointError
 
 SUPPORT = (-1.0, 0.0)
 EXPERT = "model.paligemma_with_expert.gemma_expert.model.layers.0.self_attn"

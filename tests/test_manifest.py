@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lerobot_policy_pi05_rl.manifest import MANIFEST, damages, flush, write_manifest
+from lerobot_policy_pi05_rl.runtime.files import MANIFEST, damages, flush, write_manifest
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from conftest import write_config
 
 from lerobot_policy_pi05_rl import cli
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.errors import is_out_of_memory
-from lerobot_policy_pi05_rl.metrics import histogram
+from lerobot_policy_pi05_rl.training.metrics import histogram
 
 
 @pytest.mark.parametrize(

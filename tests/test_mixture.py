@@ -8,14 +8,14 @@ from conftest import CAMERAS, make_dataset, write_config
 from lerobot.configs import NormalizationMode
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.alignment import Alignment, affine_to, own_names
+from lerobot_policy_pi05_rl.data.dataset import OfflineData, open_offline_data
+from lerobot_policy_pi05_rl.data.labeling import advantages, frame_columns
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader, sample_order
-from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.sampling import MixedOrder
 from lerobot_policy_pi05_rl.data.sources import DatasetError
-from lerobot_policy_pi05_rl.labeling import advantages, frame_columns
 
 FIRST = [{"length": 9, "success": True}, {"length": 12, "success": False}]
 TOTAL = 21

@@ -11,9 +11,9 @@ from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy, PI05Pytorch, compute_layer_complete
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
+from lerobot_policy_pi05_rl.model.network import PI05RLPytorch
+from lerobot_policy_pi05_rl.model.towers import read_block
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.network import PI05RLPytorch
-from lerobot_policy_pi05_rl.towers import read_block
 
 pytestmark = pytest.mark.usefixtures("float64")
 PREFIX = ("images", "img_masks", "tokens", "masks")

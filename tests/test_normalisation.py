@@ -10,13 +10,13 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.processor import NormalizerProcessorStep
 
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.data.statistics import QUANTILES
-from lerobot_policy_pi05_rl.preparation import make_processors
 from lerobot_policy_pi05_rl.processor_pi05_rl import make_pi05_rl_pre_post_processors, make_tokenizer
-from lerobot_policy_pi05_rl.scheduling import unchanged_scheduling
+from lerobot_policy_pi05_rl.runtime.scheduling import unchanged_scheduling
+from lerobot_policy_pi05_rl.training.build import make_processors
 
 KEYS = {"observation.state": 4, "action": 3}
 FRONT = "observation.images.front"

@@ -19,29 +19,29 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from lerobot_policy_pi05_rl.actor_config import ActorConfig
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.actor import ActorConfig
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.online.actor import run_actor
-from lerobot_policy_pi05_rl.online.actor_setup import SetupError, choose_task, decode_policy_config, read_processors
-from lerobot_policy_pi05_rl.online.actor_threads import WeightsThread
-from lerobot_policy_pi05_rl.online.chunk_model import Weights
-from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
-from lerobot_policy_pi05_rl.online.control import Control, Stats, time_limit_outcome
-from lerobot_policy_pi05_rl.online.environment import Step, make_environment
-from lerobot_policy_pi05_rl.online.episode import EpisodeSpec, decode_picture, unpack
-from lerobot_policy_pi05_rl.online.inference import ChunkSource, ChunkThread
-from lerobot_policy_pi05_rl.online.recorder import Recorder
-from lerobot_policy_pi05_rl.online.safety import (
+from lerobot_policy_pi05_rl.online.actor.actor import run_actor
+from lerobot_policy_pi05_rl.online.actor.chunk_model import Weights
+from lerobot_policy_pi05_rl.online.actor.control import Control, Stats, time_limit_outcome
+from lerobot_policy_pi05_rl.online.actor.environment import Step, make_environment
+from lerobot_policy_pi05_rl.online.actor.inference import ChunkSource, ChunkThread
+from lerobot_policy_pi05_rl.online.actor.recorder import Recorder
+from lerobot_policy_pi05_rl.online.actor.safety import (
     ActionLimits,
     StaleWatch,
     UnsafeActionError,
     check_limits,
     hold_action,
 )
-from lerobot_policy_pi05_rl.online.spool import Sender, Spool, uid_of
+from lerobot_policy_pi05_rl.online.actor.setup import SetupError, choose_task, decode_policy_config, read_processors
+from lerobot_policy_pi05_rl.online.actor.threads import WeightsThread
+from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
+from lerobot_policy_pi05_rl.online.episode import EpisodeSpec, decode_picture, unpack
+from lerobot_policy_pi05_rl.online.transport.spool import Sender, Spool, uid_of
 from lerobot_policy_pi05_rl.processor_pi05_rl import build_tasks_tokenizer, make_pi05_rl_pre_post_processors
 from lerobot_policy_pi05_rl.returns import Outcome
 
@@ -69,8 +69,8 @@ def wire(monkeypatch):
     transfer.applied = []
     transfer.apply_weights = lambda policy, tensors: transfer.applied.append(tensors)
     transfer.frozen_fingerprint = lambda policy, names: "mine"
-    monkeypatch.setitem(sys.modules, "lerobot_policy_pi05_rl.online.client", client)
-    monkeypatch.setitem(sys.modules, "lerobot_policy_pi05_rl.online.weights_transfer", transfer)
+    monkeypatch.setitem(sys.modules, "lerobot_policy_pi05_rl.online.transport.client", client)
+    monkeypatch.setitem(sys.modules, "lerobot_policy_pi05_rl.online.transport.weights", transfer)
     return transfer
 
 
@@ -699,7 +699,7 @@ def test_settings_of_acting_are_the_learners_and_an_actor_is_told(tmp_path, pand
 
 def test_chunks_of_the_tiny_policy_continue_the_last_one(panda_setup, tmp_path, wire):
     """RTC reaches the network: with a plan that is left over, the chunk's start stays near it."""
-    from lerobot_policy_pi05_rl.online.chunk_model import ChunkModel
+    from lerobot_policy_pi05_rl.online.actor.chunk_model import ChunkModel
 
     cfg = panda_config(tmp_path, panda_setup)
     config = decode_policy_config(panda_setup.policy_config, cfg)

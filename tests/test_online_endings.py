@@ -18,11 +18,11 @@ from test_online_actor import (  # noqa: F401 - fixtures, too
     wire,
 )
 
-from lerobot_policy_pi05_rl.actor_config import ActorConfig
+from lerobot_policy_pi05_rl.config.actor import ActorConfig
 from lerobot_policy_pi05_rl.demo import online as demo_online
 from lerobot_policy_pi05_rl.errors import UserError
-from lerobot_policy_pi05_rl.online.actor import run_actor
-from lerobot_policy_pi05_rl.online.control import Control, Stats
+from lerobot_policy_pi05_rl.online.actor.actor import run_actor
+from lerobot_policy_pi05_rl.online.actor.control import Control, Stats
 from lerobot_policy_pi05_rl.online.episode import unpack
 from lerobot_policy_pi05_rl.returns import Outcome
 

@@ -19,11 +19,11 @@ from lerobot.rl import gym_manipulator  # noqa: F401 - before the keyboard is re
 from lerobot.teleoperators.so_leader import SO101LeaderConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from lerobot_policy_pi05_rl.actor_config import ActorConfig
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.online import hil_simulator
-from lerobot_policy_pi05_rl.online.environment import HardwareError, make_environment
-from lerobot_policy_pi05_rl.online.hil_simulator import ACTIONS, SeededReset, ignored_options
+from lerobot_policy_pi05_rl.config.actor import ActorConfig
+from lerobot_policy_pi05_rl.config.train import ConfigError
+from lerobot_policy_pi05_rl.online.actor import hil_simulator
+from lerobot_policy_pi05_rl.online.actor.environment import HardwareError, make_environment
+from lerobot_policy_pi05_rl.online.actor.hil_simulator import ACTIONS, SeededReset, ignored_options
 
 pytest.importorskip("gym_hil")
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from conftest import MIXED_EPISODES, make_dataset, write_config
 
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
+from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.frames import POSITION
-from lerobot_policy_pi05_rl.data.loading import open_offline_data
 from lerobot_policy_pi05_rl.data.sources import Source
 from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, train_offline
-from lerobot_policy_pi05_rl.online import replay_labels
-from lerobot_policy_pi05_rl.online.batches import OnlineBatches, joined, online_count
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
-from lerobot_policy_pi05_rl.online.learner import check_unused, may_update
-from lerobot_policy_pi05_rl.online.replay_labels import ReplayLabels
+from lerobot_policy_pi05_rl.online.learner.batches import OnlineBatches, joined, online_count
+from lerobot_policy_pi05_rl.online.learner.learner import check_unused, may_update
+from lerobot_policy_pi05_rl.online.replay import labels as replay_labels
+from lerobot_policy_pi05_rl.online.replay.labels import ReplayLabels
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm
 
 
@@ -46,7 +46,7 @@ def run(tmp_path: Path, corrected_dataset: Path) -> tuple[OnlineTrainConfig, obj
 
 def test_offline_learner_imports_nothing_of_online():
     code = (
-        "import sys, lerobot_policy_pi05_rl.offline_learner, lerobot_policy_pi05_rl.labeler\n"
+        "import sys, lerobot_policy_pi05_rl.offline_learner, lerobot_policy_pi05_rl.labels.command\n"
         "print([name for name in sys.modules if 'lerobot_policy_pi05_rl.online' in name])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
@@ -55,7 +55,7 @@ def test_offline_learner_imports_nothing_of_online():
 
 def test_both_learners_call_the_same_update():
     import lerobot_policy_pi05_rl.offline_learner as offline
-    import lerobot_policy_pi05_rl.online.learner as online
+    from lerobot_policy_pi05_rl.online.learner import learner as online
 
     assert offline.RecapAlgorithm is online.RecapAlgorithm is RecapAlgorithm
     assert offline.prepare is online.prepare  # which is what makes the algorithm

@@ -8,12 +8,13 @@ import torch
 from conftest import CAMERAS, MIXED_EPISODES, make_dataset, write_config
 from lerobot.utils.constants import OBS_STATE
 
-from lerobot_policy_pi05_rl.checkpointing import load_training_state
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.checkpoint.write import load_training_state
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline
-from lerobot_policy_pi05_rl.online.actor_setup import (
+from lerobot_policy_pi05_rl.online.actor.chunk_model import ChunkModel, Weights
+from lerobot_policy_pi05_rl.online.actor.setup import (
     SetupError,
     acts_alike,
     build_policy,
@@ -21,22 +22,16 @@ from lerobot_policy_pi05_rl.online.actor_setup import (
     decode_policy_config,
     read_processors,
 )
-from lerobot_policy_pi05_rl.online.batches import OnlineBatches
-from lerobot_policy_pi05_rl.online.chunk_model import ChunkModel, Weights
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.episode import Episode, encode_picture, new_uid, pack
-from lerobot_policy_pi05_rl.online.inbox import Inbox
-from lerobot_policy_pi05_rl.online.learner import train_online
-from lerobot_policy_pi05_rl.online.replay_labels import ReplayLabels
-from lerobot_policy_pi05_rl.online.setup import actor_setup, episode_spec
-from lerobot_policy_pi05_rl.online.weights_transfer import (
-    apply_weights,
-    pack_weights,
-    pushed_tensors,
-    unpack_weights,
-)
-from lerobot_policy_pi05_rl.preparation import prepare
+from lerobot_policy_pi05_rl.online.learner.batches import OnlineBatches
+from lerobot_policy_pi05_rl.online.learner.learner import train_online
+from lerobot_policy_pi05_rl.online.learner.setup import actor_setup, episode_spec
+from lerobot_policy_pi05_rl.online.replay.labels import ReplayLabels
+from lerobot_policy_pi05_rl.online.transport.inbox import Inbox
+from lerobot_policy_pi05_rl.online.transport.weights import apply_weights, pack_weights, pushed_tensors, unpack_weights
 from lerobot_policy_pi05_rl.returns import Outcome
+from lerobot_policy_pi05_rl.training.build import prepare
 
 PEFT = ("--peft.r=4",)
 TASK = "pick the cube"

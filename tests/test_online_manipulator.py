@@ -14,14 +14,14 @@ from lerobot.motors.feetech import feetech
 from lerobot.teleoperators.utils import TeleopEvents
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.online import manipulator
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
+from lerobot_policy_pi05_rl.online.actor import manipulator
+from lerobot_policy_pi05_rl.online.actor.environment import make_environment
+from lerobot_policy_pi05_rl.online.actor.leader import LeaderWithKeys
+from lerobot_policy_pi05_rl.online.actor.manipulator import HardwareError
+from lerobot_policy_pi05_rl.online.actor.safety import UnsafeActionError
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
-from lerobot_policy_pi05_rl.online.environment import make_environment
-from lerobot_policy_pi05_rl.online.leader import LeaderWithKeys
-from lerobot_policy_pi05_rl.online.manipulator import HardwareError
-from lerobot_policy_pi05_rl.online.safety import UnsafeActionError
 
 SO101 = Path(__file__).parent.parent / "configs" / "so101.json"
 MOTORS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]

@@ -14,17 +14,17 @@ from conftest import CAMERAS, write_config
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.loading import open_offline_data
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.outcomes import known_outcomes
+from lerobot_policy_pi05_rl.data.pictures.video import read_frame
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint, load_source
-from lerobot_policy_pi05_rl.data.video import read_frame
-from lerobot_policy_pi05_rl.online import replay as online_replay
-from lerobot_policy_pi05_rl.online import replay_files
 from lerobot_policy_pi05_rl.online.episode import BadEpisodeError, Episode, EpisodeSpec, decode_picture, encode_picture
-from lerobot_policy_pi05_rl.online.replay import Replay
-from lerobot_policy_pi05_rl.online.replay_episode import uid_numbers
-from lerobot_policy_pi05_rl.online.replay_recovery import ReplayError
+from lerobot_policy_pi05_rl.online.replay import files as replay_files
+from lerobot_policy_pi05_rl.online.replay import replay as online_replay
+from lerobot_policy_pi05_rl.online.replay.recovery import ReplayError
+from lerobot_policy_pi05_rl.online.replay.replay import Replay
+from lerobot_policy_pi05_rl.online.replay.stored_episode import uid_numbers
 from lerobot_policy_pi05_rl.returns import Outcome
 
 TASKS = ("pick the cube", "open the drawer")

@@ -9,10 +9,10 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.online.actor_setup import read_processors
-from lerobot_policy_pi05_rl.online.chunk_model import ChunkModel, Weights
-from lerobot_policy_pi05_rl.online.inference import ChunkSource
-from lerobot_policy_pi05_rl.online.weights_transfer import apply_weights
+from lerobot_policy_pi05_rl.online.actor.chunk_model import ChunkModel, Weights
+from lerobot_policy_pi05_rl.online.actor.inference import ChunkSource
+from lerobot_policy_pi05_rl.online.actor.setup import read_processors
+from lerobot_policy_pi05_rl.online.transport.weights import apply_weights
 from lerobot_policy_pi05_rl.processor_pi05_rl import build_tasks_tokenizer, make_pi05_rl_pre_post_processors
 
 TASK = "pick the cube"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_online_actor import CAMERA, FakeEnv, FakeModel, make_control
 
-from lerobot_policy_pi05_rl.actor_config import ActorConfig
-from lerobot_policy_pi05_rl.online.chunk_model import Weights
+from lerobot_policy_pi05_rl.config.actor import ActorConfig
+from lerobot_policy_pi05_rl.online.actor.chunk_model import Weights
 from lerobot_policy_pi05_rl.returns import Outcome
 
 SLOW_S = 0.7  # above the default stale_observation_s

@@ -24,17 +24,25 @@ import torch
 from lerobot.configs.default import PeftConfig
 from safetensors.torch import load, save
 
-from lerobot_policy_pi05_rl.adapters import add_adapter
-from lerobot_policy_pi05_rl.config import ConfigError
+from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.configuration_pi05_rl import ActorLearnerConfig
-from lerobot_policy_pi05_rl.online import learner_pb2 as pb
-from lerobot_policy_pi05_rl.online.client import LearnerClient, Refused, Unreachable, assemble, episode_chunks
+from lerobot_policy_pi05_rl.model.lora import add_adapter
+from lerobot_policy_pi05_rl.model.trainable import select_trainable
+from lerobot_policy_pi05_rl.model.weights import CRITIC_PREFIX
 from lerobot_policy_pi05_rl.online.episode import Episode, EpisodeSpec, encode_picture, new_uid, pack, unpack
-from lerobot_policy_pi05_rl.online.inbox import Inbox
-from lerobot_policy_pi05_rl.online.learner_pb2_grpc import LearnerStub
-from lerobot_policy_pi05_rl.online.security import check_binding, load_token
-from lerobot_policy_pi05_rl.online.server import LearnerServer
-from lerobot_policy_pi05_rl.online.weights_transfer import (
+from lerobot_policy_pi05_rl.online.transport import learner_pb2 as pb
+from lerobot_policy_pi05_rl.online.transport.client import (
+    LearnerClient,
+    Refused,
+    Unreachable,
+    assemble,
+    episode_chunks,
+)
+from lerobot_policy_pi05_rl.online.transport.inbox import Inbox
+from lerobot_policy_pi05_rl.online.transport.learner_pb2_grpc import LearnerStub
+from lerobot_policy_pi05_rl.online.transport.security import check_binding, load_token
+from lerobot_policy_pi05_rl.online.transport.server import LearnerServer
+from lerobot_policy_pi05_rl.online.transport.weights import (
     BadWeightsError,
     WeightsBox,
     apply_weights,
@@ -44,8 +52,6 @@ from lerobot_policy_pi05_rl.online.weights_transfer import (
     unpack_weights,
 )
 from lerobot_policy_pi05_rl.returns import Outcome
-from lerobot_policy_pi05_rl.trainable import select_trainable
-from lerobot_policy_pi05_rl.weights import CRITIC_PREFIX
 
 CAMERA = "observation.images.front"
 SPEC = EpisodeSpec(

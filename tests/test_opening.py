@@ -33,8 +33,8 @@ from lerobot.datasets.language import (
 )
 
 from lerobot_policy_pi05_rl import cli
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.loading import open_offline_data
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.returns import Outcome
 

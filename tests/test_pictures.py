@@ -12,10 +12,10 @@ from conftest import CAMERAS
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from lerobot_policy_pi05_rl.data import video
-from lerobot_policy_pi05_rl.data.pictures import read_picture, read_pictures
+from lerobot_policy_pi05_rl.data.pictures import video
+from lerobot_policy_pi05_rl.data.pictures.decoding import read_picture, read_pictures
 from lerobot_policy_pi05_rl.data.sources import DatasetError, load_source
-from lerobot_policy_pi05_rl.scheduling import unchanged_scheduling
+from lerobot_policy_pi05_rl.runtime.scheduling import unchanged_scheduling
 
 CAMERA = CAMERAS[0]
 LENGTHS = (9, 24, 7)

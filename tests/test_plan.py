@@ -13,9 +13,9 @@ from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from lerobot_policy_pi05_rl import cli
-from lerobot_policy_pi05_rl.context import Block
-from lerobot_policy_pi05_rl.network import PI05RLPytorch
-from lerobot_policy_pi05_rl.online.weights_transfer import pack_weights, pushed_tensors, unpack_weights
+from lerobot_policy_pi05_rl.model.cache import Block
+from lerobot_policy_pi05_rl.model.network import PI05RLPytorch
+from lerobot_policy_pi05_rl.online.transport.weights import pack_weights, pushed_tensors, unpack_weights
 from lerobot_policy_pi05_rl.plan.analytic import minimum_flops
 from lerobot_policy_pi05_rl.plan.compute import checkpoint_bytes, parameters_by_part, pushed_bytes
 from lerobot_policy_pi05_rl.plan.flops import ATTENTION, total, training_step_flops

@@ -10,11 +10,11 @@ from conftest import make_dataset, write_config
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.loading import open_offline_data
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
+from lerobot_policy_pi05_rl.data.dataset import open_offline_data
+from lerobot_policy_pi05_rl.online.actor.environment import make_environment
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
-from lerobot_policy_pi05_rl.online.environment import make_environment
 from lerobot_policy_pi05_rl.plan.setup import make_setup
 
 ENVIRONMENT = '''

@@ -9,12 +9,12 @@ import torch
 from conftest import make_algorithm, tiny_config, write_config
 from safetensors.torch import load_file, save_file
 
-from lerobot_policy_pi05_rl.checkpoint_files import CheckpointError, stored_config
-from lerobot_policy_pi05_rl.checkpointing import load_training_state
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.checkpoint.write import load_training_state
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.offline_learner import train_offline
-from lerobot_policy_pi05_rl.preparation import load_processors
 from lerobot_policy_pi05_rl.processor_pi05_rl import build_tasks_tokenizer, make_pi05_rl_pre_post_processors
+from lerobot_policy_pi05_rl.stored.files import CheckpointError, stored_config
+from lerobot_policy_pi05_rl.training.build import load_processors
 
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
 NORMALIZER = "policy_preprocessor_step_3_normalizer_processor.safetensors"

@@ -9,8 +9,8 @@ from double import assert_same
 
 from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, POSITION, RETURN
 from lerobot_policy_pi05_rl.draws import draw
+from lerobot_policy_pi05_rl.model.trainable import select_trainable
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm
-from lerobot_policy_pi05_rl.trainable import select_trainable
 
 PARTS = {
     "vision tower": "vision_tower.",

@@ -8,8 +8,8 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.constants import ACTION, OBS_STATE
 from test_normalisation import assert_statistics_of, record
 
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.data.loading import OfflineData, open_offline_data
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.dataset import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.normalisation import feature_statistics
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.data.statistics import row_statistics

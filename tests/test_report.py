@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_dataset
 
-from lerobot_policy_pi05_rl import labeling
 from lerobot_policy_pi05_rl.cli import main as cli
+from lerobot_policy_pi05_rl.data import labeling
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.report import labels, statistics
 from lerobot_policy_pi05_rl.report.build import main as report

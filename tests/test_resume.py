@@ -14,9 +14,9 @@ from lerobot.policies.factory import make_policy as lerobot_make_policy
 from lerobot.policies.factory import make_pre_post_processors
 from safetensors.torch import load_file
 
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.manifest import damages
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.offline_learner import train_offline
+from lerobot_policy_pi05_rl.runtime.files import damages
 
 TIMES = {"samples_per_s", "data_time", "update_time"}
 

@@ -10,15 +10,21 @@ from conftest import MIXED_EPISODES, make_dataset, write_config
 from safetensors.torch import load_file
 
 from lerobot_policy_pi05_rl import offline_learner
-from lerobot_policy_pi05_rl.checkpointing import checkpoints_of, prune
-from lerobot_policy_pi05_rl.config import ConfigError, PI05RLTrainConfig
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.checkpoint.resume import (
+    Change,
+    checkpoint_to_resume,
+    compare_configs,
+    data_differences,
+    differences,
+)
+from lerobot_policy_pi05_rl.checkpoint.write import checkpoints_of, prune
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.data.sources import DatasetError
-from lerobot_policy_pi05_rl.manifest import MANIFEST
-from lerobot_policy_pi05_rl.metrics import drop_lines_after, wandb_run_id
+from lerobot_policy_pi05_rl.model.weights import CheckpointError
 from lerobot_policy_pi05_rl.offline_learner import train_offline
-from lerobot_policy_pi05_rl.resume import Change, checkpoint_to_resume, compare_configs, data_differences, differences
-from lerobot_policy_pi05_rl.weights import CheckpointError
+from lerobot_policy_pi05_rl.runtime.files import MANIFEST
+from lerobot_policy_pi05_rl.training.metrics import drop_lines_after, wandb_run_id
 
 OPTIMIZER = "training_state/optimizer_state.safetensors"
 

@@ -10,9 +10,9 @@ import torch
 from conftest import make_dataset, write_config
 from safetensors.torch import load_file
 
-from lerobot_policy_pi05_rl.config import ConfigError, PI05RLTrainConfig
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.config_keys import (
+from lerobot_policy_pi05_rl.checkpoint.resume import Change, compare_configs
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.keys import (
     DATA,
     FILLED,
     KEYS,
@@ -26,11 +26,11 @@ from lerobot_policy_pi05_rl.config_keys import (
     leaves,
     on_resume,
 )
+from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.errors import UserError
-from lerobot_policy_pi05_rl.labeler import main as label
+from lerobot_policy_pi05_rl.labels.command import main as label
 from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, train_offline
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
-from lerobot_policy_pi05_rl.resume import Change, compare_configs
 
 NAMES = [leaf.name for leaf in leaves(PI05RLTrainConfig)]
 STEPS = {"policy__offline_steps": 24, "save_freq": 12}  # enough for windows of advantages to fill

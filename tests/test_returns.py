@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lerobot_policy_pi05_rl.critic import ValueBins
 from lerobot_policy_pi05_rl.errors import UserError
+from lerobot_policy_pi05_rl.model.critic import ValueBins
 from lerobot_policy_pi05_rl.returns import (
     AdvantageThresholds,
     Outcome,

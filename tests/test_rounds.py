@@ -17,13 +17,13 @@ from lerobot.utils.feature_utils import hw_to_dataset_features
 pytest.importorskip("gym_hil")
 
 import lerobot_policy_pi05_rl  # noqa: F401  registers both types, as LeRobot's plugin discovery does
-from lerobot_policy_pi05_rl import labeler
-from lerobot_policy_pi05_rl.config_file import load_config
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.demo.config_sim_robot import PandaSimOperatorConfig
 from lerobot_policy_pi05_rl.demo.operators import ScriptedOperator
 from lerobot_policy_pi05_rl.demo.record import record_dataset
 from lerobot_policy_pi05_rl.demo.sim_robot import ACTION_KEYS, STATE_KEYS
 from lerobot_policy_pi05_rl.demo.simulator import PandaPickCubeSimulator
+from lerobot_policy_pi05_rl.labels import command as labeler
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

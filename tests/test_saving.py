@@ -11,14 +11,16 @@ import torch
 from conftest import batches, make_algorithm, write_config
 from lerobot.common import train_utils
 
-from lerobot_policy_pi05_rl import checkpointing, cli, saving
-from lerobot_policy_pi05_rl.checkpointing import remove_leftovers
-from lerobot_policy_pi05_rl.config import ConfigError
-from lerobot_policy_pi05_rl.config_file import load_config
-from lerobot_policy_pi05_rl.manifest import damages
+from lerobot_policy_pi05_rl import cli
+from lerobot_policy_pi05_rl.checkpoint import saver as saving
+from lerobot_policy_pi05_rl.checkpoint import write as checkpointing
+from lerobot_policy_pi05_rl.checkpoint.saver import CheckpointSaver, SaveError
+from lerobot_policy_pi05_rl.checkpoint.snapshot import collect
+from lerobot_policy_pi05_rl.checkpoint.write import remove_leftovers
+from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.offline_learner import train_offline
-from lerobot_policy_pi05_rl.saving import CheckpointSaver, SaveError
-from lerobot_policy_pi05_rl.snapshot import collect
+from lerobot_policy_pi05_rl.runtime.files import damages
 
 OF_THIS_RUN = {"train_config.json", "manifest.json"}
 OPTIMIZER = "training_state/optimizer_state.safetensors"

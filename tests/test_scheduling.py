@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import make_dataset
 
-from lerobot_policy_pi05_rl.scheduling import unchanged_scheduling
+from lerobot_policy_pi05_rl.runtime.scheduling import unchanged_scheduling
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="Linux alone has it")
 

@@ -6,9 +6,9 @@ from conftest import batches, make_algorithm, make_batch, read_prefix, tiny_conf
 from double import assert_same
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.critic import SharedValueCritic, ValueBins
+from lerobot_policy_pi05_rl.model.critic import SharedValueCritic, ValueBins
+from lerobot_policy_pi05_rl.model.network import PI05RLPytorch
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.network import PI05RLPytorch
 
 
 def shared(**overrides):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lerobot_policy_pi05_rl.actor_config import ActorConfig
-from lerobot_policy_pi05_rl.online.control import Control, Stats
+from lerobot_policy_pi05_rl.config.actor import ActorConfig
+from lerobot_policy_pi05_rl.online.actor.control import Control, Stats
+from lerobot_policy_pi05_rl.online.actor.success import SuccessReader, told_success
 from lerobot_policy_pi05_rl.returns import Outcome
-from lerobot_policy_pi05_rl.success import SuccessReader, told_success
 
 NAMES = ("is_success", "success", "succeed", "succeeded", "is_successful", "task_success", "next.success", "Success")
 YES = [True, 1, 1.0, np.bool_(True), np.float32(1), np.array(True), np.array([1.0]), [True], (1,), "success"]

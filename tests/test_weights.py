@@ -8,8 +8,8 @@ from conftest import randomised, tiny_config
 from lerobot.policies.factory import make_policy
 from safetensors.torch import save_file
 
+from lerobot_policy_pi05_rl.model.weights import CheckpointError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.weights import CheckpointError
 
 EMBEDDING = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
 
@@ -77,7 +77,7 @@ def test_nothing_is_changed_when_one_tensor_does_not_fit(tmp_path, tiny_policy):
     save_file(tensors, tmp_path / "model.safetensors")
     policy = PI05RLPolicy(tiny_config())
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    from lerobot_policy_pi05_rl.weights import load_policy_weights, locate
+    from lerobot_policy_pi05_rl.model.weights import load_policy_weights, locate
 
     with pytest.raises(CheckpointError, match=r"action_in_proj\.weight: \(3, 3\) in the file, \(32, 8\) here"):
         load_policy_weights(policy, locate(tmp_path))

@@ -4,7 +4,7 @@ from lerobot.policies.pi05.modeling_pi05 import PI05Policy, PI05Pytorch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import nn
 
-from lerobot_policy_pi05_rl.towers import PaliGemmaWithExpert
+from lerobot_policy_pi05_rl.model.towers import PaliGemmaWithExpert
 from stock_pi05.configuration_stock_pi05 import StockPI05Config
 
 

@@ -124,7 +124,7 @@ def _counted(arguments: list[str]) -> str:
 
 def run_offline(arguments: list[str]) -> int:
     """``pi05-rl offline CONFIG`` (positional or ``--config_path``)."""
-    from .config_file import load_config
+    from .config.file import load_config
     from .offline_learner import train_offline
 
     path, overrides = split_config_path(arguments)
@@ -135,9 +135,9 @@ def run_offline(arguments: list[str]) -> int:
 
 def run_learner(arguments: list[str]) -> int:
     """``pi05-rl learner CONFIG``."""
-    from .config_file import load_config
+    from .config.file import load_config
     from .online.config import OnlineTrainConfig
-    from .online.learner import train_online
+    from .online.learner.learner import train_online
 
     path, overrides = split_config_path(arguments, "learner")
     checkpoint = train_online(load_config(path, overrides, OnlineTrainConfig))
@@ -147,8 +147,8 @@ def run_learner(arguments: list[str]) -> int:
 
 def run_actor(arguments: list[str]) -> int:
     """``pi05-rl actor CONFIG``."""
-    from .config_file import load_config
-    from .online.actor import run_actor as run
+    from .config.file import load_config
+    from .online.actor.actor import run_actor as run
     from .online.config import OnlineTrainConfig
 
     unlimited = "--allow_unlimited_actions"
@@ -160,16 +160,16 @@ def run_actor(arguments: list[str]) -> int:
 
 def run_label(arguments: list[str]) -> int:
     """``pi05-rl label CONFIG_OR_RUN``."""
-    from .labeler import main as label
+    from .labels.command import main as label
 
     return label(arguments)
 
 
 def run_cache(arguments: list[str]) -> int:
     """``pi05-rl cache CONFIG``."""
-    from .config import ConfigError
-    from .config_file import load_config
-    from .data.loading import open_caches, open_sources
+    from .config.file import load_config
+    from .config.train import ConfigError
+    from .data.dataset import open_caches, open_sources
 
     path, overrides = split_config_path(arguments)
     cfg = load_config(path, overrides)
@@ -218,7 +218,7 @@ def split_config_path(arguments: list[str], verb: str = "offline") -> tuple[str,
     Raises:
         ConfigError: there is none, or there are two.
     """
-    from .config import ConfigError
+    from .config.train import ConfigError
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config_path")

@@ -8,7 +8,6 @@ import torch
 from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
-from .context import Context, Features
 from .data.frames import (
     ACTION_IS_PAD,
     AHEAD_DISCOUNT,
@@ -23,9 +22,10 @@ from .data.frames import (
     ahead,
     ahead_columns,
 )
+from .distributed.processes import Processes
 from .draws import Draws
+from .model.cache import Context, Features
 from .modeling_pi05_rl import TAG_NONE, PI05RLPolicy, select_tag
-from .processes import Processes
 from .returns import AdvantageThresholds, advantage_tags, awr_weights
 
 Metrics = dict[str, Tensor]

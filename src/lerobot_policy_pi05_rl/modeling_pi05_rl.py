@@ -10,7 +10,9 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 
-from .adapters import (
+from .configuration_pi05_rl import PI05RLConfig
+from .model.cache import Block, Features
+from .model.lora import (
     Adapter,
     check_targets,
     load_adapter,
@@ -19,13 +21,11 @@ from .adapters import (
     save_adapter,
     untouched_modules,
 )
-from .checkpoint_files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic
-from .checkpoint_folders import policy_kind
-from .configuration_pi05_rl import PI05RLConfig
-from .context import Block, Features
-from .network import PI05RLPytorch
+from .model.network import PI05RLPytorch
+from .model.weights import load_policy_weights
 from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
-from .weights import load_policy_weights
+from .stored.files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic
+from .stored.folders import policy_kind
 
 logger = logging.getLogger(__name__)
 

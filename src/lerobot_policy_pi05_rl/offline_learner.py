@@ -15,21 +15,21 @@ from pathlib import Path
 import torch
 from lerobot.common.train_utils import should_save_checkpoint
 
-from .action_limits import say_what_limits_cut
-from .checkpointing import link_last, load_training_state
-from .config import ConfigError, PI05RLTrainConfig
-from .critic_data import critic_data
+from .checkpoint.critic_provenance import critic_data
+from .checkpoint.resume import check_config, check_data, checkpoint_to_resume, data_state
+from .checkpoint.saver import CheckpointSaver
+from .checkpoint.write import link_last, load_training_state
+from .config.train import ConfigError, PI05RLTrainConfig
+from .data.action_limits import say_what_limits_cut
+from .data.dataset import OfflineData
 from .data.loaders import make_held_out_loader, make_probe_loader, make_train_loader
-from .data.loading import OfflineData
-from .held_out import evaluate
-from .metrics import MetricsWindow, MetricsWriter, NoWriter
-from .preparation import prepare
-from .processes import Processes, start_processes, told_once
+from .distributed.fsdp import check_fsdp
+from .distributed.processes import Processes, start_processes, told_once
 from .recap import RecapAlgorithm
-from .resume import check_config, check_data, checkpoint_to_resume, data_state
-from .runtime import StopSignal, TimedIterator, progress_bar
-from .saving import CheckpointSaver
-from .sharding import check_fsdp
+from .runtime.progress import StopSignal, TimedIterator, progress_bar
+from .training.build import prepare
+from .training.evaluation import evaluate
+from .training.metrics import MetricsWindow, MetricsWriter, NoWriter
 
 logger = logging.getLogger(__name__)
 

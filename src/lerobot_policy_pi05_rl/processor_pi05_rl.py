@@ -27,10 +27,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from .checkpoint_files import CheckpointError
-from .checkpoint_folders import PROCESSORS, PROCESSORS_ADVICE, damaged_processor_file
 from .configuration_pi05_rl import TASKS_TOKENIZER, PI05RLConfig
 from .errors import UserError
+from .stored.files import CheckpointError
+from .stored.folders import PROCESSORS, PROCESSORS_ADVICE, damaged_processor_file
 
 logger = logging.getLogger(__name__)
 

@@ -13,18 +13,18 @@ from lerobot.rl.algorithms.configs import RLAlgorithmConfig, TrainingStats
 from torch import Tensor
 from torch.profiler import record_function
 
-from .checkpoint_files import CRITIC_PREFIX
 from .configuration_pi05_rl import PI05RLConfig
 from .data.frames import POSITION
+from .distributed.fsdp import Sharded, part_like, whole
+from .distributed.processes import Processes, Replicated
 from .draws import Draws, draw
-from .early_stop import CriticWatch
 from .errors import UserError
 from .losses import RecapLosses
+from .model.trainable import select_trainable
 from .modeling_pi05_rl import PI05RLPolicy
-from .processes import Processes, Replicated
 from .returns import AdvantageThresholds, positive_fractions
-from .sharding import Sharded, part_like, whole
-from .trainable import select_trainable
+from .stored.files import CRITIC_PREFIX
+from .training.early_stopping import CriticWatch
 
 
 @RLAlgorithmConfig.register_subclass("recap")

@@ -10,13 +10,7 @@ import numpy as np
 from lerobot.utils.constants import REWARD
 
 from ..configuration_pi05_rl import PI05RLConfig
-from ..returns import (
-    Outcome,
-    RewardConfig,
-    dataset_rewards,
-    discounted_returns,
-    steps_to_success_rewards,
-)
+from ..returns import Outcome, RewardConfig, dataset_rewards, discounted_returns, steps_to_success_rewards
 from .flags import number_column
 from .outcomes import LabelColumns, intervention_flags, say_outcomes, told_outcomes
 from .sources import DatasetError, Source, check_outcome_file_datasets

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from ..returns import Lookahead
 from .episodes import Episode, LabelledEpisodes
-from .frame_cache import FrameCache, resize
-from .pictures import read_picture
+from .pictures.decoding import read_picture
+from .pictures.frame_cache import FrameCache, resize
 from .sources import INTERVENTION, Source
 
 RETURN = "return"

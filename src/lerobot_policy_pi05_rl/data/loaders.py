@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config import PI05RLTrainConfig
-from ..processes import Processes
+from ..config.train import PI05RLTrainConfig
+from ..distributed.processes import Processes
+from .dataset import OfflineData, worker_kwargs
 from .frames import FrameDataset, FrameIndex
-from .loading import OfflineData, worker_kwargs
 from .sampling import BatchPositions, MixedOrder, SampleOrder
 from .sources import DatasetError
 

@@ -12,7 +12,7 @@ import numpy as np
 from lerobot.configs import NormalizationMode
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from ..config import PI05RLTrainConfig
+from ..config.train import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from .episodes import Episode
 from .relative import relative_mask

@@ -16,11 +16,11 @@ from ..errors import DatasetError
 from ..returns import Outcome
 from .alignment import Alignment, renamed
 from .bad_values import BadValue, find_nonfinite, find_outliers
-from .columns import read_columns
-from .folder import LocalDataset, reading, shortened
-from .integrity import check_rows
-from .metadata import VISUAL, column_names, is_shape, read_tasks
-from .video import Segment
+from .files.columns import read_columns
+from .files.folder import LocalDataset, reading, shortened
+from .files.integrity import check_rows
+from .files.metadata import VISUAL, column_names, is_shape, read_tasks
+from .pictures.video import Segment
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..config_file import load_config
+from ..config.file import load_config
 from ..errors import UserError
 from .evaluate import summarize
 from .run import (

@@ -20,8 +20,8 @@ from lerobot.utils.constants import ACTION, DONE, OBS_IMAGES, OBS_STATE, REWARD
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..scheduling import unchanged_scheduling
-from ..success import told_success
+from ..online.actor.success import told_success
+from ..runtime.scheduling import unchanged_scheduling
 from .constants import ACTION_NAMES, CAMERA_NAMES, CONTROL_HZ, STATE_NAMES
 
 logger = logging.getLogger(__name__)

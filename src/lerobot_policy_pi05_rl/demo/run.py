@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..config_file import load_config
+from ..config.file import load_config
 from ..errors import UserError
 from ..report.build import main as write_report
 from .evaluate import ClosedLoopResult, summarize
@@ -99,7 +99,7 @@ def label(args: argparse.Namespace, dataset: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "lerobot_policy_pi05_rl.labeler",
+        "lerobot_policy_pi05_rl.labels.command",
         str(args.output / "critic"),
         "--name",
         LABELING,

@@ -5,8 +5,8 @@ from typing import Any
 
 from lerobot.configs import PreTrainedConfig
 
-from ..config import ConfigError, PI05RLTrainConfig
-from ..config_keys import ONLINE, RUNS
+from ..config.keys import ONLINE, RUNS
+from ..config.train import ConfigError, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

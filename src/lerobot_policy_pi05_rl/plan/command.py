@@ -7,8 +7,8 @@ from dataclasses import asdict
 from rich.console import Console
 
 from ..cli import split_config_path
-from ..config import ConfigError
-from ..config_file import load_config
+from ..config.file import load_config
+from ..config.train import ConfigError
 from .compute import make_plan
 from .gpus import EFFICIENCY
 from .report import gib, print_plan

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..config import PI05RLTrainConfig
+from ..config.train import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
-from ..online.weights_transfer import pushed_tensors
+from ..online.transport.weights import pushed_tensors
 from .flops import Flops, part_of, total, training_step_flops
 from .gpus import CAPACITIES_GIB, EFFICIENCY, GPUS, USABLE
 from .memory import Memory, nbytes, training_step_memory

@@ -12,6 +12,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from torch import Tensor, nn
 
 from ..configuration_pi05_rl import PI05RLConfig
+from ..data.dataset import policy_cameras
 from ..data.frames import (
     ACTION_IS_PAD,
     AHEAD_DISCOUNT,
@@ -24,13 +25,12 @@ from ..data.frames import (
     TASK_INDEX,
     ahead,
 )
-from ..data.loading import policy_cameras
 from ..draws import Draws
 from ..losses import RecapLosses
+from ..model.trainable import select_trainable
 from ..modeling_pi05_rl import PI05RLPolicy
 from ..processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from ..returns import AdvantageThresholds
-from ..trainable import select_trainable
 from .meta_modes import MetaAutocast, PlaceholderValues
 
 TAG_TOKENS = 3  # of "Advantage: positive" in PaliGemma's vocabulary

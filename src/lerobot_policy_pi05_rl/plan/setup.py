@@ -7,10 +7,10 @@ from pathlib import Path
 from lerobot.configs import FeatureType
 from lerobot.utils.constants import ACTION, HF_LEROBOT_HOME, OBS_STATE
 
-from ..config import ConfigError, PI05RLTrainConfig
+from ..config.train import ConfigError, PI05RLTrainConfig
 from ..data.alignment import own_names, renamed
-from ..data.cameras import policy_features
-from ..data.loading import policy_cameras
+from ..data.dataset import policy_cameras
+from ..data.pictures.cameras import policy_features
 from ..data.sources import DatasetError
 from .meta_step import Shape, with_cameras
 

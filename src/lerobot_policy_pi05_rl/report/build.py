@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.labeling import labels_folder
 from ..errors import UserError
-from ..labeling import labels_folder
 from .frames import DatasetFrames
 from .inputs import Subject, open_subject, read_metrics
 from .labels import Labeling, newest_labeling, read_labeling
@@ -86,7 +86,7 @@ def ensure_labels(subject: Subject) -> str:
     Raises:
         UserError: the run has no critic, or its dataset cannot be labelled.
     """
-    from ..labeler import main as label  # imports torch and LeRobot, which the page itself does not need
+    from ..labels.command import main as label  # imports torch and LeRobot, which the page itself does not need
 
     logger.info("[REPORT] No labeling of this run yet: labelling its dataset with its newest critic")
     label([str(subject.run)])

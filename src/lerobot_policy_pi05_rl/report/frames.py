@@ -9,9 +9,9 @@ from lerobot.datasets.video_utils import FrameTimestampError
 from PIL import Image
 from torch import Tensor
 
-from ..data.cameras import is_camera, is_depth, picture_shape
-from ..data.pictures import EXACT, STORED_ERRORS, check_size, open_stored, rgb
-from ..data.video import PYAV, ROUNDING_S, VIDEO_ERRORS, Segment, frame_times, read_frames
+from ..data.pictures.cameras import is_camera, is_depth, picture_shape
+from ..data.pictures.decoding import EXACT, STORED_ERRORS, check_size, open_stored, rgb
+from ..data.pictures.video import PYAV, ROUNDING_S, VIDEO_ERRORS, Segment, frame_times, read_frames
 from ..errors import UserError
 
 

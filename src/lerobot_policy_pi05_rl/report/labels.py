@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from .. import labeling
+from ..data import labeling
 from ..errors import UserError
-from ..label_critic import load_critic
+from ..labels.critic import load_critic
+from ..model.weights import CheckpointError
 from ..returns import Outcome
-from ..weights import CheckpointError
 
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
 

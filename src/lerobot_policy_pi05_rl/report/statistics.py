@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .. import critic_metrics
+from ..training import critic_metrics
 from .labels import OUTCOMES, Labeling
 
 

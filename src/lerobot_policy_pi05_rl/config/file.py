@@ -1,0 +1,180 @@
+"""A configuration file, JSON or YAML, with ``--key=value`` overrides, decoded by draccus.
+
+A key nobody knows is an error that names it and the nearest known one.
+"""
+
+import importlib
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+from draccus.utils import DraccusException
+from lerobot.utils.import_utils import register_third_party_plugins
+
+from ..configuration_pi05_rl import whole_mapping
+from .earlier_keys import ALIASES, rename_aliases, take_out
+from .errors import explain, forbidden_nulls
+from .keys import SIZE_FIELDS as SIZE_FIELDS  # where other modules look for it
+from .reading import find_file, read_mapping
+from .sizes import inherit_sizes
+from .train import ConfigError, PI05RLTrainConfig, say
+
+
+def load_config[C: PI05RLTrainConfig](
+    path: str | Path, overrides: list[str] | None = None, kind: type[C] = PI05RLTrainConfig
+) -> C:
+    """Read a JSON or YAML file, apply ``--key=value`` overrides, decode.
+
+    ``policy.type`` may be left out.
+
+    Args:
+        kind: the run it is for; all kinds have the same keys.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, a key is unknown, or a value has the wrong type.
+    """
+    file = find_file(Path(path))
+    raw = read_mapping(file)
+    pairs = parse_overrides(overrides or [])
+    said = _overridden(file, raw, pairs)
+    try:
+        warnings, refused = take_out(raw)
+        _check_values(raw)
+        if refused:
+            raise ConfigError("; ".join(refused))
+        _complete(raw, kind, {key for key, _ in pairs}, file)
+        nulls = forbidden_nulls(PI05RLTrainConfig, raw)
+        if nulls:
+            raise ConfigError(f"null is not a value of {', '.join(nulls)}")
+        if isinstance(raw["policy"], dict) and "normalization_mapping" in raw["policy"]:
+            whole_mapping(raw["policy"]["normalization_mapping"])  # draccus names neither the mode nor those there are
+        cfg = draccus.decode(kind, raw)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}: a section contains itself, or sections are nested too deep") from error
+    except (DraccusException, AttributeError, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{file}: {explain(error, PI05RLTrainConfig, aliases=list(ALIASES))}") from error
+    say([*said, *warnings])
+    return cfg
+
+
+def _overridden(file: Path, raw: dict[str, Any], pairs: list[tuple[str, Any]]) -> list[str]:
+    """Put the overrides into ``raw``, each name that leads to a key under that key; returns what there is to say."""
+    try:
+        said = rename_aliases(raw)
+        given: dict[str, Any] = {}
+        for key, value in pairs:
+            _assign(given, key, value)
+        said += rename_aliases(given)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    for key, value in pairs:
+        _assign(raw, ALIASES.get(key, key), value)
+    return said
+
+
+def _complete(raw: dict[str, Any], kind: type[PI05RLTrainConfig], overridden: set[str], file: Path) -> None:
+    """Fill in what the configuration leaves to the policy's type and to the checkpoint, and make devices known."""
+    policy = raw.setdefault("policy", {})
+    if isinstance(policy, dict):
+        if policy.setdefault("type", "pi05_rl") != "pi05_rl":
+            raise ConfigError(f"policy.type must be pi05_rl, got {policy['type']!r}")
+        inherit_sizes(
+            raw,
+            kind.directory_of(raw),
+            lambda key: "on the command line" if key in overridden else f"in {file.name}",
+        )
+    env = raw.get("env")
+    if isinstance(env, dict):  # nobody else pays for their import
+        register_third_party_plugins()  # lerobot_env_*, lerobot_robot_*, lerobot_teleoperator_*, lerobot_camera_*
+        if env.get("type") == "gym_manipulator":
+            _register_devices()
+
+
+def _register_devices() -> None:
+    """Make LeRobot's cameras, robots and teleoperators known to draccus, so that a robot's configuration parses.
+
+    The same ones as ``lerobot.rl.gym_manipulator`` imports; no hardware is touched.
+    """
+    for module in (
+        "lerobot.cameras.opencv",
+        "lerobot.cameras.realsense",
+        "lerobot.robots.so_follower",
+        "lerobot.robots.koch_follower",
+        "lerobot.teleoperators.so_leader",
+        "lerobot.teleoperators.koch_leader",
+        "lerobot.teleoperators.gamepad",
+        "lerobot.teleoperators.keyboard",
+    ):
+        importlib.import_module(module)
+
+
+def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
+    """``--a.b=c`` and ``--a.b c`` → [("a.b", value)], values read as YAML.
+
+    Raises:
+        ConfigError: an argument is neither.
+    """
+    pairs, index = [], 0
+    while index < len(arguments):
+        argument = arguments[index]
+        if not argument.startswith("--"):
+            raise ConfigError(f"unexpected argument {argument!r}; overrides look like --policy.offline_steps=20")
+        key, separator, text = argument[2:].partition("=")
+        if not all(key.split(".")):
+            raise ConfigError(f"{argument!r} names no key; overrides look like --policy.offline_steps=20")
+        if not separator:
+            if index + 1 < len(arguments) and not arguments[index + 1].startswith("--"):
+                index += 1
+                text = arguments[index]
+            else:
+                text = "true"
+        pairs.append((key, _scalar(text)))
+        index += 1
+    return pairs
+
+
+def _scalar(text: str) -> Any:
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)  # YAML 1.1 reads 1e-4 as a string
+    if re.fullmatch(r"0\d+", text):
+        return text  # and 002000, a checkpoint's name, as an octal number
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    prose = isinstance(value, dict) and not text.startswith("{")  # a task's text: "pick: the cube"
+    word = isinstance(value, bool) and text.lower() not in ("true", "false")  # yes, no, on, off
+    return text if prose or word else value
+
+
+def _check_values(node: Any, name: str = "") -> None:
+    """
+    Raises:
+        ConfigError: a number is not finite, a list holds null, or a key is no text.
+    """
+    if isinstance(node, float) and not math.isfinite(node):
+        raise ConfigError(f"{name} is {node}, not a finite number")
+    if isinstance(node, list):
+        if None in node:
+            raise ConfigError(f"{name}[{node.index(None)}] is null; leave it out of the list")
+        for number, inner in enumerate(node):
+            _check_values(inner, f"{name}[{number}]")
+    if isinstance(node, dict):
+        for key, inner in node.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"the key {key!r}{f' of {name}' if name else ''} is not text; put it in quotes")
+            _check_values(inner, f"{name}.{key}" if name else key)
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        if not isinstance(raw.get(parent), dict):
+            raw[parent] = {}
+        raw = raw[parent]
+    raw[last] = value

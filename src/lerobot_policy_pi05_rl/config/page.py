@@ -1,0 +1,81 @@
+"""``docs/configuration.md`` out of :mod:`.config_keys`: ``python -m lerobot_policy_pi05_rl.config.page`` prints it."""
+
+import typing
+from typing import Any
+
+from .earlier_keys import ALIASES, EARLIER
+from .keys import KEYS, READ, REFUSED, WARNED, entry, leaves
+from .train import PI05RLTrainConfig
+
+LONG = 60
+MACHINES = {"dataset.video_backend": "torchcodec, else pyav", "eval.batch_size": "by cores"}
+
+
+def counts() -> dict[str, int]:
+    """Status → how many keys have it."""
+    found = dict.fromkeys((READ, WARNED, REFUSED), 0)
+    for leaf in leaves(PI05RLTrainConfig):
+        found[KEYS[entry(leaf.name)].status] += 1
+    return found
+
+
+def page() -> str:
+    """The whole page."""
+    found = counts()
+    return "\n".join(
+        [
+            "# Every key of the configuration",
+            "",
+            "Written by `make configuration`. *read*: any run reads it (runs), the offline learner alone (offline),",
+            "or the online learner and its actors (online). *warned*: another value than the default is accepted, has",
+            "no effect, and is answered with one warning that says what to use. *refused*: another value is an error.",
+            f"{found[READ]} read, {found[WARNED]} warned, {found[REFUSED]} refused. Below `env` come the keys of the",
+            "environment's own type.",
+            "",
+            "| key | type | default | read, or what answers it | another value when a run goes on |",
+            "| --- | --- | --- | --- | --- |",
+            *map(_row, leaves(PI05RLTrainConfig)),
+            "",
+            "## Names that lead to a key",
+            "",
+            "| name | key |",
+            "| --- | --- |",
+            *(f"| `{alias}` | `{name}` |" for alias, name in ALIASES.items()),
+            "",
+            "## Keys of earlier versions",
+            "",
+            "Keys of LeRobot's SAC policy and RL server (0.3 to 0.6) and of earlier π0.5 RL learners. They are",
+            "accepted, with all keys below them; a value other than null is answered with one warning.",
+            "",
+            "| key | what to use |",
+            "| --- | --- |",
+            *(f"| `{name}` | {advice} |" for name, advice in EARLIER.items()),
+            "",
+        ]
+    )
+
+
+def _row(leaf: Any) -> str:
+    key = KEYS[entry(leaf.name)]
+    default = MACHINES.get(leaf.name) or _text(leaf.default)
+    default = default if len(default) <= LONG else "as in LeRobot"
+    answer = f"read: {key.readers}" if key.status == READ else f"{key.status}: {key.advice}"
+    return f"| `{leaf.name}` | {_type(leaf.type)} | {default} | {answer} | {key.on_resume} |"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    text = str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))
+    return text.replace("|", "\\|") if isinstance(value, str | int | float | bool) else f"`{text}`".replace("|", "\\|")
+
+
+def _type(hint: Any) -> str:
+    text = str(getattr(hint, "__name__", hint)) if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    for module in ("typing.", "pathlib.", "lerobot.configs.types.", "lerobot.transforms.transforms."):
+        text = text.replace(module, "")
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,247 @@
+"""One configuration for the offline learner, the online learner and the actor: a subclass of LeRobot's
+``TrainRLServerPipelineConfig``. It is read from a file by ``config_file.py``."""
+
+import importlib.util
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lerobot.configs.default import DatasetConfig, WandBConfig
+from lerobot.rl.train_rl import TrainRLServerPipelineConfig
+from lerobot.utils.device_utils import is_torch_device_available
+
+from ..configuration_pi05_rl import PI05RLConfig
+from ..errors import UserError
+from ..returns import RewardConfig
+from . import encoding as config_encoding  # noqa: F401 - registers an encoder
+from .actor import ActorConfig, ReplayConfig
+from .keys import KEYS, OFFLINE, REFUSED, RUNS, WARNED, no_effect, set_names
+
+logger = logging.getLogger(__name__)
+
+LEAST_VALUES = {
+    **dict.fromkeys(("batch_size", "keep_last_checkpoints", "prefetch_factor", "log_freq"), 1),
+    **dict.fromkeys(("num_workers", "seed", "eval_steps", "max_eval_samples", "tolerance_s"), 0),
+}
+WANDB_MODES = ("online", "offline", "disabled")
+STATISTICS = ("pooled", "own")
+VIDEO_BACKENDS = ("torchcodec", "pyav", "video_reader")  # LeRobot's; the last is its old name of pyav
+BAD_VALUES = ("error", "drop_episode", "keep_outliers")
+LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the ones that leave the base as it is
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be read, or says something impossible."""
+
+
+@dataclass
+class OfflineDatasetConfig(DatasetConfig):
+    """LeRobot's dataset configuration, and more datasets of the same robot to learn from."""
+
+    eval_split: float = 0.1  # share of each task's episodes held out, both outcomes among them; 0: none
+    additional_offline_dataset_paths: list[str] = field(default_factory=list)  # folders or Hub ids
+    weights: list[float] | None = None  # share of the draws, the first dataset's first; None: all frames alike
+    statistics: str = "pooled"  # pooled | own: each dataset is brought from its own scale to the first one's
+    resample_actions: bool = False  # read datasets of other frame rates at the first one's; absolute actions only
+    frame_cache: str | None = None  # folder of decoded frames (pi05-rl cache); None: decode what is drawn
+    bad_values: str = "error"  # NaN, infinity, outliers in state or action: error | drop_episode | keep_outliers
+    labeling: str | None = None  # advantages come from the side-car of this name (pi05-rl label), not from the critic
+
+
+@dataclass
+class OfflineWandBConfig(WandBConfig):
+    """LeRobot's W&B configuration; the offline run may go to a project of its own."""
+
+    offline_project: str | None = None
+
+
+@dataclass(kw_only=True)
+class PI05RLTrainConfig(TrainRLServerPipelineConfig):
+    """The fields of design section 3; everything else is LeRobot's."""
+
+    dataset: OfflineDatasetConfig | None = None  # type: ignore[assignment]
+    wandb: OfflineWandBConfig = field(default_factory=OfflineWandBConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    output_dir_offline: Path | None = None  # the offline run writes here; None: output_dir
+    offline_save_freq: int | None = None  # wins over save_freq offline
+    keep_last_checkpoints: int | None = None  # None: all
+    # Training goes on while a checkpoint is written. Off by default: it holds a copy of all that trains, weights and
+    # optimizer state, in host memory, and a run that has not got that room would be killed hours after its start.
+    save_in_background: bool = False
+    resume_from: str | int | None = None  # step, or folder of a checkpoint of this run; None: the newest
+    eval_steps: int = 1000  # steps between held-out evaluations (there is one at the end, too); 0: never
+    max_eval_samples: int = 512  # held-out frames per evaluation, spread over all held-out episodes; 0: all
+    seed: int = 1000  # LeRobot's default; here it also orders samples and draws noise, so it cannot be None
+
+    def validate(self, device_key: str | None = "learner_device") -> None:
+        """Check what does not need the data. LeRobot's own ``validate`` reads ``sys.argv`` and knows SAC only.
+
+        Args:
+            device_key: the policy's field that names the device this process computes on. One file serves learner
+                and actor, which may run on two machines: the other's device is not looked for here. None: this
+                process computes nothing.
+
+        Raises:
+            ConfigError: something is missing or impossible.
+        """
+        if not isinstance(self.policy, PI05RLConfig):
+            raise ConfigError(f"policy.type must be pi05_rl, got {getattr(self.policy, 'type', None)!r}")
+        if self.dataset is None:
+            raise ConfigError("dataset.repo_id is missing: the offline learner learns from a LeRobot dataset")
+        refused = set_names(self, REFUSED)
+        if refused:
+            each = [f"{', '.join(names)} is not supported: {KEYS[node].advice}" for node, names in refused.items()]
+            raise ConfigError("; ".join(each))
+        self._check_mixture()
+        if self.dataset.video_backend not in VIDEO_BACKENDS:
+            raise ConfigError(
+                f"dataset.video_backend must be one of {', '.join(VIDEO_BACKENDS)}, got {self.dataset.video_backend!r}"
+            )
+        if self.wandb.mode not in (None, *WANDB_MODES):
+            raise ConfigError(f"wandb.mode must be one of {', '.join(WANDB_MODES)}, got {self.wandb.mode!r}")
+        for name, least in LEAST_VALUES.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
+        if self.output_dir_offline and self.output_dir:
+            offline, online = Path(self.output_dir_offline).resolve(), Path(self.output_dir).resolve()
+            if offline == online:
+                raise ConfigError(
+                    f"output_dir_offline and output_dir are both {offline}; the two runs never share one"
+                )
+        if self.resume_from is not None and not self.resume:
+            raise ConfigError("resume_from says where resume goes on, but resume is false; set resume=true")
+        if self.save_checkpoint_to_hub and not self.policy.repo_id:
+            raise ConfigError("save_checkpoint_to_hub needs policy.repo_id: the Hub repository they go to")
+        self._check_peft()
+        if self.policy.uses_advantage and not self.policy.train_critic and self.dataset.labeling is None:
+            raise ConfigError(
+                "policy.train_critic is false, but advantages come from the critic; let it train, or name a labeling "
+                "in dataset.labeling (pi05-rl label makes one)"
+            )
+        if self.policy.critic_early_stop is not None and not (self.dataset.eval_split and self.eval_steps > 0):
+            raise ConfigError(
+                "policy.critic_early_stop needs held-out evaluations: set dataset.eval_split and eval_steps above 0"
+            )
+        if device_key is not None:
+            self.check_device(device_key)
+        say([no_effect(names, KEYS[node].advice) for node, names in set_names(self, WARNED).items()])
+        self.job_name = self.job_name or "pi05_rl_offline"
+
+    def _check_mixture(self) -> None:
+        dataset = self.dataset
+        if dataset.statistics not in STATISTICS:
+            raise ConfigError(f"dataset.statistics must be one of {', '.join(STATISTICS)}, got {dataset.statistics!r}")
+        if dataset.bad_values not in BAD_VALUES:
+            raise ConfigError(f"dataset.bad_values must be one of {', '.join(BAD_VALUES)}, got {dataset.bad_values!r}")
+        if dataset.statistics == "own" and self.policy.use_relative_actions:
+            raise ConfigError(
+                "dataset.statistics is own, but with policy.use_relative_actions differences of scaled actions and "
+                "states would not be scaled differences; use pooled"
+            )
+        if dataset.weights is not None and not all(0 < weight < float("inf") for weight in dataset.weights):
+            raise ConfigError(f"dataset.weights must be positive numbers, got {dataset.weights}")
+
+    def check_device(self, key: str) -> None:
+        """Refuse a device that this machine does not have.
+
+        Args:
+            key: learner_device or actor_device.
+
+        Raises:
+            ConfigError: it has not got it.
+        """
+        device = getattr(self.policy, key)
+        if device is not None and not _is_available(device):
+            raise ConfigError(
+                f"policy.{key} is {device!r}, which this machine does not have; set it to one that it has "
+                f"(--policy.{key}=cpu always works)"
+            )
+
+    def _check_peft(self) -> None:
+        if self.peft is None:
+            return
+        self.policy.use_peft = False  # LeRobot sets it once there is an adapter; `peft` asks for one
+        if not self.policy.pi05_checkpoint:
+            raise ConfigError(
+                "peft adapts the weights of a checkpoint, but policy.pi05_checkpoint is null; name one, or leave peft "
+                "out to train everything"
+            )
+        if self.peft.method_type.upper() != "LORA":
+            raise ConfigError(f"peft.method_type must be LORA, got {self.peft.method_type!r}")
+        if self.peft.init_type not in (None, *LORA_INITS):
+            raise ConfigError(
+                f"peft.init_type must be null or one of {', '.join(LORA_INITS)}, got {self.peft.init_type!r}: others "
+                "change the base's weights, which the checkpoint does not store"
+            )
+        for name in ("r", "lora_alpha"):
+            value = getattr(self.peft, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"peft.{name} must be at least 1, got {value}")
+        if importlib.util.find_spec("peft") is None:
+            raise ConfigError("the package peft is not installed: pip install 'lerobot[peft]'")
+
+    @staticmethod
+    def directory_of(raw: dict[str, Any]) -> Any:
+        """:attr:`run_dir` of a configuration that is not decoded yet; None: it names none."""
+        return raw.get("output_dir_offline") or raw.get("output_dir")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The readers (:mod:`.config_keys`) that this run is among."""
+        return frozenset({RUNS, OFFLINE})
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the offline run writes.
+
+        Raises:
+            ConfigError: the configuration names no directory.
+        """
+        directory = self.output_dir_offline or self.output_dir
+        if directory is None:
+            raise ConfigError("output_dir_offline (or output_dir) is missing: where shall the run write?")
+        return Path(directory)
+
+    @property
+    def checkpoint_freq(self) -> int:
+        """Steps between checkpoints of the offline run."""
+        return self.save_freq if self.offline_save_freq is None else self.offline_save_freq
+
+    @property
+    def tag(self) -> str:
+        """What begins a console line of the offline run."""
+        return "[OFFLINE LEARNER]"
+
+    @property
+    def keeps_processors(self) -> bool:
+        """Whether a fresh run goes on with the statistics of the checkpoint that it starts from; else its data's."""
+        return False
+
+    @property
+    def total_steps(self) -> int:
+        """Optimization steps of the offline run."""
+        return self.policy.offline_steps
+
+    @property
+    def wandb_project(self) -> str | None:
+        """W&B project of the offline run."""
+        return self.wandb.offline_project or self.wandb.project
+
+
+def say(warnings: list[str]) -> None:
+    """Log each once, whatever the number of processes that read the configuration."""
+    if os.environ.get("RANK", "0") == "0":
+        for warning in warnings:
+            logger.warning("%s", warning)
+
+
+def _is_available(device: str) -> bool:
+    try:
+        return is_torch_device_available(device)
+    except ValueError:  # no such kind of device
+        return False

@@ -1,0 +1,296 @@
+"""From a training configuration to its data: open, label, split, check against the policy."""
+
+import logging
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lerobot.transforms import ImageTransforms
+
+from ..config.train import PI05RLTrainConfig
+from ..configuration_pi05_rl import PI05RLConfig
+from ..distributed.processes import Processes
+from ..returns import Lookahead, Outcome, lookahead
+from .compatibility import align_sources
+from .episodes import (
+    Episode,
+    LabelledEpisodes,
+    assign_folds,
+    cap_transitions,
+    label_episodes,
+    reward_discount,
+    split_episodes,
+)
+from .files.folder import open_dataset
+from .files.picture_files import check_pictures
+from .frames import FrameDataset, FrameIndex, PinnedLabels
+from .labeling import labeling_outcomes, pinned_labels, read_labelings
+from .labeling_checks import check_labelings
+from .normalisation import normalisation_statistics
+from .pictures.cameras import EMPTY_CAMERA, picture_shape
+from .pictures.frame_cache import FrameCache, open_frame_cache
+from .sources import DatasetError, Source, handle_bad_values, load_source
+from .statistics import Stats
+
+logger = logging.getLogger(__name__)
+
+ALONE = Processes()
+
+
+@dataclass(frozen=True)
+class OfflineData:
+    """Everything the offline learner knows of its data."""
+
+    sources: list[Source]
+    labels: LabelledEpisodes
+    train: FrameDataset
+    held_out: FrameDataset | None
+    stats: dict[str, Stats]  # what a fresh run's processors normalise with
+
+    @property
+    def description(self) -> str:
+        """One line for the console."""
+        held_out = 0 if self.held_out is None else len(self.held_out)
+        return (
+            f"{len(self.labels.episodes)} episodes of {len(self.labels.tasks)} task(s) in {len(self.sources)} "
+            f"dataset(s): {len(self.train)} frames to train on, {held_out} held out"
+        )
+
+
+def open_sources(cfg: PI05RLTrainConfig) -> list[Source]:
+    """Open the datasets of ``cfg`` and align them with the first; fills in the policy's features where the
+    configuration has none.
+
+    Raises:
+        DatasetError: a dataset is missing, or does not fit the policy or the first dataset.
+    """
+    sources = read_sources(cfg)
+    sources = [handle_bad_values(source, cfg.rename_map, cfg.dataset.bad_values) for source in sources]
+    sources = align_sources(cfg, sources)
+    for source in sources:
+        check_pictures(source, policy_cameras(cfg.policy))
+    return sources
+
+
+def read_sources(cfg: PI05RLTrainConfig, *, pictures: bool = True) -> list[Source]:
+    """The datasets of ``cfg`` with their columns as recorded, not yet aligned with one another.
+
+    Args:
+        pictures: whether videos are needed; outcomes are listed and set without them.
+
+    Raises:
+        DatasetError: a dataset is missing, damaged, or not what its metadata say.
+    """
+    backend = cfg.dataset.video_backend
+    first = open_dataset(
+        cfg.dataset.repo_id,
+        cfg.dataset.root,
+        revision=cfg.dataset.revision,
+        episodes=cfg.dataset.episodes,
+        tolerance_s=cfg.tolerance_s,
+        pictures=pictures,
+    )
+    sources = [load_source(cfg.dataset.repo_id, first, backend, cfg.rename_map)]
+    for path in cfg.dataset.additional_offline_dataset_paths:
+        folder = Path(path)
+        local = folder.is_dir()
+        dataset = open_dataset(
+            folder.name if local else path,
+            folder if local else None,
+            key="dataset.additional_offline_dataset_paths",
+            tolerance_s=cfg.tolerance_s,
+            pictures=pictures,
+        )
+        sources.append(load_source(path, dataset, backend, cfg.rename_map))
+    return sources
+
+
+def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
+    """Open, label and split the datasets of ``cfg``.
+
+    Raises:
+        DatasetError: as :func:`open_sources`; or episodes are unlabelled, or the labeling does not fit.
+    """
+    sources = open_sources(cfg)
+    name, needs_returns = cfg.dataset.labeling, cfg.policy.policy_extraction != "none"
+    labelings = read_labelings(sources, name) if name else None
+    recorded = labelings and [labeling_outcomes(labeling) for labeling in labelings]
+    labels = label_episodes(sources, cfg.reward, cfg.policy, needs_returns=needs_returns, recorded=recorded)
+    if labelings and needs_returns:
+        check_labelings(labelings, name, sources, labels, cfg.reward.outcome_file)
+    pinned = pinned_labels(labelings) if labelings else None
+    train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
+    draws = None
+    if cfg.policy.policy_extraction == "filtered":
+        train, draws = filter_frames(cfg.policy, train, pinned)
+    elif cfg.policy.policy_extraction == "conditioning" and pinned and cfg.policy.advantage_positive_weight != 1:
+        draws = [np.where(labels.tags == 1, cfg.policy.advantage_positive_weight, 1.0) for labels in pinned]
+    train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
+    stats = normalisation_statistics(cfg, sources, train, policy_cameras(cfg.policy))
+    transforms = cfg.dataset.image_transforms
+
+    folds = assign_folds(train, cfg.policy.critic_folds) if cfg.policy.trains_critic else {}
+    lookaheads = make_lookaheads(sources, labels, cfg, pinned=pinned is not None)
+    caches = open_caches(cfg, sources)
+
+    def frames(index: FrameIndex, image_transforms=None, lookaheads=lookaheads) -> FrameDataset:
+        return FrameDataset(
+            sources,
+            labels,
+            index,
+            cameras=policy_cameras(cfg.policy),
+            chunk_size=cfg.policy.chunk_size,
+            image_transforms=image_transforms,
+            folds=folds,
+            lookaheads=lookaheads,
+            pinned=pinned,
+            caches=caches,
+            padded=dict.fromkeys(mixed_cameras(cfg.policy, sources, caches), cfg.policy.image_resolution),
+            seed=cfg.seed,
+        )
+
+    return OfflineData(
+        sources,
+        labels,
+        frames(
+            FrameIndex.of(train, draws, by_source=cfg.dataset.weights is not None),
+            ImageTransforms(transforms) if transforms.enable else None,
+        ),
+        frames(FrameIndex.of(held_out), lookaheads=None) if held_out else None,
+        stats,
+    )
+
+
+def open_caches(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[FrameCache] | None:
+    """The decoded frames of every source, built where they are not there; None: frames are decoded as they are drawn.
+
+    Raises:
+        DatasetError: as :func:`open_frame_cache`.
+    """
+    if cfg.dataset.frame_cache is None:
+        return None
+    return [
+        open_frame_cache(
+            Path(cfg.dataset.frame_cache),
+            source,
+            cameras=[source.alignment.own_name(camera) for camera in policy_cameras(cfg.policy)],
+            resolution=cfg.policy.image_resolution,
+            loader_kwargs=worker_kwargs(cfg),
+        )
+        for source in sources
+    ]
+
+
+def mixed_cameras(policy: PI05RLConfig, sources: list[Source], caches: list[FrameCache] | None) -> list[str]:
+    """The cameras whose pictures are not of one size in all datasets."""
+    mixed = []
+    for camera in policy_cameras(policy):
+        own = [source.alignment.own_name(camera) for source in sources]
+        features = [source.dataset.meta.features[name] for source, name in zip(sources, own, strict=True)]
+        sizes = [picture_shape(camera, feature)[1:] for feature in features]
+        if caches is not None:
+            sizes = [cache.sizes[name] for cache, name in zip(caches, own, strict=True)]
+        if len({tuple(size) for size in sizes}) > 1:
+            mixed.append(camera)
+    return mixed
+
+
+def policy_cameras(policy: PI05RLConfig) -> list[str]:
+    """The cameras that are read: those the policy declares, without LeRobot's empty ones."""
+    return [key for key in policy.image_features if not key.startswith(EMPTY_CAMERA)]
+
+
+def filter_frames(
+    policy: PI05RLConfig, episodes: list[Episode], pinned: list[PinnedLabels] | None
+) -> tuple[list[Episode], list[np.ndarray] | None]:
+    """What filtered cloning draws from: the successful episodes, or the frames that a labeling tags positive.
+
+    Where a critic trains beside the policy it must see the other frames, too: then all are drawn, and only the
+    positive ones count in the actor's loss (losses.py), as they do without a labeling.
+
+    Raises:
+        DatasetError: nothing is left.
+    """
+    if policy.filter_by == "outcome":
+        kept = [episode for episode in episodes if episode.outcome is Outcome.SUCCESS]
+        if not kept:
+            raise DatasetError("policy.filter_by is outcome, and no episode to train on is a success")
+        return kept, None
+    if pinned is None:
+        return episodes, None
+    draws = [(labels.tags == 1).astype(np.float64) for labels in pinned]
+    if not any(draws[episode.source][episode.start : episode.end].any() for episode in episodes):
+        raise DatasetError("policy.filter_by is advantage, and the labeling tags no frame positive")
+    return episodes, None if policy.trains_critic else draws
+
+
+def lookahead_steps(policy: PI05RLConfig, *, pinned: bool) -> list[int]:
+    """The n of the n-step look-aheads that training reads; none by default.
+
+    Args:
+        pinned: the advantages are those of a labeling.
+    """
+    wanted = set()
+    if policy.trains_critic and policy.critic_target == "td":
+        wanted.add(policy.n_step)
+    if policy.trains_critic and policy.advantage_n_step is not None and not pinned:
+        wanted.add(policy.advantage_n_step)
+    return sorted(wanted)
+
+
+def episode_lookahead(
+    episode: Episode, source: Source, rewards: np.ndarray, n: int, cfg: PI05RLTrainConfig
+) -> Lookahead:
+    """The ``n``-step look-ahead of every frame of ``episode``, from its (T,) rewards."""
+    return lookahead(
+        rewards,
+        max(1, int(source.alignment.frames_ahead(n))),
+        discount=source.alignment.per_frame(reward_discount(cfg.reward, cfg.policy)),
+        terminated=episode.outcome is not Outcome.TRUNCATED,
+    )
+
+
+def make_lookaheads(
+    sources: list[Source], labels: LabelledEpisodes, cfg: PI05RLTrainConfig, *, pinned: bool
+) -> dict[int, list[Lookahead]]:
+    """n → per source the n-step look-ahead of every frame, for the n that training reads."""
+    lookaheads = {}
+    for n in lookahead_steps(cfg.policy, pinned=pinned):
+        lookaheads[n] = []
+        for number, source in enumerate(sources):
+            count = len(source.columns["index"])
+            columns = Lookahead(
+                np.full(count, np.nan, dtype=np.float32),
+                np.zeros(count, dtype=np.int64),
+                np.zeros(count, dtype=np.float32),
+            )
+            for episode in (episode for episode in labels.episodes if episode.source == number):
+                rows = slice(episode.start, episode.end)
+                steps = episode_lookahead(episode, source, labels.rewards[number][rows], n, cfg)
+                for column, values in zip(columns, steps, strict=True):
+                    column[rows] = values
+            lookaheads[n].append(columns)
+    return lookaheads
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process decides when the workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def worker_kwargs(cfg: PI05RLTrainConfig) -> dict:
+    """What a DataLoader needs to read ahead with ``cfg.num_workers`` processes."""
+    generator = torch.Generator()  # of the loader's own: it draws from the run's random state otherwise
+    if cfg.num_workers == 0:
+        return {"generator": generator}
+    return {
+        "generator": generator,
+        "num_workers": cfg.num_workers,
+        "prefetch_factor": cfg.prefetch_factor,
+        "multiprocessing_context": cfg.dataloader_multiprocessing_context,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _ignore_interrupts,
+    }

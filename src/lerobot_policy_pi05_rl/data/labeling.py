@@ -1,0 +1,255 @@
+"""Labelings: outcomes, values and advantages of a whole dataset in a Parquet file beside it, under a name.
+
+``<dataset_root>.labels/<name>.parquet`` holds one row per frame, and in its schema's metadata what it was made of:
+the fingerprints of the dataset and of the critic, the look-ahead and the thresholds. Several labelings lie side by
+side, their thresholds change without the critic, and the dataset's own files are never touched.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..returns import Outcome, episode_advantages
+from .alignment import Alignment
+from .episodes import LabelledEpisodes
+from .frames import PinnedLabels
+from .sources import DatasetError, Source, dataset_fingerprint
+
+META_KEY = b"pi05_rl"
+SCHEMA = {
+    "index": pa.int64(),
+    "episode_index": pa.int64(),
+    "frame_index": pa.int64(),
+    "task": pa.string(),
+    "outcome": pa.string(),  # success | failure | truncated
+    "intervention": pa.bool_(),
+    "reward": pa.float32(),  # in units of the return
+    "return": pa.float32(),  # NaN where unknown
+    "value": pa.float32(),  # of the critic that has not seen the episode
+    "fold": pa.int8(),  # that critic; −1: none has seen the episode, and the value is their mean
+    "advantage": pa.float32(),  # NaN where unknown
+    "positive": pa.bool_(),
+    "tag": pa.int8(),  # 1 positive, 0 negative, −1 unknown advantage; a human's correction is always 1
+}
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Labeling:
+    """One dataset's labels: (frames,) columns as in ``SCHEMA``, and what they were made of."""
+
+    columns: Columns
+    meta: dict[str, Any]
+
+
+def labels_folder(dataset_root: str | Path) -> Path:
+    """The sibling of the dataset's folder in which everything that is said about it from outside lies."""
+    root = Path(dataset_root).absolute()
+    return root.with_name(f"{root.name}.labels")
+
+
+def labeling_path(source: Source, name: str) -> Path:
+    """Where the labeling ``name`` of this dataset lies."""
+    return labels_folder(source.dataset.root) / f"{name}.parquet"
+
+
+def labeling_names(folder: Path) -> list[str]:
+    """The finished labelings in a dataset's :func:`labels_folder`."""
+    return sorted(path.stem for path in folder.glob("*.parquet"))
+
+
+def frame_columns(number: int, source: Source, labels: LabelledEpisodes) -> Columns:
+    """The columns of source ``number`` that need no critic."""
+    count = len(source.columns["index"])
+    outcome = np.empty(count, dtype=object)
+    for episode in (episode for episode in labels.episodes if episode.source == number):
+        outcome[episode.start : episode.end] = episode.outcome.value
+    return {
+        **{key: source.columns[key].astype(np.int64) for key in ("index", "episode_index", "frame_index")},
+        "task": np.array(labels.tasks, dtype=object)[labels.frame_tasks[number]],
+        "outcome": outcome,
+        "intervention": labels.interventions[number],
+        "reward": labels.rewards[number],
+        "return": labels.returns[number],
+    }
+
+
+def out_of_fold(values: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """(T, K) values of K critics, (T,) folds → (T,) float32; the critics' mean where the fold is −1."""
+    chosen = np.take_along_axis(values, np.maximum(folds, 0).astype(np.int64)[:, None], axis=1)[:, 0]
+    return np.where(folds < 0, values.mean(axis=1), chosen).astype(np.float32)
+
+
+def advantages(
+    columns: Columns,
+    *,
+    n_step: int | None,
+    traces: Mapping[str, float] | None,
+    discount: float,
+    alignment: Alignment | None = None,
+) -> np.ndarray:
+    """(T,) float32 advantages from the columns of a labeling, episode by episode; no network runs.
+
+    Args:
+        traces: task → λ of the λ-return; None: ``n_step`` steps.
+        alignment: the source's, which says how many frames a step has; None: one.
+    """
+    alignment = alignment or Alignment()
+    frames = None if n_step is None else max(1, int(alignment.frames_ahead(n_step)))
+    result = np.full(len(columns["index"]), np.nan, dtype=np.float32)
+    for rows in episode_rows(columns["episode_index"]):
+        result[rows] = episode_advantages(
+            columns["return"][rows],
+            columns["reward"][rows],
+            columns["value"][rows],
+            n_step=frames,
+            trace=None if traces is None else alignment.per_frame(traces[columns["task"][rows.start]]),
+            discount=alignment.per_frame(discount),
+            terminated=columns["outcome"][rows.start] != Outcome.TRUNCATED.value,
+        )
+    return result
+
+
+def episode_rows(episode_index: np.ndarray) -> Iterator[slice]:
+    """The row range of each episode."""
+    starts = np.flatnonzero(np.r_[True, episode_index[1:] != episode_index[:-1]])
+    for start, end in zip(starts, np.r_[starts[1:], len(episode_index)], strict=True):
+        yield slice(int(start), int(end))
+
+
+def task_thresholds(tables: Iterable[Columns], fractions: Mapping[str, float]) -> dict[str, float]:
+    """ε per task, over all tables: the asked fraction of the task's known advantages lies above it.
+
+    Corrections by a human do not count: they are positive whatever their advantage. NaN for a task of which no
+    advantage is known.
+    """
+    known: dict[str, list[np.ndarray]] = {task: [] for task in fractions}
+    for columns in tables:
+        counts = ~np.isnan(columns["advantage"]) & ~columns["intervention"]
+        for task in fractions:
+            known[task].append(columns["advantage"][counts & (columns["task"] == task)])
+    return {task: upper_threshold(np.concatenate(parts), fractions[task]) for task, parts in known.items()}
+
+
+def upper_threshold(values: np.ndarray, fraction: float) -> float:
+    """The number that ``round(fraction · n)`` of the (n,) float32 values exceed (fewer where values are equal)."""
+    if not len(values):
+        return float("nan")
+    count = round(fraction * len(values))
+    if count == len(values):
+        return float(np.nextafter(values.min(), np.float32(-np.inf)))
+    return float(np.sort(values)[len(values) - count - 1])
+
+
+def tag_columns(columns: Columns, thresholds: Mapping[str, float]) -> Columns:
+    """The columns with ``tag`` and ``positive`` under these thresholds."""
+    tags = np.full(len(columns["index"]), -1, dtype=np.int8)
+    for task, threshold in thresholds.items():
+        rows = (columns["task"] == task) & ~np.isnan(columns["advantage"])
+        tags[rows] = columns["advantage"][rows] > threshold
+    tags[columns["intervention"]] = 1
+    return {**columns, "tag": tags, "positive": tags == 1}
+
+
+def write_labeling(path: Path, labeling: Labeling) -> None:
+    """Write aside, then rename: a crash leaves the labeling of before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: pa.array(labeling.columns[name], type=kind) for name, kind in SCHEMA.items()}
+    table = pa.table(arrays).replace_schema_metadata({META_KEY: json.dumps(labeling.meta).encode()})
+    aside = path.with_name(f".{path.name}.aside")
+    pq.write_table(table, aside)
+    aside.replace(path)
+
+
+def read_labeling(path: Path) -> Labeling:
+    """Read :func:`write_labeling`'s file.
+
+    Raises:
+        DatasetError: it is damaged, or not a labeling.
+    """
+    meta = read_meta(path)
+    try:
+        table = pq.read_table(path, columns=list(SCHEMA))
+        columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in SCHEMA}
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise _not_a_labeling(path, error) from error
+    return Labeling(columns, meta)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a labeling says it was made of; its rows are not read.
+
+    Raises:
+        DatasetError: it is damaged, or not a labeling.
+    """
+    try:
+        return json.loads((pq.read_schema(path).metadata or {})[META_KEY])
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise _not_a_labeling(path, error) from error
+
+
+def _not_a_labeling(path: Path, error: Exception) -> DatasetError:
+    reason = " ".join(str(error).split())[:200]
+    return DatasetError(f"{path} is not a labeling, or damaged ({reason}); make it again with pi05-rl label")
+
+
+def find_labeling(source: Source, name: str) -> Labeling:
+    """The labeling ``name`` of this dataset.
+
+    Raises:
+        DatasetError: there is none, or it was made for other frames.
+    """
+    path = labeling_path(source, name)
+    if not path.is_file():
+        names = labeling_names(path.parent)
+        there = f"it has {', '.join(names)}" if names else "it has none"
+        raise DatasetError(
+            f"dataset {source.name} has no labeling {name!r} ({path}); {there}. Make it: pi05-rl label --name {name}"
+        )
+    labeling = read_labeling(path)
+    rows, frames = len(labeling.columns["index"]), len(source.columns["index"])
+    made_for = labeling.meta["dataset"]
+    if made_for["fingerprint"] != dataset_fingerprint(source) or rows != frames:
+        raise DatasetError(
+            f"the labeling {name!r} was made for other frames than those of dataset {source.name}: for "
+            f"{made_for['repo_id']} in {made_for['root']}, {rows} frames (here {frames}). Label this dataset anew "
+            "under another name: pi05-rl label --name NAME"
+        )
+    return labeling
+
+
+def read_labelings(sources: list[Source], name: str) -> list[Labeling]:
+    """The labeling ``name`` of each source.
+
+    Raises:
+        DatasetError: a dataset has no labeling of that name, or one that was made for other frames.
+    """
+    return [find_labeling(source, name) for source in sources]
+
+
+def pinned_labels(labelings: list[Labeling]) -> list[PinnedLabels]:
+    """Advantages and tags, per source."""
+    return [PinnedLabels(labeling.columns["advantage"], labeling.columns["tag"]) for labeling in labelings]
+
+
+def labeling_outcomes(labeling: Labeling) -> dict[int, Outcome]:
+    """Episode → the outcome that the labeling was made under."""
+    columns = labeling.columns
+    starts = [rows.start for rows in episode_rows(columns["episode_index"])]
+    return {int(columns["episode_index"][start]): Outcome(columns["outcome"][start]) for start in starts}
+
+
+def outcomes_if_labelled(source: Source, name: str | None) -> dict[int, Outcome]:
+    """:func:`labeling_outcomes` of the labeling ``name``; none where there is no such labeling of these frames."""
+    path = None if name is None else labeling_path(source, name)
+    if path is None or not path.is_file():
+        return {}
+    if read_meta(path)["dataset"]["fingerprint"] != dataset_fingerprint(source):
+        return {}
+    return labeling_outcomes(read_labeling(path))

@@ -1,0 +1,304 @@
+"""``pi05-rl label``: a critic's values of whole datasets, and the advantages and tags that follow, as side-cars.
+
+pi05-rl label CONFIG_OR_RUN [--name NAME] [--key=value …]
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint.critic_provenance import frame_folds, read_critic_data, reward_scale, scale_differences
+from ..config.train import PI05RLTrainConfig
+from ..data.compatibility import renamed_sources
+from ..data.dataset import open_sources, read_sources
+from ..data.episodes import LabelledEpisodes, label_episodes, reward_discount
+from ..data.labeling import (
+    Columns,
+    Labeling,
+    advantages,
+    find_labeling,
+    frame_columns,
+    labeling_path,
+    out_of_fold,
+    outcomes_if_labelled,
+    read_labeling,
+    read_meta,
+    tag_columns,
+    task_thresholds,
+    write_labeling,
+)
+from ..data.sources import Source, dataset_fingerprint
+from ..errors import UserError
+from ..returns import positive_fractions
+from .critic import Critic, find_critic, load_value_function
+from .options import DEFAULT_HORIZON, LabelOptions, choose_look_ahead, load_label_config, parse_options
+from .outcomes import describe_unlabelled, given_outcomes, outcomes_path, write_outcomes
+from .summary import label_table
+from .values import TAG, Interrupted, PartialValues, Timing, compute_values, frame_loader
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Values:
+    """One source's values and where they come from."""
+
+    value: np.ndarray  # (frames,) float32
+    fold: np.ndarray  # (frames,) int8
+    critic: dict[str, Any]  # path and fingerprint
+    reward: dict[str, Any]  # the scale of the returns that the critic learnt
+
+
+def main(arguments: list[str]) -> int:
+    """Run the verb; returns the exit code.
+
+    Raises:
+        UserError: bad input; no labeling of before is changed.
+    """
+    options, rest = parse_options(arguments)
+    cfg, run = load_label_config(rest)
+    try:
+        label(cfg, options, run)
+    except Interrupted as stopped:
+        logger.warning("%s %s", TAG, stopped)
+        return 130
+    return 0
+
+
+def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> None:
+    """Do what the options ask for.
+
+    Args:
+        run: its newest checkpoint labels; None: that of ``cfg.run_dir``.
+    """
+    cfg.validate(device_key=None)  # outcomes are set on any machine
+    wants_critic = options.from_name is None and not options.list_unlabelled
+    critic = find_critic(cfg, options, run) if wants_critic else None
+    if critic is not None:
+        cfg.check_device("learner_device")
+        critic.adapt(cfg)
+    columns = read_sources(cfg, pictures=False)  # outcomes need no more
+    sources = renamed_sources(cfg.rename_map, columns, acts=cfg.env is not None)
+    set_outcomes(cfg, options, sources)
+    if options.list_unlabelled:
+        print("\n".join(describe_unlabelled(sources, cfg.reward.outcome_file)))
+        return
+    if critic is None and options.from_name is None:
+        if options.gives_outcomes:
+            logger.info("%s Outcomes are set; there is no critic yet, so no advantage is computed", TAG)
+            return
+        raise UserError(
+            "there is no critic to label with: neither has the run a checkpoint nor policy.pi05_checkpoint a critic. "
+            "Train one (pi05-rl offline), or give --checkpoint DIR"
+        )
+    sources = open_sources(cfg)
+    name = options.name or free_name(sources, critic)
+    stated = options.from_name or cfg.dataset.labeling
+    recorded = [outcomes_if_labelled(source, stated) for source in sources]
+    labels = label_episodes(sources, cfg.reward, cfg.policy, recorded=recorded)
+    if critic is None:
+        values = values_of_labeling(sources, options.from_name, name)
+    else:
+        logger.info("%s Critic: %s (%s), %d fold(s)", TAG, critic.path, critic.fingerprint, critic.folds)
+        values = values_of_critic(cfg, critic, sources, labels, name)
+    finish(cfg, options, sources, labels, values, name)
+
+
+def set_outcomes(cfg: PI05RLTrainConfig, options: LabelOptions, sources: list[Source]) -> None:
+    """Write the outcomes that the command line gives, and choose the outcome file of this command."""
+    path = outcomes_path(sources)
+    if options.gives_outcomes:
+        given = given_outcomes(
+            sources, success=options.success, failure=options.failure, csv=options.outcomes, of=options.of
+        )
+        cfg.reward.outcome_file = str(write_outcomes(sources, given, cfg.reward.outcome_file))
+    elif cfg.reward.outcome_file is None and path.is_file():
+        logger.info("%s Outcomes set by hand are used; train with --reward.outcome_file=%s", TAG, path)
+        cfg.reward.outcome_file = str(path)
+
+
+def values_of_labeling(sources: list[Source], from_name: str, name: str) -> list[Values]:
+    """The values of the labeling ``from_name``; no network is built.
+
+    Raises:
+        UserError: it is missing or of other frames, or ``name`` belongs to another critic or dataset.
+    """
+    values = []
+    for source in sources:
+        labeling = find_labeling(source, from_name)
+        critic = {key: labeling.meta["critic"][key] for key in ("path", "fingerprint")}
+        check_name(source, name, critic["fingerprint"])
+        columns = labeling.columns
+        values.append(Values(columns["value"], columns["fold"], critic, labeling.meta.get("reward", {})))
+    return values
+
+
+def values_of_critic(
+    cfg: PI05RLTrainConfig, critic: Critic, sources: list[Source], labels: LabelledEpisodes, name: str
+) -> list[Values]:
+    """Per source the critic's values: those of an earlier labeling of the same name and critic, else computed.
+
+    Raises:
+        UserError: the name belongs to another critic or dataset.
+        Interrupted: a signal came.
+    """
+    seen = read_critic_data(critic.path)
+    if seen is None:
+        logger.warning(
+            "%s %s does not say which episodes its critic has seen, or the critic was never trained", TAG, critic.path
+        )
+    earlier = [check_name(source, name, critic.fingerprint) for source in sources]
+    partials = [unfinished(source, name, critic) for source in sources]
+    identity = {"path": critic.path, "fingerprint": critic.fingerprint}
+    timing, function, results = Timing(), None, []
+    for number, source in enumerate(sources):
+        folds = frame_folds(seen, source)
+        unseen = f"{(folds < 0).sum()} of {len(folds)} frames are of episodes that no critic has seen"
+        logger.info("%s %s: %s", TAG, source.name, unseen)
+        if critic.folds == 1 and (folds >= 0).any():
+            logger.warning(
+                "%s %s: labels its own training episodes: returns may be memorised; set policy.critic_folds",
+                TAG,
+                source.name,
+            )
+        labeling = earlier[number]
+        if labeling is not None:
+            logger.info("%s %s: labeling %r of the same critic is there; its values are used", TAG, source.name, name)
+            value = labeling.columns["value"]
+        else:
+            function = function or load_value_function(cfg, critic, labels)
+            every = compute_values(
+                *function,
+                partials[number],
+                lambda first, number=number: frame_loader(cfg, sources, labels, number, first),
+                total=len(source.columns["index"]),
+                batch_size=cfg.batch_size,
+                timing=timing,
+            )
+            value = out_of_fold(every, folds)
+        results.append(Values(value, folds, identity, (seen or {}).get("reward", {})))
+    logger.info("%s %s", TAG, timing)
+    return results
+
+
+def free_name(sources: list[Source], critic: Critic) -> str:
+    """The name of the critic's run and step; with its fingerprint where another critic's labeling has that name."""
+    name = critic.default_name
+    for path in (labeling_path(source, name) for source in sources):
+        if path.is_file() and read_meta(path)["critic"]["fingerprint"] != critic.fingerprint:
+            return f"{name}-{critic.fingerprint[:8]}"
+    return name
+
+
+def check_name(source: Source, name: str, critic_fingerprint: str) -> Labeling | None:
+    """The labeling of this name if there is one; of the same dataset and critic, else it is not ours to replace.
+
+    Raises:
+        UserError: it is of another dataset or critic.
+    """
+    path = labeling_path(source, name)
+    if not path.is_file():
+        return None
+    labeling = read_labeling(path)
+    dataset, critic = labeling.meta["dataset"], labeling.meta["critic"]
+    if dataset["fingerprint"] != dataset_fingerprint(source):
+        raise UserError(
+            f"the labeling {name!r} in {path.parent} was made for another dataset ({dataset['repo_id']} in "
+            f"{dataset['root']}) or before this one changed; choose another --name"
+        )
+    if critic["fingerprint"] != critic_fingerprint:
+        raise UserError(
+            f"the labeling {name!r} in {path.parent} was made by another critic ({critic['path']}); choose another "
+            "--name"
+        )
+    return labeling
+
+
+def unfinished(source: Source, name: str, critic: Critic) -> PartialValues:
+    """The values of an interrupted command of the same name."""
+    header = {"dataset": dataset_fingerprint(source), "critic": critic.fingerprint, "critics": critic.folds}
+    return PartialValues(labeling_path(source, name).with_suffix(".partial"), header, critics=critic.folds)
+
+
+def finish(
+    cfg: PI05RLTrainConfig,
+    options: LabelOptions,
+    sources: list[Source],
+    labels: LabelledEpisodes,
+    values: list[Values],
+    name: str,
+) -> None:
+    """Advantages, thresholds over all sources, tags; write the side-cars and print what became of them."""
+    n_step, traces, look_ahead = choose_look_ahead(options, cfg.policy.advantage_n_step, labels)
+    logger.info("%s Advantages: %s", TAG, look_ahead)
+    horizon = None
+    if traces is not None and options.trace is None:
+        horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
+    default = cfg.policy.advantage_positive_fraction if options.fraction is None else options.fraction
+    discount, scale = reward_discount(cfg.reward, cfg.policy), reward_scale(cfg, labels)
+    try:
+        fractions = positive_fractions(labels.tasks, default, cfg.policy.advantage_positive_fraction_per_task)
+    except ValueError as error:
+        raise UserError(f"policy.advantage_positive_fraction_per_task: {error}") from error
+    by_task = dict(zip(labels.tasks, fractions, strict=True))
+    tables = []
+    for number, (source, own) in enumerate(zip(sources, values, strict=True)):
+        differences = scale_differences(own.reward, scale) if own.reward else []
+        if differences:
+            logger.warning(
+                "%s %s: the critic learnt returns on another scale (%s); its values and these returns do not compare",
+                TAG,
+                source.name,
+                "; ".join(differences),
+            )
+        columns = {**frame_columns(number, source, labels), "value": own.value, "fold": own.fold}
+        columns["advantage"] = advantages(
+            columns, n_step=n_step, traces=traces, discount=discount, alignment=source.alignment
+        )
+        tables.append(columns)
+    thresholds = task_thresholds(tables, by_task)
+    tables = [tag_columns(columns, thresholds) for columns in tables]
+    for source, own, columns in zip(sources, values, tables, strict=True):
+        tasks = [task for task in labels.tasks if (columns["task"] == task).any()]
+        dataset = {
+            "repo_id": source.name,
+            "root": str(Path(source.dataset.root).absolute()),
+            "fingerprint": dataset_fingerprint(source),
+        }
+        if source is sources[0] and cfg.dataset.episodes is not None:
+            dataset["episodes"] = cfg.dataset.episodes  # those alone have rows
+        meta = {
+            "name": name,
+            "dataset": dataset,
+            "critic": own.critic,
+            "n_step": n_step,
+            "horizon": horizon,
+            "trace": None if traces is None else {task: traces[task] for task in tasks},
+            "discount": discount,
+            "positive_fraction": {task: by_task[task] for task in tasks},
+            "thresholds": {task: thresholds[task] for task in tasks},
+            "reward": own.reward or scale,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        path = labeling_path(source, name)
+        write_labeling(path, Labeling(columns, meta))
+        path.with_suffix(".partial").unlink(missing_ok=True)
+        logger.info("%s Wrote %s", TAG, path)
+    report(tables, thresholds, name)
+
+
+def report(tables: list[Columns], thresholds: dict[str, float], name: str) -> None:
+    """The table, and how to train from the labeling."""
+    label_table(tables, thresholds, title=f"labeling {name}")
+    print(f"Train from this labeling: --dataset.labeling={name} (add --policy.train_critic=false to train no critic)")
+
+
+if __name__ == "__main__":
+    from ..cli import main as cli
+
+    cli(["label", *sys.argv[1:]])

@@ -1,0 +1,111 @@
+"""The critic that labels: where it lies, its own configuration, and its value function."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+from torch import Tensor
+
+from ..checkpoint.critic_provenance import critic_fingerprint
+from ..checkpoint.write import last_checkpoint
+from ..config.train import PI05RLTrainConfig
+from ..configuration_pi05_rl import PI05RLConfig
+from ..data.episodes import LabelledEpisodes
+from ..modeling_pi05_rl import PI05RLPolicy
+from ..processor_pi05_rl import check_prompt_lengths
+from ..stored.files import CheckpointError, locate, stored_config
+from ..training.build import load_processors, make_preprocess
+from .options import LabelOptions
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A checkpoint with a critic; its sizes, cameras and value support are its own, not the configuration's."""
+
+    path: str  # a pretrained_model directory or a Hub id
+    fingerprint: str
+    policy: PI05RLConfig
+
+    @property
+    def folds(self) -> int:
+        """K, the number of critics."""
+        return self.policy.critic_folds
+
+    @property
+    def default_name(self) -> str:
+        """``<run>-<step>`` for a checkpoint of a run, else the directory's or repository's name."""
+        path = Path(self.path)
+        if path.name == PRETRAINED_MODEL_DIR:
+            step = path.parent
+            path = Path(f"{step.parent.parent.name}-{step.name}" if step.parent.name == CHECKPOINTS_DIR else step.name)
+        return re.sub(r"[^\w.-]", "-", path.name)
+
+    def adapt(self, cfg: PI05RLTrainConfig) -> None:
+        """Let the data be opened as this critic reads it."""
+        for name in ("input_features", "output_features", "value_support_min", "value_support_max"):
+            setattr(cfg.policy, name, getattr(self.policy, name))
+        cfg.policy.device = self.policy.device = cfg.policy.learner_device or cfg.policy.device
+
+
+def find_critic(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> Critic | None:
+    """The critic of ``--checkpoint``, else of the run's newest checkpoint, else of ``policy.pi05_checkpoint``.
+
+    None where the last two have none. A checkpoint that was asked for must have one.
+
+    Raises:
+        CheckpointError: a checkpoint is missing or damaged, or ``--checkpoint`` holds no critic.
+    """
+    if options.checkpoint is not None:
+        path = pretrained_folder(options.checkpoint)
+        critic = load_critic(path)
+        if critic is None:
+            raise CheckpointError(f"the checkpoint {path} holds no critic; give one that pi05-rl offline has written")
+        return critic
+    directory = run or cfg.output_dir_offline or cfg.output_dir
+    checkpoint = last_checkpoint(Path(directory)) if directory else None
+    critic = None if checkpoint is None else load_critic(str(checkpoint / PRETRAINED_MODEL_DIR))
+    if critic is not None:
+        return critic
+    start = cfg.policy.pi05_checkpoint
+    if start is None or (options.gives_outcomes and not Path(start).is_dir()):
+        return None  # setting outcomes downloads no weights
+    return load_critic(start)
+
+
+def pretrained_folder(name: str) -> str:
+    """A run, one of its checkpoints, or what lies inside → the directory that holds the weights."""
+    path = Path(name)
+    for inner in (path / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR, path / PRETRAINED_MODEL_DIR):
+        if inner.is_dir():
+            return str(inner.resolve())
+    return str(path.resolve()) if path.is_dir() else name
+
+
+def load_critic(path: str) -> Critic | None:
+    """What there is to know of a checkpoint's critic without building it; None where there is none.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    locate(path)
+    policy = stored_config(path)
+    if not isinstance(policy, PI05RLConfig):
+        return None
+    fingerprint = critic_fingerprint(path, (policy.value_support_min, policy.value_support_max))
+    return None if fingerprint is None else Critic(path, fingerprint, policy)
+
+
+def load_value_function(
+    cfg: PI05RLTrainConfig, critic: Critic, labels: LabelledEpisodes
+) -> tuple[Callable[[dict], dict], Callable[[dict], Tensor]]:
+    """Build the network: (collated samples → batch, batch → (B, K) values).
+
+    Raises:
+        UserError: weights or processors do not load, or a task's prompt is too long.
+    """
+    policy = PI05RLPolicy.from_pretrained(critic.path, config=critic.policy)
+    preprocessor, _ = load_processors(critic.policy, critic.path)
+    check_prompt_lengths(preprocessor, labels.tasks, critic.policy.robot_state_feature.shape[0])
+    return make_preprocess(preprocessor, next(policy.parameters()).device), policy.predict_values

@@ -1,0 +1,135 @@
+"""The command line of ``pi05-rl label``."""
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
+
+from ..checkpoint.write import last_checkpoint
+from ..cli import split_config_path
+from ..config.file import load_config
+from ..config.train import ConfigError, PI05RLTrainConfig
+from ..data.episodes import LabelledEpisodes
+from ..returns import horizon_trace
+
+DEFAULT_HORIZON = 0.15  # docs/method.md says why
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What is not a key of the configuration."""
+
+    name: str | None = None
+    checkpoint: str | None = None
+    from_name: str | None = None
+    n_step: int | None = None
+    n_step_given: bool = False
+    trace: float | None = None
+    horizon: float | None = None
+    fraction: float | None = None
+    success: str | None = None
+    failure: str | None = None
+    outcomes: str | None = None
+    of: str | None = None
+    list_unlabelled: bool = False
+
+    @property
+    def gives_outcomes(self) -> bool:
+        """Whether outcomes are set by hand."""
+        return any(text is not None for text in (self.success, self.failure, self.outcomes))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"pi05-rl label: {message}")
+
+
+def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
+    """The options, and the rest: the configuration's path and overrides.
+
+    Raises:
+        ConfigError: an option has no or an impossible value, or two contradict each other.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    for name in ("--name", "--checkpoint", "--n-step", "--success", "--failure", "--outcomes", "--of"):
+        parser.add_argument(name)
+    parser.add_argument("--from", dest="from_name")
+    parser.add_argument("--trace", type=float)
+    parser.add_argument("--horizon", type=float)
+    parser.add_argument("--positive-fraction", dest="fraction", type=float)
+    parser.add_argument("--list-unlabelled", action="store_true")
+    known, rest = parser.parse_known_args(arguments)
+    values = vars(known)
+    text = values.pop("n_step")
+    options = LabelOptions(**values, n_step=_steps(text), n_step_given=text is not None)
+    if options.name is not None and not re.fullmatch(r"\w[\w.-]*", options.name):
+        raise ConfigError(f"--name {options.name!r} is not a file's name: letters, digits, '_', '-' and '.' only")
+    if options.from_name is not None and options.name is None:
+        raise ConfigError("--from needs --name: what the derived labeling is called")
+    if options.from_name is not None and options.checkpoint is not None:
+        raise ConfigError("--from takes the values of a labeling and --checkpoint those of a critic; give one")
+    if options.of is not None and options.success is None and options.failure is None:
+        raise ConfigError("--of says which dataset --success and --failure speak of; give one of them")
+    look_aheads = {"--n-step": options.n_step_given, "--trace": options.trace, "--horizon": options.horizon}
+    given = [flag for flag, value in look_aheads.items() if value not in (None, False)]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude each other")
+    shares = {"--trace": options.trace, "--horizon": options.horizon, "--positive-fraction": options.fraction}
+    for flag, share in shares.items():
+        if share is not None and not 0.0 <= share <= 1.0:
+            raise ConfigError(f"{flag} must be in [0, 1], got {share}")
+    return options, rest
+
+
+def _steps(text: str | None) -> int | None:
+    if text is None or text.lower() == "none":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--n-step takes a number of steps, at least 1, or none; got {text!r}")
+    return int(text)
+
+
+def choose_look_ahead(
+    options: LabelOptions, configured: int | None, labels: LabelledEpisodes
+) -> tuple[int | None, dict[str, float] | None, str]:
+    """N, λ per task (one of the two, neither is G − V), and both in words.
+
+    Args:
+        configured: ``policy.advantage_n_step``, which holds if the command says nothing.
+    """
+    if options.n_step_given:
+        n_step = options.n_step
+    elif options.trace is None and options.horizon is None:
+        n_step = configured
+    else:
+        n_step = None
+    if options.trace is not None:
+        return None, dict.fromkeys(labels.tasks, options.trace), f"λ-return, λ = {options.trace:g}"
+    if n_step is not None:
+        return n_step, None, f"{n_step} steps, then the critic"
+    if options.n_step_given:
+        return None, None, "G − V"
+    horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
+    lengths = zip(labels.tasks, labels.task_lengths.tolist(), strict=True)
+    traces = {task: horizon_trace(horizon, length) for task, length in lengths}
+    each = ", ".join(f"{trace:.3f}" for trace in traces.values())
+    return None, traces, f"λ-return over {horizon:g} of the task's longest episode, λ = {each}"
+
+
+def load_label_config(arguments: list[str]) -> tuple[PI05RLTrainConfig, Path | None]:
+    """The configuration, and the folder of the run if one was given instead of a file.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    path, overrides = split_config_path(arguments, "label")
+    run = Path(path)
+    if not run.is_dir():
+        return load_config(path, overrides), None
+    checkpoint = last_checkpoint(run)
+    if checkpoint is None:
+        raise ConfigError(f"{run} is neither a configuration file nor a run: it has no checkpoints/last")
+    return load_config(checkpoint / PRETRAINED_MODEL_DIR / "train_config.json", overrides), run

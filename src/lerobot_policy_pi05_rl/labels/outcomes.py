@@ -1,0 +1,128 @@
+"""Outcomes set by hand, in ``<dataset_root>.labels/outcomes.csv`` beside the first dataset, and what has none yet."""
+
+import logging
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from ..config.train import ConfigError
+from ..data.labeling import labels_folder
+from ..data.labeling_checks import OUTCOMES_FILE
+from ..data.outcomes import known_outcomes
+from ..data.sources import DatasetError, Source, check_outcome_file_datasets, read_outcome_file
+from ..returns import Outcome
+
+logger = logging.getLogger(__name__)
+
+Outcomes = dict[int, Outcome]
+
+
+def outcomes_path(sources: list[Source]) -> Path:
+    """The outcome file of these datasets; it lies beside the first and names the others in a column."""
+    return labels_folder(sources[0].dataset.root) / OUTCOMES_FILE
+
+
+def parse_ranges(text: str) -> list[int]:
+    """``0-3,7`` → [0, 1, 2, 3, 7].
+
+    Raises:
+        ConfigError: it is written otherwise, or a range runs backwards.
+    """
+    numbers = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(f"{part!r} is not an episode or a range of episodes; write them as 0-40,52")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return numbers
+
+
+def format_ranges(numbers: list[int]) -> str:
+    """The inverse of :func:`parse_ranges`, for sorted numbers."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def given_outcomes(
+    sources: list[Source], *, success: str | None, failure: str | None, csv: str | None, of: str | None = None
+) -> list[Outcomes]:
+    """Per source the outcomes that the command line gives; the lists speak of dataset ``of``, by default the first.
+
+    Raises:
+        ConfigError, DatasetError: an episode or ``of`` does not exist, or an episode is given two outcomes.
+    """
+    check_outcome_file_datasets(csv, sources)
+    names = [source.name for source in sources]
+    if of is not None and of not in names:
+        raise DatasetError(
+            f"--of names the dataset {of}, which is not one of {', '.join(names)}; list it in "
+            "dataset.additional_offline_dataset_paths"
+        )
+    subject = 0 if of is None else names.index(of)
+    given = [read_outcome_file(csv, source, primary=number == 0) for number, source in enumerate(sources)]
+    source = sources[subject]
+    known = set(source.columns["episode_index"][source.starts].tolist())
+    for option, text, outcome in (("--success", success, Outcome.SUCCESS), ("--failure", failure, Outcome.FAILURE)):
+        episodes = parse_ranges(text or "")
+        unknown = [episode for episode in episodes if episode not in known]
+        if unknown:
+            raise DatasetError(
+                f"{option} names episode {format_ranges(unknown)}, but dataset {source.name} has "
+                f"{format_ranges(sorted(known))}"
+            )
+        twice = [episode for episode in episodes if given[subject].get(episode, outcome) is not outcome]
+        if twice:
+            raise ConfigError(
+                f"{option} gives episode {format_ranges(twice)} another outcome than --success or --outcomes does; "
+                "name each episode once"
+            )
+        given[subject] |= dict.fromkeys(episodes, outcome)
+    return given
+
+
+def write_outcomes(sources: list[Source], given: list[Outcomes], outcome_file: str | None) -> Path:
+    """Put the given outcomes over those of ``outcome_file`` over those set before, and write them all.
+
+    Returns:
+        The outcome file.
+    """
+    path = outcomes_path(sources)
+    earlier = [str(path) if path.is_file() else None, outcome_file]
+    rows = []
+    for number, source in enumerate(sources):
+        merged: Outcomes = {}
+        for file in earlier:
+            merged |= read_outcome_file(file, source, primary=number == 0)
+        merged |= given[number]
+        dataset = None if number == 0 else source.name
+        rows += [(episode, merged[episode].value, dataset) for episode in sorted(merged)]
+    table = pd.DataFrame(rows, columns=["episode_index", "outcome", "dataset"])
+    if table["dataset"].isna().all():
+        table = table.drop(columns="dataset")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.aside")
+    table.to_csv(aside, index=False)
+    aside.replace(path)
+    logger.info("[LABEL] %d outcomes set, %d in %s", sum(map(len, given)), len(rows), path)
+    print(f"Train with these outcomes: --reward.outcome_file={path}")
+    return path
+
+
+def describe_unlabelled(sources: list[Source], outcome_file: str | None) -> list[str]:
+    """Per dataset one line with the episodes whose outcome nothing tells."""
+    lines = []
+    for number, source in enumerate(sources):
+        outcomes = known_outcomes(source, outcome_file, primary=number == 0)
+        episodes = source.columns["episode_index"][source.starts].tolist()
+        unknown = sorted(e for e, outcome in zip(episodes, outcomes, strict=True) if outcome is None)
+        cut = sorted(e for e, outcome in zip(episodes, outcomes, strict=True) if outcome is Outcome.TRUNCATED)
+        line = f"{source.name}: {len(unknown)} of {len(episodes)} episodes have no outcome"
+        line += f": {format_ranges(unknown)}" if unknown else ""
+        lines.append(line + (f"; cut by a time limit: {format_ranges(cut)}" if cut else ""))
+    return lines

@@ -1,0 +1,193 @@
+"""The value critic V(o, task): value bins, HL-Gauss targets and the network (RECAP, section IV-B).
+
+A separate critic reads what the actor's prefix is made of (image features and prompt embeddings) through its own few
+language layers; a shared one reads what the actor's own layers made of it. Both read it detached, and never see the
+advantage tag.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+from lerobot.policies.pi_gemma import PiGemmaModel
+from torch import Tensor, nn
+
+from .cache import Features
+from .towers import read_block, with_own_layers
+
+
+class ValueBins(nn.Module):
+    """A categorical distribution over returns: ``num_bins`` equal bins on [support_min, support_max].
+
+    Args:
+        sigma_ratio: standard deviation of the target's Gaussian in bin widths (HL-Gauss, arXiv 2403.03950);
+            0 spreads the return over the two nearest bin centres (two-hot).
+    """
+
+    def __init__(self, num_bins: int, support_min: float, support_max: float, sigma_ratio: float):
+        super().__init__()
+        self.support_min, self.support_max = support_min, support_max
+        self.width = (support_max - support_min) / num_bins
+        self.sigma = sigma_ratio * self.width
+        edges = torch.linspace(support_min, support_max, num_bins + 1, dtype=torch.float32)
+        self.register_buffer("edges", edges, persistent=False)
+        self.register_buffer("centers", (edges[:-1] + edges[1:]) / 2, persistent=False)
+
+    def target(self, returns: Tensor) -> Tensor:
+        """(B,) returns inside the support → (B, num_bins) probabilities, each row summing to 1."""
+        if self.sigma == 0:
+            return self._two_hot(returns)
+        cdf = torch.special.ndtr((self.edges - returns[:, None]) / self.sigma)
+        mass = cdf[:, 1:] - cdf[:, :-1]
+        return mass / mass.sum(dim=1, keepdim=True)  # the part of the Gaussian outside the support is cut off
+
+    def _two_hot(self, returns: Tensor) -> Tensor:
+        last = len(self.centers) - 1
+        position = ((returns - self.centers[0]) / self.width).clamp(0, last)
+        low = position.floor().long().clamp(max=last - 1)
+        high_share = (position - low)[:, None]
+        return F.one_hot(low, last + 1) * (1 - high_share) + F.one_hot(low + 1, last + 1) * high_share
+
+    def value(self, logits: Tensor) -> Tensor:
+        """(…, num_bins) logits → (…) expected return, in the centres' precision: fp32."""
+        return logits.to(self.centers.dtype).softmax(dim=-1) @ self.centers
+
+    def cross_entropy(self, logits: Tensor, returns: Tensor) -> Tensor:
+        """(…, num_bins) logits, (…) returns → (…) cross-entropy in nats, fp32."""
+        target = self.target(returns.flatten()).view_as(logits)
+        return -(target * logits.to(target.dtype).log_softmax(dim=-1)).sum(dim=-1)
+
+
+def pool_images(features: Features, *, cameras: int, grid: int, side: int) -> Features:
+    """Each square of ``side`` × ``side`` image tokens becomes their mean; the prompt's tokens stay.
+
+    Args:
+        features: their first ``cameras · grid²`` tokens are the images', row by row; an image is there or not as a
+            whole.
+    """
+    if side == 1:
+        return features
+    count, rows = cameras * grid**2, grid // side
+    images, prompt = features.states[:, :count], features.states[:, count:]
+    squares = images.unflatten(1, (cameras, rows, side, rows, side)).mean(dim=(3, 5)).flatten(1, 3)
+    there = features.mask[:, :count].unflatten(1, (cameras, grid**2))[:, :, 0]
+    mask = there[:, :, None].expand(-1, -1, rows**2).flatten(1)
+    return Features(torch.cat([squares, prompt], dim=1), torch.cat([mask, features.mask[:, count:]], dim=1))
+
+
+class ValueCritic(nn.Module):
+    """A few learned value queries read the prefix through ``depth`` language layers of their own.
+
+    The queries form an attention block behind the prefix: they see it, it does not see them.
+    """
+
+    def __init__(self, text_config, *, depth: int, num_queries: int, bins: ValueBins):
+        super().__init__()
+        config = copy.deepcopy(text_config)
+        config.num_hidden_layers = depth
+        config.vocab_size, config.pad_token_id = 1, None  # the critic embeds nothing: no table is allocated
+        self.backbone = with_own_layers(PiGemmaModel(config), compile_mode=text_config.compile_mode)
+        self.backbone.embed_tokens = None
+        self.queries = nn.Parameter(torch.randn(num_queries, config.hidden_size) * config.hidden_size**-0.5)
+        self.head = nn.Linear(num_queries * config.hidden_size, len(bins.centers))
+        nn.init.zeros_(self.head.weight)  # the first values are the middle of the support, not noise
+        nn.init.zeros_(self.head.bias)
+        self.bins = bins
+
+    @torch.no_grad()
+    def init_from_actor(self, language_model: nn.Module) -> None:
+        """Copy the actor's first language layers, parameter by parameter."""
+        actor_layers = language_model.layers[: len(self.backbone.layers)]
+        for critic_layer, actor_layer in zip(self.backbone.layers, actor_layers, strict=True):
+            critic_layer.load_state_dict(actor_layer.state_dict())
+
+    def forward(self, prefix_embs: Tensor, prefix_mask: Tensor) -> Tensor:
+        """Args:
+            prefix_embs: (B, P, width) detached image features and prompt embeddings of the actor.
+            prefix_mask: (B, P) bool, false at padding.
+
+        Returns:
+            (B, num_bins) fp32 logits.
+        """
+        own = prefix_mask.new_ones(len(prefix_mask), len(self.queries))
+        *prefix, _ = read_block(
+            self.backbone,
+            prefix_embs,
+            prepare_attention_masks_4d(make_att_2d_masks(prefix_mask, torch.zeros_like(prefix_mask))),
+            torch.cumsum(prefix_mask, dim=1) - 1,
+        )
+        seen = torch.cat([prefix_mask, own], dim=1)[:, None, :].expand(-1, own.shape[1], -1)
+        *_, read = read_block(
+            self.backbone,
+            self.queries.to(prefix_embs.dtype).repeat(len(own), 1, 1),
+            prepare_attention_masks_4d(seen),
+            prefix_mask.sum(dim=1, keepdim=True) + torch.cumsum(own, dim=1) - 1,
+            prefix,
+            tap=len(self.backbone.layers),
+        )
+        return self.head(read.flatten(1)).float()
+
+
+class SharedValueCritic(nn.Module):
+    """A few learned value queries attend once to the actor's own prefix states, behind one of its layers: a critic
+    that costs next to nothing, since the actor computes what it reads."""
+
+    HEADS = 8  # as π0.5's towers
+
+    def __init__(self, width: int, *, num_queries: int, bins: ValueBins):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.queries = nn.Parameter(torch.randn(num_queries, width) * width**-0.5)
+        self.attention = nn.MultiheadAttention(width, self.HEADS, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.head = nn.Linear(num_queries * width, len(bins.centers))
+        nn.init.zeros_(self.head.weight)  # the first values are the middle of the support, not noise
+        nn.init.zeros_(self.head.bias)
+        self.bins = bins
+
+    def init_from_actor(self, language_model: nn.Module) -> None:
+        """Nothing: it has no layer of the actor's kind."""
+
+    def forward(self, prefix_states: Tensor, prefix_mask: Tensor) -> Tensor:
+        """As :meth:`ValueCritic.forward`, of the actor's states (B, P, width) in place of the embeddings."""
+        states = self.norm(prefix_states)
+        queries = self.queries.to(states.dtype).expand(len(states), -1, -1)
+        read, _ = self.attention(queries, states, states, key_padding_mask=~prefix_mask, need_weights=False)
+        return self.head((read + self.mlp(read)).flatten(1)).float()
+
+
+class CrossFittedCritic(nn.Module):
+    """K critics. Critic k never learns from the episodes of fold k and is the one asked about them, so that no
+    advantage comes from a critic that has memorised the return; K = 1 is one critic that learns from all."""
+
+    def __init__(self, members: "list[ValueCritic] | list[SharedValueCritic]"):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def bins(self) -> ValueBins:
+        """The value bins, the same for every member."""
+        return self.members[0].bins
+
+    def init_from_actor(self, language_model: nn.Module) -> None:
+        """Copy the actor's first language layers into every member."""
+        for member in self.members:
+            member.init_from_actor(language_model)
+
+    def forward(self, prefix_embs: Tensor, prefix_mask: Tensor) -> Tensor:
+        """As :meth:`ValueCritic.forward`, for every member: (B, K, num_bins) fp32 logits."""
+        return torch.stack([member(prefix_embs, prefix_mask) for member in self.members], dim=1)
+
+    def learns_from(self, fold: Tensor) -> Tensor:
+        """(B,) folds → (B, K) bool: which critics learn from each sample."""
+        members = torch.arange(len(self.members), device=fold.device)
+        return (fold[:, None] != members) | (len(self.members) == 1)
+
+    def out_of_fold(self, values: Tensor, fold: Tensor) -> Tensor:
+        """(B, K) values, (B,) folds → (B,) the value of the critic blind to the sample; the mean where the fold is −1
+        (an episode that none of them has seen)."""
+        chosen = values.gather(1, fold.clamp(min=0)[:, None])[:, 0]
+        return torch.where(fold < 0, values.mean(dim=1), chosen)

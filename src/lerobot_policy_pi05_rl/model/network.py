@@ -1,0 +1,256 @@
+"""π0.5 with the advantage tag in an attention block of its own, and the value critic beside it.
+
+Prefix (images, prompt) and actions are stock π0.5 (lerobot/policies/pi05/modeling_pi05.py). The tag tokens lie
+between them: the prefix cannot see the tag, the actions can. With no tag the block is left out and the network
+is stock π0.5.
+"""
+
+import contextlib
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from lerobot.policies.common.flow_matching import euler_integrate
+from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
+from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
+from lerobot.policies.pi_gemma import PiGemmaModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..configuration_pi05_rl import PI05RLConfig
+from .cache import Block, Context, Features
+from .compiling import check_compiler, compile_in_place
+from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic, pool_images
+from .towers import PaliGemmaWithExpert, read_block
+
+
+class PI05RLPytorch(PI05Pytorch):
+    """The network: stock π0.5, the tag block, the critic (``critic`` is None when it was not asked for)."""
+
+    def __init__(self, config: PI05RLConfig, rtc_processor=None, *, with_critic: bool = True):
+        nn.Module.__init__(self)
+        if config.compile_model:
+            check_compiler(config.device)
+        self.config, self.rtc_processor = config, rtc_processor
+        self.gradient_checkpointing_enabled = False
+        self.paligemma_with_expert = PaliGemmaWithExpert(config)
+        self.action_in_proj = nn.Linear(config.max_action_dim, config.expert_width)
+        self.action_out_proj = nn.Linear(config.expert_width, config.max_action_dim)
+        self.time_mlp_in = nn.Linear(config.expert_width, config.expert_width)
+        self.time_mlp_out = nn.Linear(config.expert_width, config.expert_width)
+        self.critic = None
+        if with_critic:
+            bins = ValueBins(
+                config.num_value_bins,
+                config.value_support_min,
+                config.value_support_max,
+                config.hl_gauss_sigma_ratio,
+            )
+            member = (
+                partial(ValueCritic, self.language_model.config, depth=config.critic_llm_depth)
+                if config.use_separate_critic
+                else partial(SharedValueCritic, config.llm_width)
+            )
+            self.critic = CrossFittedCritic(
+                [member(num_queries=config.num_value_queries, bins=bins) for _ in range(config.critic_folds)]
+            )
+            self.critic.init_from_actor(self.language_model)
+        if config.compile_model:  # the towers' own layers compile themselves
+            for layer in self.vision_tower.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    compile_in_place(layer, config.compile_mode)
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The actor's language tower."""
+        return self.paligemma_with_expert.paligemma.model.language_model
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The SigLIP tower, shared by actor and critic (the critic reads it detached)."""
+        return self.paligemma_with_expert.paligemma.model.vision_tower
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Checkpoint each layer by itself, never nested (stock wraps the whole forward around its layers)."""
+        self._checkpoint_layers(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo :meth:`gradient_checkpointing_enable`."""
+        self._checkpoint_layers(False)
+
+    def _checkpoint_layers(self, enabled: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, PiGemmaModel):  # read by its passes (towers.py)
+                module.gradient_checkpointing = enabled
+        for layer in self.vision_tower.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.gradient_checkpointing = enabled
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+    def embed_observation(self, images: list[Tensor], img_masks: list[Tensor], tokens: Tensor, masks: Tensor) -> Block:
+        """The prefix: all cameras through the vision tower in one batch, then the prompt.
+
+        Args:
+            images: per camera (B, 3, H, W) in [−1, 1]; img_masks: per camera (B,) bool.
+            tokens, masks: (B, T) prompt ids and bool mask.
+        """
+        towers = self.paligemma_with_expert
+        embs = towers.embed_image(torch.cat(images)).unflatten(0, (len(images), -1))  # (cameras, B, N, width)
+        seen = [mask[:, None].expand(-1, embs.shape[2]) for mask in img_masks]
+        pad_masks = torch.cat([*seen, masks], dim=1)
+        embs = torch.cat([*embs, towers.embed_language_tokens(tokens)], dim=1)
+        return Block(embs, pad_masks, torch.zeros_like(pad_masks), len(images))
+
+    def embed_tag(self, tokens: Tensor, masks: Tensor) -> Block:
+        """(B, L) tag token ids and bool mask → the tag's block; it opens a new attention block."""
+        att_masks = torch.zeros_like(masks)
+        att_masks[:, 0] = True
+        return Block(self.paligemma_with_expert.embed_language_tokens(tokens), masks, att_masks)
+
+    def read_prefix(self, prefix: Block, *, for_critic_alone: bool = False) -> Context:
+        """The language tower over the prefix, once for the critic and for the actor under whatever tag.
+
+        Args:
+            for_critic_alone: run the layers alone whose output a shared critic reads.
+        """
+        keys, values, tapped = read_block(
+            self.language_model,
+            prefix.embs,
+            prepare_attention_masks_4d(make_att_2d_masks(prefix.pad_masks, prefix.att_masks)),
+            torch.cumsum(prefix.pad_masks, dim=1) - 1,
+            tap=None if self.config.use_separate_critic else self.config.critic_llm_depth,
+            stop_at_tap=for_critic_alone,
+        )
+        return Context(prefix.pad_masks, keys, values, tapped)
+
+    def read_tag(self, prefix: Context, tag: Block) -> Context:
+        """The language tower over the tag, which sees the prefix; both are the context of the actions."""
+        own = make_att_2d_masks(tag.pad_masks, tag.att_masks)
+        before = prefix.pad_masks[:, None, :] & tag.pad_masks[:, :, None]
+        keys, values, _ = read_block(
+            self.language_model,
+            tag.embs,
+            prepare_attention_masks_4d(torch.cat([before, own], dim=2)),
+            _positions(prefix.pad_masks, tag.pad_masks),
+            (prefix.keys, prefix.values),
+        )
+        return Context(torch.cat([prefix.pad_masks, tag.pad_masks], dim=1), keys, values, prefix.tapped)
+
+    def critic_features(self, prefix: Block, states: Context | None = None) -> Features:
+        """What the critic reads. ``states`` are the prefix's, if they were computed; a shared critic computes what it
+        needs without them."""
+        if self.config.use_separate_critic:
+            return pool_images(
+                Features(prefix.embs.detach(), prefix.pad_masks),
+                cameras=prefix.cameras,
+                grid=self.config.image_grid,
+                side=self.config.critic_image_pooling,
+            )
+        if states is None:
+            with torch.no_grad():
+                states = self.read_prefix(prefix, for_critic_alone=True)
+        return Features(states.tapped.detach(), prefix.pad_masks)
+
+    def velocities(self, context: Context, readings: list[Tensor], x_t: Tensor, time: Tensor) -> list[Tensor]:
+        """The velocity under each of several readings of one context, in one pass of the expert.
+
+        Args:
+            readings: (B, N) bool masks of the context's tokens that the actions see. Each reading is a copy of the
+                action tokens; the copies do not see each other.
+            x_t: (B, H, A) noisy actions; time: (B,) in (0, 1], 1 is noise.
+
+        Returns:
+            Per reading (B, H, A) fp32 predicted velocity ``noise - actions``.
+        """
+        embs, pad_masks, att_masks, adarms_cond = self.embed_suffix(x_t, time)
+        copies, length = len(readings), pad_masks.shape[1]
+        own = make_att_2d_masks(pad_masks, att_masks)
+        masks, positions = [], []
+        for number, reading in enumerate(readings):
+            blocks = [own if number == other else torch.zeros_like(own) for other in range(copies)]
+            masks.append(torch.cat([reading[:, None, :].expand(-1, length, -1), *blocks], dim=2))
+            positions.append(_positions(reading, pad_masks))
+        out = self.paligemma_with_expert.read_actions(
+            context.keys,
+            context.values,
+            embs.repeat(1, copies, 1),
+            prepare_attention_masks_4d(torch.cat(masks, dim=1)),
+            torch.cat(positions, dim=1),
+            adarms_cond,
+        ).to(torch.float32)
+        with _full_precision(out.device.type):
+            return list(self.action_out_proj(out).chunk(copies, dim=1))
+
+    def velocity(self, context: Context, x_t: Tensor, time: Tensor) -> Tensor:
+        """:meth:`velocities` under the one reading that sees the whole context."""
+        return self.velocities(context, [context.pad_masks], x_t, time)[0]
+
+    def flow_matching_error(self, context: Context, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """(B, H, A) squared error of the velocity; ``actions`` and ``noise`` are (B, H, A), ``time`` (B,)."""
+        expanded = time[:, None, None]
+        x_t = expanded * noise + (1 - expanded) * actions
+        return F.mse_loss(noise - actions, self.velocity(context, x_t, time), reduction="none")
+
+    def forward(self, images, img_masks, tokens, masks, actions, noise, time) -> Tensor:
+        """Stock's training forward (no tag): (B, H, A) squared errors."""
+        prefix = self.read_prefix(self.embed_observation(images, img_masks, tokens, masks))
+        return self.flow_matching_error(prefix, actions, noise, time)
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        images,
+        img_masks,
+        tokens,
+        masks,
+        tag_tokens=None,
+        tag_masks=None,
+        noise=None,
+        num_steps=None,
+        guidance_scale: float = 1.0,
+        **rtc,
+    ) -> Tensor:
+        """Denoise a chunk (B, H, A) with one cached pass over the prefix, and one over the tag.
+
+        Args:
+            tag_tokens, tag_masks: (B, L) the advantage tag; None: plain π0.5.
+            noise: (B, H, A) start of the integration; None: drawn.
+            guidance_scale: β; each step follows ``v(no tag) + β · (v(tag) − v(no tag))``. 1 is plain conditioning.
+            rtc: ``inference_delay``, ``prev_chunk_left_over``, ``execution_horizon`` (LeRobot's
+                real-time chunking).
+        """
+        if noise is None:
+            shape = (tokens.shape[0], self.config.chunk_size, self.config.max_action_dim)
+            noise = self.sample_noise(shape, tokens.device)
+        prefix = self.read_prefix(self.embed_observation(images, img_masks, tokens, masks))
+        context = prefix if tag_tokens is None else self.read_tag(prefix, self.embed_tag(tag_tokens, tag_masks))
+        readings = [context.pad_masks]
+        if tag_tokens is not None and guidance_scale != 1.0:
+            untagged = context.pad_masks.clone()
+            untagged[:, prefix.pad_masks.shape[1] :] = False
+            readings.append(untagged)
+
+        def velocity(x_t: Tensor, time: Tensor) -> Tensor:
+            tagged, *untagged = self.velocities(context, readings, x_t, time)
+            return tagged if not untagged else untagged[0] + guidance_scale * (tagged - untagged[0])
+
+        return euler_integrate(
+            velocity,
+            noise,
+            num_steps or self.config.num_inference_steps,
+            rtc_processor=self.rtc_processor,
+            rtc_enabled=self._rtc_enabled(),
+            **rtc,
+        )
+
+
+def _positions(context: Tensor, block: Tensor) -> Tensor:
+    """(B, S) positions of a block's tokens behind those of (B, N) ``context`` that are seen; padding takes none."""
+    return context.sum(dim=1, keepdim=True) + torch.cumsum(block, dim=1) - 1
+
+
+def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
+    """Autocast off; the meta device, on which sizes are counted, knows no autocast at all."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else contextlib.nullcontext()

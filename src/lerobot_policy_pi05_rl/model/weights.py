@@ -1,0 +1,113 @@
+"""Load a checkpoint's weights into a policy completely, or not at all.
+
+LeRobot's ``PI05Policy.from_pretrained`` (policies/pi05/modeling_pi05.py) catches every exception and returns
+random weights; here anything missing, unexpected or of another shape is an error before a tensor is touched.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..stored.files import CRITIC_PREFIX, CheckpointError, CheckpointFiles, StoredTensor, list_names, open_tensors
+from ..stored.files import locate as locate
+from ..stored.folders import policy_kind, stored_type
+from ..stored.keys import NORMALISATION, is_unused, model_kind, size_differences
+
+logger = logging.getLogger(__name__)
+
+FLOATS = ("F64", "F32", "F16", "BF16")  # how weights are stored; anything else is quantised or no weight
+
+
+def load_policy_weights(policy: nn.Module, files: CheckpointFiles) -> None:
+    """Copy every tensor of weights and critic into ``policy`` (cast to its dtype), one at a time.
+
+    A stock π0.5 checkpoint has no critic: the critic is then initialised from the loaded actor and the log says
+    so. What π0.5 never uses (stock's two logits heads, for instance) is skipped, and so are the statistics that
+    LeRobot kept in the network up to 0.3 (the log says so). A policy without a critic skips the checkpoint's.
+
+    Raises:
+        CheckpointError: the tensors differ in name, shape or kind, before one is touched; or a file is damaged or a
+            tensor not finite, which shows as it is copied.
+    """
+    wanted = policy.state_dict()
+    has_critic = any(key.startswith(CRITIC_PREFIX) for key in wanted)
+    with open_tensors(files) as stored:
+        statistics = [tensor.name for key, tensor in stored.items() if NORMALISATION.match(key)]
+        sources = {
+            key: tensor
+            for key, tensor in stored.items()
+            if key in wanted or not (NORMALISATION.match(key) or is_unused(key))
+            if has_critic or not key.startswith(CRITIC_PREFIX)
+        }
+        needs_critic = has_critic and not any(key.startswith(CRITIC_PREFIX) for key in sources)
+        expected = {key: v for key, v in wanted.items() if not (needs_critic and key.startswith(CRITIC_PREFIX))}
+        _check(files.weights, sources, expected)
+        with torch.no_grad():
+            for key, tensor in sources.items():
+                wanted[key].copy_(tensor.read())
+                _check_finite(tensor, wanted[key])
+    if statistics:
+        logger.warning(
+            "%s stores the normalisation of an older LeRobot with its weights (%s): it is left out. Training "
+            "normalises with the statistics of its data and saves them with each checkpoint",
+            files.weights,
+            list_names(statistics),
+        )
+    if needs_critic:
+        policy.model.critic.init_from_actor(policy.model.language_model)
+        logger.info("%s has no critic: its layers are initialised from the actor's, its head is new", files.directory)
+
+
+def _check(file: Path, sources: dict[str, StoredTensor], expected: dict[str, torch.Tensor]) -> None:
+    missing = sorted(expected.keys() - sources.keys())
+    unexpected = sorted(sources[key].name for key in sources.keys() - expected.keys())
+    both = [(key, sources[key]) for key in sources if key in expected]
+    shapes = [
+        f"{key}: {tensor.shape} in the file, {tuple(expected[key].shape)} here"
+        for key, tensor in both
+        if tensor.shape != tuple(expected[key].shape)
+    ]
+    kinds = [f"{key}: {tensor.dtype}" for key, tensor in both if tensor.dtype not in FLOATS]
+    problems = [
+        f"{len(items)} {what} ({list_names(items)})"
+        for what, items in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            (f"quantised or no weights, which must be {', '.join(FLOATS)}", kinds),
+        )
+        if items
+    ]
+    if problems:
+        raise CheckpointError(_misfit(file, sources, expected, "; ".join(problems)))
+
+
+def _misfit(file: Path, sources: dict[str, StoredTensor], expected: dict[str, torch.Tensor], problems: str) -> str:
+    """The error for tensors that do not fit: another model, other sizes, or neither."""
+    kind = model_kind(sources) or policy_kind(stored_type(file.parent))
+    if kind is not None:
+        return f"{file} holds {kind}, but a π0.5 is needed, such as lerobot/pi05_base; tensors: {problems}"
+    differing = size_differences(
+        {key: tensor.shape for key, tensor in sources.items()},
+        {key: tuple(tensor.shape) for key, tensor in expected.items()},
+    )
+    if not differing:
+        return f"{file} does not fit the policy; tensors: {problems}. It is damaged, or of another model"
+    said = ", ".join(f"policy.{key} is {theirs} in it and {ours} here" for key, (theirs, ours) in differing.items())
+    flags = " ".join(f"--policy.{key}={_flag(key, theirs)}" for key, (theirs, _) in differing.items())
+    return f"{file} does not fit the policy: {said}; tensors: {problems}. Give the checkpoint's sizes: {flags}"
+
+
+def _flag(key: str, size: int) -> str:
+    return f"[{size},{size}]" if key == "image_resolution" else str(size)
+
+
+def _check_finite(tensor: StoredTensor, loaded: torch.Tensor) -> None:
+    if loaded.numel() and not torch.stack(torch.aminmax(loaded)).isfinite().all():
+        count = int((~loaded.isfinite()).sum())
+        raise CheckpointError(
+            f"{tensor.file}: {count} of {loaded.numel()} values of the tensor {tensor.name} are NaN or infinite, as "
+            f"{loaded.dtype}; use another checkpoint, an earlier one of that run"
+        )

@@ -1,0 +1,200 @@
+"""Where numbers go: means over the log window, ``metrics.jsonl``, W&B."""
+
+import copy
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lerobot.common.wandb_utils import WandBLogger
+from lerobot.configs.train import TRAIN_CONFIG_NAME
+from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+
+from ..errors import UserError
+from ..runtime.files import flush
+
+logger = logging.getLogger(__name__)
+
+STEP_KEY = "Optimization step"
+METRICS_FILE = "metrics.jsonl"
+HISTOGRAM_BINS = 64  # W&B's default
+ROUNDING = 1e-6  # relative; fp32 has 1.2e-7, and a value is a sum over some bins
+
+
+class MetricsWindow:
+    """Means of scalars since the last log line; its state is part of the checkpoint, so a resumed run's first
+    line equals the uninterrupted run's."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, float]) -> None:
+        """Add one step's scalars; NaN (nothing to average in that step) is left out."""
+        for name, value in values.items():
+            if not math.isnan(value):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def flush(self) -> dict[str, float]:
+        """The means, and start anew."""
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-ready state."""
+        return {"sums": self.sums, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is none.
+        """
+        sums = {str(name): float(value) for name, value in state["sums"].items()}
+        counts = {str(name): int(value) for name, value in state["counts"].items()}
+        if sums.keys() != counts.keys() or not all(count > 0 for count in counts.values()):
+            raise ValueError("sums and counts do not belong together")
+        self.sums, self.counts = sums, counts
+
+
+class MetricsWriter:
+    """One line per log step in ``metrics.jsonl``, and the same to W&B if that is enabled."""
+
+    def __init__(self, cfg: Any, run_dir: Path, *, resumed_step: int | None):
+        self.path = run_dir / METRICS_FILE
+        drop_lines_after(self.path, resumed_step or 0)  # a run killed before its first checkpoint has left lines, too
+        self._file = self.path.open("a")
+        self._wandb = _make_wandb(cfg, run_dir)
+
+    def log(self, step: int, values: dict[str, float], *, mode: str = "train") -> None:
+        """Write scalars of ``step``."""
+        prefix = "" if mode == "train" else f"{mode}/"
+        line = {"step": step, **{f"{prefix}{name}": value for name, value in sorted(values.items())}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log_dict({STEP_KEY: step, **values}, mode=mode, custom_step_key=STEP_KEY)
+
+    def log_histograms(self, step: int, histograms: dict[str, Any]) -> None:
+        """Histograms of (B,) tensors; W&B only."""
+        if self._wandb is None or not histograms:
+            return
+        import wandb
+
+        arrays = {name: values[values.isfinite()].double().cpu().numpy() for name, values in histograms.items()}
+        data = {
+            f"train/{name}": wandb.Histogram(np_histogram=histogram(array))
+            for name, array in arrays.items()
+            if array.size
+        }
+        wandb.log({**data, f"train/{STEP_KEY}": step})
+
+    def log_video(self, step: int, name: str, path: Path) -> None:
+        """A video file; W&B only."""
+        if self._wandb is not None:
+            import wandb
+
+            wandb.log({f"train/{name}": wandb.Video(str(path)), f"train/{STEP_KEY}": step})
+
+    def sync(self) -> None:
+        """To the disk with all lines: a checkpoint must not outlive, in a power cut, the lines before it."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and end the W&B run."""
+        self._file.close()
+        if self._wandb is not None:
+            import wandb
+
+            wandb.finish()
+
+
+class NoWriter:
+    """Takes the place of :class:`MetricsWriter` in the processes that do not write."""
+
+    def log(self, step: int, values: dict[str, float], *, mode: str = "train") -> None:
+        """Nothing."""
+
+    def log_histograms(self, step: int, histograms: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(64,) counts and (65,) edges of (N,) finite float64; values that differ by no more than fp32 rounds fall into
+    one bin, where numpy refuses ("too many bins for data range") or shows the rounding as a shape."""
+    low, high = float(values.min()), float(values.max())
+    scale = max(1.0, abs(low), abs(high))
+    if high - low <= ROUNDING * scale:
+        low = (low + high) / 2 - scale * (0.5 + 0.5 / HISTOGRAM_BINS)  # the values in the middle of a bin
+        high = low + scale
+    return np.histogram(values, bins=HISTOGRAM_BINS, range=(low, high))
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Forget lines that a run wrote after the checkpoint it resumes from (and a half-written last line)."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            logger.warning("%s: a half-written line was dropped", path)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in kept))
+    flush(partial)
+    partial.replace(path)
+    flush(path.parent, recursive=False)
+
+
+def _make_wandb(cfg: Any, run_dir: Path) -> WandBLogger | None:
+    if not cfg.wandb.enable:
+        return None
+    import wandb
+
+    view = copy.copy(cfg)  # LeRobot's logger reads output_dir, resume and wandb.project
+    view.wandb = copy.copy(cfg.wandb)
+    view.wandb.project = cfg.wandb_project
+    view.output_dir = run_dir
+    if cfg.resume:
+        view.wandb.run_id = cfg.wandb.run_id or wandb_run_id(run_dir)
+    view.resume = cfg.resume and view.wandb.run_id is not None
+    logger.info("W&B project %s, mode %s", view.wandb.project, view.wandb.mode or "online")
+    if view.resume:  # W&B's own step only ever grows
+        logger.info(
+            "W&B run %s goes on; what it got after the checkpoint comes again, at the same %r",
+            view.wandb.run_id,
+            STEP_KEY,
+        )
+    try:
+        made = WandBLogger(view)
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"W&B: {' '.join(str(error).split())}. Set wandb.enable=false, or wandb.run_id to the run to go on with"
+        ) from error
+    cfg.wandb.run_id = view.wandb.run_id  # the checkpoint's train_config.json holds it, as LeRobot's does
+    return made
+
+
+def wandb_run_id(run_dir: Path) -> str | None:
+    """The id of the W&B run that this run has logged to: W&B's own note of it, else the newest checkpoint's.
+
+    None if it has not logged to any."""
+    for file in (run_dir / "wandb" / "latest-run").glob("run-*.wandb"):
+        return file.stem.removeprefix("run-")
+    stored = run_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME
+    if not stored.is_file():
+        return None
+    return json.loads(stored.read_text()).get("wandb", {}).get("run_id")
