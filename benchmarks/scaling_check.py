@@ -1,6 +1,6 @@
-"""Counts what processes really send in a step of a tiny model, beside what benchmarks/scaling_model.py says.
+"""Counts what processes really send in a step of a tiny model, beside what benchmarks/scaling.py says.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/scaling_check.py [--json] [--write-docs]
+    python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/scaling_check.py [--json]
 
 Every case is a policy's options. A critic-only step and a joint one, of two accumulated batches each, on the CPU.
 """
@@ -11,11 +11,9 @@ import os
 from collections import Counter
 from dataclasses import replace
 from itertools import repeat
-from pathlib import Path
 
-import scaling_model as model_of
+import scaling as model_of
 import torch
-from docs_section import replace_section
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,8 +25,6 @@ from lerobot_policy_pi05_rl.plan.meta_step import Shape, build, make_batch, with
 from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
-SCRIPT = "benchmarks/scaling_check.py"
-PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 SIZES = {
     **{"llm_width": 64, "llm_mlp_dim": 128, "llm_depth": 3, "head_dim": 8, "expert_width": 32, "expert_mlp_dim": 64},
     **{"vision_width": 32, "vision_mlp_dim": 64, "vision_depth": 2, "vision_heads": 4, "vision_patch_size": 16},
@@ -139,7 +135,6 @@ def main() -> None:
     """Run the cases in every process; the first prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--write-docs", action="store_true", help="put the table into docs/scaling.md")
     args = parser.parse_args()
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     torch.set_num_threads(1)
@@ -155,9 +150,6 @@ def main() -> None:
         }
         found = rows(counted, formula)
         print(json.dumps(found) if args.json else table(found))
-        if args.write_docs:
-            command = f"python -m torch.distributed.run --standalone --nproc-per-node {processes.count} {SCRIPT}"
-            replace_section(PAGE, "check", f"`{command}`\n\n{table(found)}")
     processes.wait()
     torch.distributed.destroy_process_group()
 

@@ -58,7 +58,7 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"python benchmarks/memory\.py": OTHER.format("tests/test_plan.py"),
     r"python -m torch\.distributed\.run .*scaling_check\.py": OTHER.format("tests/test_scaling.py"),
     r"python benchmarks/(vs_lerobot|compile|processes|flops|plan|guidance)\.py.*": MEASURES,
-    r"python benchmarks/(scaling|scaling_codec|data_memory|control_period|slow_actor)\.py.*": MEASURES,
+    r"python benchmarks/(scaling|data_memory|control_period|slow_actor)\.py.*": MEASURES,
 }
 DEPTH = 6  # of the language tower: as many layers as the critic has where nobody says how many
 SHORTER = {  # in a command, or appended to it
