@@ -17,11 +17,11 @@ from docs_section import write_section
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
+from minimum_flops import minimum_flops
 from torch import Tensor, nn
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.model.critic import ValueCritic
-from lerobot_policy_pi05_rl.plan.analytic import minimum_flops
 from lerobot_policy_pi05_rl.plan.flops import Flops, flops_by_part, total, training_step_flops
 from lerobot_policy_pi05_rl.plan.meta_step import TAG_TOKENS, Shape, build, run_backward, with_cameras
 
@@ -145,7 +145,7 @@ def reference_flops(cameras: int, batch: int, text: int) -> Flops:
 
 
 def least(name: str, cameras: int, batch: int, text: int) -> int:
-    """The minimum of one of our steps (plan/analytic.py)."""
+    """The minimum of one of our steps (minimum_flops.py)."""
     return batch * minimum_flops(with_cameras(PI05RLConfig(device="cpu", **OURS[name]), cameras), cameras, text)
 
 

@@ -3,8 +3,8 @@ trainable weight's gradient needs once backward. One critic learning from the re
 
 from dataclasses import dataclass
 
-from ..configuration_pi05_rl import PI05RLConfig
-from .meta_step import TAG_TOKENS
+from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
+from lerobot_policy_pi05_rl.plan.meta_step import TAG_TOKENS
 
 HEADS = 8  # of both towers and of the shared critic
 
