@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 
 from ..distributed.fsdp import optimizer_parts
 from ..recap import RecapAlgorithm
-from ..runtime.files import damages, flush, write_manifest
+from ..runtime.files import damages, flush, give_name, write_manifest
 from ..stored.files import CheckpointError
 from ..training.metrics import MetricsWindow
 from .critic_provenance import CRITIC_DATA
@@ -96,14 +96,13 @@ def write_checkpoint(
     (state / METRICS_STATE).write_text(json.dumps(snapshot.metrics))
     (state / DATA_STATE).write_text(json.dumps(data_state))
     write_manifest(partial)
-    flush(partial)
+    flush(partial, forget=True)  # so that it is read back from the disk
     found = damages(partial)
     if found:
         raise CheckpointError(f"the disk does not give back what was written to {final}: {found[0]}")
     if final.exists():  # a resumed run reached a step that was saved before
         remove_checkpoint(final)
-    partial.rename(final)
-    flush(final.parent, recursive=False)
+    give_name(partial, final)
     link_last(final)
     return final
 
@@ -114,8 +113,7 @@ def link_last(checkpoint: Path) -> None:
     fresh = hidden(link, PARTIAL)
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(checkpoint.name)
-    fresh.replace(link)
-    flush(link.parent, recursive=False)
+    give_name(fresh, link)
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..returns import Outcome, episode_advantages
+from ..runtime.files import replacing
 from .alignment import Alignment
 from .episodes import LabelledEpisodes
 from .frames import PinnedLabels
@@ -159,12 +160,10 @@ def tag_columns(columns: Columns, thresholds: Mapping[str, float]) -> Columns:
 
 def write_labeling(path: Path, labeling: Labeling) -> None:
     """Write aside, then rename: a crash leaves the labeling of before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: pa.array(labeling.columns[name], type=kind) for name, kind in SCHEMA.items()}
     table = pa.table(arrays).replace_schema_metadata({META_KEY: json.dumps(labeling.meta).encode()})
-    aside = path.with_name(f".{path.name}.aside")
-    pq.write_table(table, aside)
-    aside.replace(path)
+    with replacing(path) as aside:
+        pq.write_table(table, aside)
 
 
 def read_labeling(path: Path) -> Labeling:

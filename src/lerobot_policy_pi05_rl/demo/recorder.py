@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..online.actor.success import told_success
+from ..runtime.files import give_name
 from ..runtime.scheduling import unchanged_scheduling
 from .constants import ACTION_NAMES, CAMERA_NAMES, CONTROL_HZ, STATE_NAMES
 
@@ -119,7 +120,7 @@ def record_episodes(
     if len(envs) > 1:
         _write_pooled_statistics(partial, recipe["repo_id"])
     (partial / RECIPE_FILE).write_text(json.dumps({**recipe, RECOVERY_START: recovery_starts}, indent=2) + "\n")
-    partial.rename(root)
+    give_name(partial, root)
     return root
 
 

@@ -12,6 +12,7 @@ from ..data.labeling_checks import OUTCOMES_FILE
 from ..data.outcomes import known_outcomes
 from ..data.sources import DatasetError, Source, check_outcome_file_datasets, read_outcome_file
 from ..returns import Outcome
+from ..runtime.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +106,8 @@ def write_outcomes(sources: list[Source], given: list[Outcomes], outcome_file: s
     table = pd.DataFrame(rows, columns=["episode_index", "outcome", "dataset"])
     if table["dataset"].isna().all():
         table = table.drop(columns="dataset")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.aside")
-    table.to_csv(aside, index=False)
-    aside.replace(path)
+    with replacing(path) as aside:
+        table.to_csv(aside, index=False)
     logger.info("[LABEL] %d outcomes set, %d in %s", sum(map(len, given)), len(rows), path)
     print(f"Train with these outcomes: --reward.outcome_file={path}")
     return path

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..data.labeling import labels_folder
 from ..errors import UserError
+from ..runtime.files import replacing
 from .frames import DatasetFrames
 from .inputs import Subject, open_subject, read_metrics
 from .labels import Labeling, newest_labeling, read_labeling
@@ -37,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     videos = write_videos(split_episodes(args.video_episodes), labelings[0], pictures, subject.fps, output)
     page = render_page(subject, labelings, pictures, read_metrics(subject.run), videos)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(output)
+    with replacing(output) as aside:
+        aside.write_text(page, encoding="utf-8")
     logger.info("[REPORT] Wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
     return 0
 

@@ -1,4 +1,6 @@
-"""What a whole checkpoint consists of: size and CRC-32 of every file, by which a damaged one is known.
+"""How files get onto the disk: written aside, then renamed; and by which size and CRC-32 a damaged one is known.
+
+Whatever is replaced here is, after a crash or a power cut at any instant, what it was before or what it is now.
 
 CRC-32 is the standard library's, leaves the interpreter to others, and is as fast as most disks read; it is there to
 find torn writes and flipped bits, not forgeries. Checkpoints of versions that wrote no manifest count as whole.
@@ -7,6 +9,8 @@ find torn writes and flipped bits, not forgeries. Checkpoints of versions that w
 import json
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -61,10 +65,53 @@ def checksum(path: Path) -> str:
     return f"{value:08x}"
 
 
-def flush(path: Path, *, recursive: bool = True) -> None:
-    """fsync a file or directory and, if asked, all below it, so that a rename never precedes the bytes."""
-    for entry in [path, *(path.rglob("*") if recursive else ())]:
-        sync(entry, forget=entry.is_file())
+@contextmanager
+def replacing(path: Path, aside: Path | None = None) -> Iterator[Path]:
+    """Yields where to write a file or folder, which then gets the name ``path``; a reader sees the old or the new one.
+
+    Args:
+        aside: where; a hidden name beside ``path`` if None.
+
+    Raises:
+        OSError: the disk is full or broken. ``path`` is as it was, and a file aside is gone.
+    """
+    aside = aside or path.with_name(f".{path.name}.new")
+    make_folder(path.parent)
+    try:
+        yield aside
+        give_name(aside, path)
+    except BaseException:
+        if aside.is_file():
+            aside.unlink()
+        raise
+
+
+def give_name(aside: Path, path: Path) -> None:
+    """Rename a complete file, link or folder, whose bytes are on the disk before its name is, and its name on return.
+
+    A file or link of that name is replaced; a folder must be empty.
+    """
+    if not aside.is_symlink():
+        flush(aside)
+    aside.replace(path)
+    sync(path.parent)
+    if aside.parent != path.parent:
+        sync(aside.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and its parents, each entered in its parent on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)  # another process may make it, too
+        sync(path.parent)
+
+
+def flush(path: Path, *, forget: bool = False) -> None:
+    """fsync a file, or a folder and all below it, deepest first."""
+    for entry in [*sorted(path.rglob("*"), reverse=True), path]:
+        if not entry.is_symlink():
+            sync(entry, forget=forget and entry.is_file())
 
 
 def sync(path: Path, *, forget: bool = False) -> None:

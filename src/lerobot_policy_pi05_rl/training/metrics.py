@@ -14,7 +14,7 @@ from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
 from ..errors import UserError
-from ..runtime.files import flush
+from ..runtime.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -152,11 +152,8 @@ def drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:
             logger.warning("%s: a half-written line was dropped", path)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept))
-    flush(partial)
-    partial.replace(path)
-    flush(path.parent, recursive=False)
+    with replacing(path, path.with_suffix(".partial")) as aside:
+        aside.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _make_wandb(cfg: Any, run_dir: Path) -> WandBLogger | None:

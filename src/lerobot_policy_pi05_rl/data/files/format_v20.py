@@ -24,6 +24,7 @@ from lerobot.datasets.utils import (
 )
 
 from ...errors import DatasetError, UserError
+from ...runtime.files import replacing
 from .columns import read_columns
 from .metadata import VISUAL
 
@@ -55,12 +56,10 @@ def upgrade(root: Path) -> None:
         for key in info["features"].keys() & recorded.keys() - counted.keys():
             stats[key] = {**recorded[key], "count": [episode["length"]]}
         lines.append(json.dumps({"episode_index": number, "stats": serialize_dict(stats)}))
-    aside = root / f"{LEGACY_EPISODES_STATS_PATH}.aside"
-    aside.write_text("\n".join(lines) + "\n")
-    aside.replace(root / LEGACY_EPISODES_STATS_PATH)
-    aside = root / f"{INFO_PATH}.aside"
-    aside.write_text(json.dumps({**info, "codebase_version": "v2.1"}, indent=4))
-    aside.replace(root / INFO_PATH)
+    with replacing(root / LEGACY_EPISODES_STATS_PATH) as aside:
+        aside.write_text("\n".join(lines) + "\n")
+    with replacing(root / INFO_PATH) as aside:
+        aside.write_text(json.dumps({**info, "codebase_version": "v2.1"}, indent=4))
 
 
 def _episode_stats(columns: dict[str, np.ndarray], features: dict[str, dict]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from lerobot.policies.common.vla_utils import resize_with_pad_torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ...runtime.files import give_name
 from ...runtime.progress import progress_bar
 from ..sources import DatasetError, Source, dataset_fingerprint
 from .cameras import picture_shape
@@ -289,4 +290,4 @@ def _build(source: Source, cache: FrameCache, resolution: tuple[int, int], loade
                 logger.info("%s %s: %d of %d pictures, %.0f s left", TAG, source.name, done, total, left)
     shutil.rmtree(partial.folder / "done")
     (partial.folder / "cache.json").write_text(partial.stamp())
-    partial.folder.rename(cache.folder)
+    give_name(partial.folder, cache.folder)

@@ -22,7 +22,7 @@ from lerobot.datasets.utils import (
 )
 
 from ...returns import Outcome
-from ...runtime.files import sync
+from ...runtime.files import give_name, make_folder, replacing, sync
 
 INCOMING = ".incoming"  # an episode that is being written
 BUILDING, COMPACTED = ".building", ".compacted"  # new data/ and meta/; the second name says that they are complete
@@ -55,28 +55,16 @@ def numbered(path: Path) -> int:
     return int(path.parent.name.split("-")[1]) * DEFAULT_CHUNK_SIZE + int(path.stem.split("-")[1])
 
 
-def make_folder(folder: Path) -> None:
-    """The folder and its parents, each entered in its parent on the disk."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir()
-        sync(path.parent)
-
-
 def adopt(written: Path, path: Path) -> None:
     """Give a complete file its name; whatever had it is replaced."""
     make_folder(path.parent)
-    sync(written)
-    os.replace(written, path)
-    sync(path.parent)
+    give_name(written, path)
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Replace a JSON file at once: a reader sees the old or the new one."""
-    make_folder(path.parent)
-    written = path.with_name(f".{path.name}.new")
-    written.write_text(json.dumps(value, indent=4, ensure_ascii=False), encoding="utf-8")
-    adopt(written, path)
+    """Replace a JSON file at once."""
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(value, indent=4, ensure_ascii=False), encoding="utf-8")
 
 
 def fresh_folder(path: Path) -> Path:
@@ -89,11 +77,7 @@ def fresh_folder(path: Path) -> Path:
 
 def commit_compaction(root: Path) -> None:
     """Put the tables in ``.building`` in the place of the root's; a crash before leaves those, after: the new ones."""
-    for path in sorted((root / BUILDING).rglob("*"), reverse=True):
-        sync(path)
-    sync(root / BUILDING)
-    os.rename(root / BUILDING, root / COMPACTED)
-    sync(root)
+    give_name(root / BUILDING, root / COMPACTED)
     finish_compaction(root)
 
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from ...runtime.files import sync
+from ...runtime.files import give_name, sync
 from ..episode import is_uid
 
 logger = logging.getLogger(__name__)
@@ -56,16 +56,13 @@ class Inbox:
             self._last = arrived = max(time.time_ns(), self._last + 1)
         part = self.directory / f"{uid}.{uuid.uuid4().hex}{_PART}"  # the same episode may be on its way twice
         try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.utime(file.fileno(), ns=(arrived, arrived))
-                os.fsync(file.fileno())
+            part.write_bytes(data)
+            os.utime(part, ns=(arrived, arrived))
+            sync(part)  # here, where other threads need not wait for it
             with self._lock:
                 if uid in self:
                     return False
-                part.rename(path)
-                sync(self.directory)
+                give_name(part, path)
         finally:
             part.unlink(missing_ok=True)
         return True
@@ -96,9 +93,7 @@ class Inbox:
             FileNotFoundError: it is not here.
         """
         target = self.rejected / f"{uid}{_SUFFIX}"
-        self._path(uid).rename(target)
-        sync(self.rejected)
-        sync(self.directory)
+        give_name(self._path(uid), target)
         logger.warning("[LEARNER] Rejected the episode %s: %s. It is kept in %s", uid, reason, target)
 
     def _path(self, uid: str) -> Path:

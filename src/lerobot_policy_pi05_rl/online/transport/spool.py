@@ -1,7 +1,6 @@
 """Finished episodes wait on the actor's disk until the learner has them: a dead learner loses nothing."""
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...runtime.files import sync
+from ...runtime.files import replacing
 from ..episode import Episode, pack
 
 logger = logging.getLogger(__name__)
@@ -47,14 +46,9 @@ class Spool:
             UserError: the disk is full or the folder is gone.
         """
         path = self.folder / f"{time.time_ns():020d}-{episode.uid}{END}"
-        partial = path.with_suffix(UNFINISHED)
         try:
-            with partial.open("wb") as file:
-                file.write(pack(episode))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(path)
-            sync(self.folder)
+            with replacing(path, path.with_suffix(UNFINISHED)) as aside:
+                aside.write_bytes(pack(episode))
         except OSError as error:
             raise UserError(f"an episode cannot be written to {self.folder}: {error.strerror or error}") from error
         return path
