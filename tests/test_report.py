@@ -172,7 +172,7 @@ def test_every_chart_names_both_axes_and_has_a_caption(page):
 
 def test_task_texts_are_escaped(page):
     assert "<b>&" not in page and "cubes</b>" not in page
-    assert "stack &lt;b&gt;&amp;&quot;2&quot; cubes&lt;/b&gt;" in page
+    assert "stack &lt;b&gt;&amp;&#34;2&#34; cubes&lt;/b&gt;" in page
 
 
 def test_the_table_counts_what_the_labeling_says(page):

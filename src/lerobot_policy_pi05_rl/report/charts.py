@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from .labels import OUTCOMES
 from .statistics import CalibrationBin
@@ -13,7 +14,7 @@ LINE_POINTS = 100  # more cannot be told apart at the size of a chart
 SHARE_BINS = 10
 
 
-def lengths_chart(episodes: pd.DataFrame, fps: float) -> str:
+def lengths_chart(episodes: pd.DataFrame, fps: float) -> Markup:
     """Stacked histogram of one task's episode lengths by outcome."""
     seconds = episodes["length"].to_numpy() / fps
     edges = _bin_edges(seconds, 20, step=1 / fps)
@@ -35,7 +36,7 @@ def lengths_chart(episodes: pd.DataFrame, fps: float) -> str:
     return plot.render("lengths")
 
 
-def values_chart(frames: pd.DataFrame, outcome: str, fps: float, longest_s: float, most_lines: int) -> str:
+def values_chart(frames: pd.DataFrame, outcome: str, fps: float, longest_s: float, most_lines: int) -> Markup:
     """The critic's value along every episode of one outcome of one task, and the mean of each outcome's episodes."""
     of_outcome = frames[frames["outcome"] == outcome]
     values = frames["value"].to_numpy()
@@ -49,13 +50,14 @@ def values_chart(frames: pd.DataFrame, outcome: str, fps: float, longest_s: floa
     for index, rows in _evenly(groups, most_lines):
         rows = rows.iloc[_sample(len(rows), LINE_POINTS)]
         plot.line(rows["frame_index"] / fps, rows["value"], f"thin {outcome}", f"episode {index}")
-    for other in sorted({"success", "failure", outcome} & set(frames["outcome"]), key=lambda name: name == outcome):
+    shown = {"success", "failure", outcome} & set(frames["outcome"])
+    for other in sorted(shown, key=lambda name: (name == outcome, name)):
         times, means = _mean_over_episodes(frames[frames["outcome"] == other], fps)
         plot.line(times, means, f"mean {other}" + ("" if other == outcome else " other"), f"mean of {other}")
     return plot.render(f"values-{outcome}")
 
 
-def advantages_chart(frames: pd.DataFrame, threshold: float | None) -> str:
+def advantages_chart(frames: pd.DataFrame, threshold: float | None) -> Markup:
     """Histogram of one task's advantages, split by the tag, with the threshold."""
     known = frames[frames["advantage"].notna()]
     advantages = known["advantage"].to_numpy(float)
@@ -79,7 +81,7 @@ def advantages_chart(frames: pd.DataFrame, threshold: float | None) -> str:
     return plot.render("advantages")
 
 
-def positives_chart(frames: pd.DataFrame, fps: float) -> str:
+def positives_chart(frames: pd.DataFrame, fps: float) -> Markup:
     """Share of one task's frames that are tagged positive, over the time in the episode, by outcome."""
     seconds = frames["frame_index"].to_numpy() / fps
     edges = _bin_edges(seconds, SHARE_BINS, step=1 / fps)
@@ -97,7 +99,7 @@ def positives_chart(frames: pd.DataFrame, fps: float) -> str:
     return plot.render("positives")
 
 
-def calibration_chart(bins: Sequence[CalibrationBin]) -> str:
+def calibration_chart(bins: Sequence[CalibrationBin]) -> Markup:
     """Mean return against mean predicted value, a circle's area by its frames."""
     values, returns = [item.mean_value for item in bins], [item.mean_return for item in bins]
     axis = _calibration_axis("predicted value", bins)
@@ -114,7 +116,7 @@ def calibration_chart(bins: Sequence[CalibrationBin]) -> str:
     return plot.render("calibration")
 
 
-def calibration_counts_chart(bins: Sequence[CalibrationBin]) -> str:
+def calibration_counts_chart(bins: Sequence[CalibrationBin]) -> Markup:
     """How many frames stand behind each circle of the calibration, on the same horizontal axis."""
     plot = Plot(
         _calibration_axis("predicted value", bins),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 
 from .svg import Axis, Plot, axis_around
 
@@ -104,7 +105,7 @@ def known_curves(metrics: dict[str, Series]) -> list[Curve]:
     return [curve for curve in CURVES if any(metrics.get(name or "") for name in (curve.train, curve.held_out))]
 
 
-def curve_chart(curve: Curve, metrics: dict[str, Series]) -> str:
+def curve_chart(curve: Curve, metrics: dict[str, Series]) -> Markup:
     """Training as a solid line, held-out dashed with markers."""
     train, held_out = (thinned(metrics.get(name or "", [])) for name in (curve.train, curve.held_out))
     steps = [step for step, _ in train + held_out]

@@ -1,13 +1,13 @@
-"""Assemble the page: one HTML file that asks for nothing else."""
+"""Assemble the page: one HTML file that asks for nothing else, from ``page.html.jinja``."""
 
 from collections.abc import Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from . import critic_sections, curves, moments, sections
 from .frames import DatasetFrames
 from .inputs import Subject
 from .labels import Labeling
-from .markup import escape
-from .style import PATTERNS, STYLE
 
 
 def render_page(
@@ -25,21 +25,25 @@ def render_page(
         videos: names of overlay videos beside the page.
     """
     labeling = labelings[0]
-    content = [
-        sections.header(subject, labeling),
-        sections.overview(labeling),
-        sections.data_section(subject, labeling),
-        sections.curves_section(metrics),
-        critic_sections.values_section(subject, labeling),
-        critic_sections.advantages_section(labeling, subject.fps),
-        critic_sections.calibration_section(labeling),
-        moments.moments_section(labeling, pictures, subject.fps),
-        sections.comparison_section(labelings),
-        sections.videos_section(videos),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(subject.name)} · π0.5 RL report</title><style>{STYLE}</style></head>"
-        f"<body>{PATTERNS}{''.join(content)}<footer>Made by <code>pi05-rl report</code>.</footer></body></html>\n"
+    environment = Environment(
+        loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template("page.html.jinja").render(
+        subject=subject,
+        tasks=labeling.tasks,
+        most_tasks=sections.MOST_TASKS,
+        facts=sections.facts(subject, labeling),
+        tiles=sections.tiles(labeling),
+        data=sections.data_table(subject, labeling),
+        lengths=sections.lengths_figures(subject, labeling),
+        curves=sections.curve_figures(metrics),
+        values=critic_sections.value_figures(subject, labeling),
+        thresholds=critic_sections.threshold_table(labeling),
+        advantages=critic_sections.advantage_figures(labeling, subject.fps),
+        calibration=critic_sections.calibration_figures(labeling),
+        calibration_error=critic_sections.calibration_error(labeling),
+        cameras=moments.cameras(pictures),
+        moments=moments.moments(labeling, pictures, subject.fps),
+        **sections.comparison(labelings),
+        videos=videos,
     )

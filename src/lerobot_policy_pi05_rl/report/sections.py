@@ -1,35 +1,57 @@
-"""The page's sections, one function each: a labeling's numbers → HTML."""
+"""What the page's sections hold, one function each: a labeling's numbers → tables and figures for the template."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import pandas as pd
+from markupsafe import Markup
 
-from . import charts, curves, markup, statistics
+from . import charts, curves, statistics
 from .inputs import Subject
 from .labels import OUTCOMES, Labeling
-from .markup import escape
 from .svg import number, percent
 
 MOST_TASKS = 6  # with charts; the tables name every task
+Legend = list[tuple[str, str, str]]  # "line" or "bar", CSS classes, text
 
 
-def header(subject: Subject, labeling: Labeling) -> str:
-    """What this page is about."""
+class Table(NamedTuple):
+    """Cells under headers; the last row is a sum if ``total``."""
+
+    headers: list[str]
+    rows: list[list[object]]
+    total: bool = False
+
+
+class Figure(NamedTuple):
+    """A chart with its title, legend and the sentence that says how to read it."""
+
+    chart: Markup
+    caption: str
+    title: str = ""
+    legend: Legend = []  # noqa: RUF012
+
+
+TAGS: Legend = [("bar", "positive", "tagged positive"), ("bar", "negative", "negative")]
+
+
+def facts(subject: Subject, labeling: Labeling) -> list[tuple[str, object, object]]:
+    """What this page is about: name, value, and what stands behind it in brackets."""
     critic = labeling.metadata.get("critic") or {}
     dataset = labeling.metadata.get("dataset") or {}
     repo_id = subject.repo_id or dataset.get("repo_id")
     episodes = labeling.frames["episode_index"].nunique()
-    pairs = [
-        ("Dataset", " · ".join(escape(part) for part in (repo_id, subject.dataset_root) if part)),
-        ("Size", f"{episodes} episodes, {len(labeling.frames)} frames at {subject.fps:g} fps"),
-        ("Labeling", _with_detail(labeling.name, _day_and_time(labeling.metadata.get("created")))),
-        ("Critic", _with_detail(critic.get("path") or "not named", critic.get("fingerprint"))),
-        ("Advantage", advantage_text(labeling.n_step, labeling.traces)),
+    created = labeling.metadata.get("created")
+    day_and_time = None if created is None else str(created)[:16].replace("T", " ")
+    found = [
+        ("Dataset", " · ".join(str(part) for part in (repo_id, subject.dataset_root) if part), None),
+        ("Size", f"{episodes} episodes, {len(labeling.frames)} frames at {subject.fps:g} fps", None),
+        ("Labeling", labeling.name, day_and_time),
+        ("Critic", critic.get("path") or "not named", critic.get("fingerprint")),
+        ("Advantage", advantage_text(labeling.n_step, labeling.traces), None),
     ]
     if subject.checkpoint_step is not None:
-        pairs.insert(0, ("Run", f"{escape(subject.run)}, newest checkpoint at step {subject.checkpoint_step}"))
-    kind = "Run report" if subject.run else "Dataset report"
-    return f'<header><p class="eyebrow">{kind}</p><h1>{escape(subject.name)}</h1>{markup.facts(pairs)}</header>'
+        found.insert(0, ("Run", f"{subject.run}, newest checkpoint at step {subject.checkpoint_step}", None))
+    return found
 
 
 def advantage_text(n_step: int | None, traces: dict[str, float] | None = None) -> str:
@@ -54,19 +76,17 @@ def horizon_text(labeling: Labeling) -> str:
     return "to the end" if labeling.n_step is None else str(labeling.n_step)
 
 
-def overview(labeling: Labeling) -> str:
-    """Four numbers to see first."""
+def tiles(labeling: Labeling) -> list[tuple[str, str]]:
+    """Four numbers to see first, and what they are."""
     episodes = statistics.episode_table(labeling.frames)
     labelled = episodes[episodes["outcome"] != "truncated"]
     success = float((labelled["outcome"] == "success").mean()) if len(labelled) else float("nan")
-    return markup.tiles(
-        [
-            (percent(success), "of labelled episodes succeed"),
-            (percent(statistics.positive_share(labeling.frames)), "of frames tagged positive"),
-            (number(statistics.spearman(labeling.frames)), "rank correlation of value and return within an episode"),
-            _auc_tile(labeling),
-        ]
-    )
+    return [
+        (percent(success), "of labelled episodes succeed"),
+        (percent(statistics.positive_share(labeling.frames)), "of frames tagged positive"),
+        (number(statistics.spearman(labeling.frames)), "rank correlation of value and return within an episode"),
+        _auc_tile(labeling),
+    ]
 
 
 def _auc_tile(labeling: Labeling) -> tuple[str, str]:
@@ -82,10 +102,9 @@ def _auc_cell(labeling: Labeling) -> str:
     return number(statistics.outcome_auc(labeling.frames)) if few is None else f"– ({few})"
 
 
-def data_section(subject: Subject, labeling: Labeling) -> str:
-    """Episodes per task and how long they are."""
+def data_table(subject: Subject, labeling: Labeling) -> Table:
+    """Episodes per task."""
     whole, episodes = (statistics.episode_table(labeling.frames, by_task=by_task) for by_task in (False, True))
-    summaries = statistics.task_summaries(episodes, labeling.tasks)
     headers = ["Task", "Episodes", "Successes", "Failures", "Truncated", "Intervention frames"]
     headers += ["Shortest (s)", "Median (s)", "Longest (s)"]
     rows: list[list[object]] = [
@@ -96,53 +115,49 @@ def data_section(subject: Subject, labeling: Labeling) -> str:
             item.interventions,
             *(number(length / subject.fps, 1) for length in item.lengths),
         ]
-        for item in summaries
+        for item in statistics.task_summaries(episodes, labeling.tasks)
     ]
-    several = len(summaries) > 1
+    several = len(rows) > 1
     if several:
         counts = [int((whole["outcome"] == outcome).sum()) for outcome in OUTCOMES]
         sums = [len(whole), *counts, int(whole["interventions"].sum())]
         lengths = whole["length"] / subject.fps
         spread = (number(float(value), 1) for value in (lengths.min(), lengths.median(), lengths.max()))
         rows.append(["All tasks", *sums, *spread])
-    figures = [
-        markup.figure(
-            charts.lengths_chart(episodes[episodes["task"] == task], subject.fps),
-            "Each bar counts the episodes of that length; the parts of a bar are their outcomes.",
-            title=task if several else "Episode lengths",
-            legend=_outcome_legend("bar", set(episodes[episodes["task"] == task]["outcome"])),
-        )
-        for task in labeling.tasks[:MOST_TASKS]
-    ]
-    return markup.section(
-        "What was trained on" if subject.run else "What is in the data",
-        markup.table(headers, rows, total=several),
-        markup.charts(figures),
-        left_out(labeling.tasks),
-    )
+    return Table(headers, rows, several)
 
 
-def curves_section(metrics: dict[str, curves.Series]) -> str:
-    """Learning curves; nothing without a run."""
-    known = curves.known_curves(metrics)
-    if not known:
-        return ""
+def lengths_figures(subject: Subject, labeling: Labeling) -> list[Figure]:
+    """How long the episodes of each task are."""
+    episodes, tasks = statistics.episode_table(labeling.frames, by_task=True), labeling.tasks
     figures = []
-    for curve in known:
-        kinds = (("train", "training", curve.train), ("held-out", "held out", curve.held_out))
-        shown = [("line", f"curve {kind}", text) for kind, text, name in kinds if metrics.get(name or "")]
+    for task in tasks[:MOST_TASKS]:
+        of_task = episodes[episodes["task"] == task]
         figures.append(
-            markup.figure(
-                curves.curve_chart(curve, metrics), curve.caption, title=curve.title, legend=markup.legend(shown)
+            Figure(
+                charts.lengths_chart(of_task, subject.fps),
+                "Each bar counts the episodes of that length; the parts of a bar are their outcomes.",
+                task if len(tasks) > 1 else "Episode lengths",
+                [("bar", name, name) for name in OUTCOMES if name in set(of_task["outcome"])],
             )
         )
-    return markup.section("Learning curves", markup.charts(figures))
+    return figures
 
 
-def comparison_section(labelings: Sequence[Labeling]) -> str:
+def curve_figures(metrics: dict[str, curves.Series]) -> list[Figure]:
+    """Learning curves; nothing without a run."""
+    figures = []
+    for curve in curves.known_curves(metrics):
+        kinds = (("train", "training", curve.train), ("held-out", "held out", curve.held_out))
+        legend = [("line", f"curve {kind}", text) for kind, text, name in kinds if metrics.get(name or "")]
+        figures.append(Figure(curves.curve_chart(curve, metrics), curve.caption, curve.title, legend))
+    return figures
+
+
+def comparison(labelings: Sequence[Labeling]) -> dict[str, Any]:
     """Two or more labelings of the dataset side by side; agreement of the first with each other."""
     if len(labelings) < 2:
-        return ""
+        return {"compared": None}
     first = labelings[0]
     settings = [
         [
@@ -155,63 +170,25 @@ def comparison_section(labelings: Sequence[Labeling]) -> str:
         ]
         for item in labelings
     ]
-    parts = [
-        markup.table(["Labeling", "N", "Positive", "Rank correlation", "AUC", "Calibration error"], settings),
+    headers = ["Labeling", "N", "Positive", "Rank correlation", "AUC", "Calibration error"]
+    return {
+        "compared": Table(headers, settings),
+        "first": first.name,
+        "agreements": [(other.name, _agreement(first, other)) for other in labelings[1:]],
+        "histograms": [_histogram(item, first.tasks[0]) for item in labelings],
+    }
+
+
+def _agreement(first: Labeling, other: Labeling) -> Table:
+    headers = ["Task", "Frames", "Both positive", f"Only {first.name}", f"Only {other.name}", "Neither"]
+    rows = [
+        [item.task, item.frames, *map(percent, (item.both, item.only_first, item.only_second, item.neither))]
+        for item in statistics.agreement(first, other)
     ]
-    for other in labelings[1:]:
-        headers = ["Task", "Frames", "Both positive", f"Only {first.name}", f"Only {other.name}", "Neither"]
-        rows = [
-            [item.task, item.frames, *map(percent, (item.both, item.only_first, item.only_second, item.neither))]
-            for item in statistics.agreement(first, other)
-        ]
-        title = f"<h3>Which frames {escape(first.name)} and {escape(other.name)} tag positive</h3>"
-        parts.append(title + markup.table(headers, rows))
-    parts.append(_compared_histograms(labelings))
-    return markup.section("Labelings compared", *parts)
+    return Table(headers, rows)
 
 
-def _compared_histograms(labelings: Sequence[Labeling]) -> str:
-    task = labelings[0].tasks[0]
-    of_task: list[pd.DataFrame] = [item.frames[item.frames["task"] == task] for item in labelings]
-    figures = [
-        markup.figure(
-            charts.advantages_chart(frames, item.threshold(task)),
-            f"Advantages of “{task}” in this labeling; frames right of the threshold are positive.",
-            title=item.name,
-            legend=markup.legend([("bar", "positive", "tagged positive"), ("bar", "negative", "negative")]),
-        )
-        for item, frames in zip(labelings, of_task, strict=True)
-    ]
-    return markup.charts(figures)
-
-
-def videos_section(names: Sequence[str]) -> str:
-    """Links to the overlay videos that lie beside the page."""
-    if not names:
-        return ""
-    items = "".join(f'<li><a href="{escape(name)}">{escape(name)}</a></li>' for name in names)
-    intro = "<p>Pictures with the value growing beneath; the files lie beside this page.</p>"
-    return markup.section("Videos", intro, f"<ul>{items}</ul>")
-
-
-def _day_and_time(iso: str | None) -> str | None:
-    """``2025-06-01T12:30:00.123+00:00`` → ``2025-06-01 12:30``."""
-    return None if iso is None else str(iso)[:16].replace("T", " ")
-
-
-def _with_detail(text: object, detail: object) -> str:
-    return escape(text) + (f' <span class="muted">({escape(detail)})</span>' if detail else "")
-
-
-def _outcome_legend(kind: str, outcomes: set[str]) -> str:
-    return markup.legend([(kind, outcome, outcome) for outcome in OUTCOMES if outcome in outcomes])
-
-
-def left_out(tasks: list[str]) -> str:
-    """Says so where tasks have no chart."""
-    if len(tasks) <= MOST_TASKS:
-        return ""
-    more = len(tasks) - MOST_TASKS
-    return (
-        f'<p class="muted">Charts show the {MOST_TASKS} tasks with the most frames; {more} more are in the tables.</p>'
-    )
+def _histogram(labeling: Labeling, task: str) -> Figure:
+    frames = labeling.frames[labeling.frames["task"] == task]
+    caption = f"Advantages of “{task}” in this labeling; frames right of the threshold are positive."
+    return Figure(charts.advantages_chart(frames, labeling.threshold(task)), caption, labeling.name, TAGS)

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from markupsafe import Markup
+
 WIDTH = 360
 TICK_HEIGHT = 12  # px, the font size of tick labels in the style sheet
 
@@ -137,9 +139,9 @@ class Plot:
             place = f'x="{x + shift:g}" y="{top + 10}" text-anchor="{anchor}"'
             self.parts.append(f'<text class="note" {place}>{html.escape(text)}</text>')
 
-    def render(self, name: str = "") -> str:
-        """The ``<svg>`` element."""
-        return (
+    def render(self, name: str = "") -> Markup:
+        """The ``<svg>`` element; all text in it is escaped."""
+        return Markup(
             f'<svg class="chart" viewBox="0 0 {WIDTH} {self.height}" role="img" data-chart="{html.escape(name)}" '
             f'aria-label="{html.escape(self.description, quote=True)}">{self._frame()}{"".join(self.parts)}</svg>'
         )
