@@ -16,17 +16,17 @@ from pathlib import Path
 
 from lerobot.processor import ComplementaryDataProcessorStep, PolicyProcessorPipeline, ProcessorStepRegistry
 
-from lerobot_policy_pi05_rl.checkpoint.write import load_training_state
 from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.frames import PINNED_TAG, POSITION
 from lerobot_policy_pi05_rl.demo.evaluate import main as evaluate
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.modeling_pi05_rl import TAG_NONE, TAG_POSITIVE
-from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, run_loop
+from lerobot_policy_pi05_rl.offline_learner import training_batches
 from lerobot_policy_pi05_rl.processor_pi05_rl import TAG_TEXTS, PreparePromptStep
-from lerobot_policy_pi05_rl.training.build import prepare
-from lerobot_policy_pi05_rl.training.metrics import MetricsWindow, MetricsWriter
+from lerobot_policy_pi05_rl.training import loop
+from lerobot_policy_pi05_rl.training.metrics import MetricsWriter
+from lerobot_policy_pi05_rl.training.start import start
 
 ACTION_WORD = "Action: "  # the end of π0.5's prompt
 
@@ -71,18 +71,12 @@ def train(arguments: list[str]) -> Path | None:
     cfg.validate()
     with_dropout = replace(cfg.policy)
     cfg.policy.advantage_dropout = 1.0  # no tag block: the text says it
-    checkpoint = find_checkpoint(cfg)
-    data, algorithm, processors = prepare(cfg, checkpoint)
-    step = tag_step(processors[0])
-    algorithm.preprocess = with_tags(algorithm.preprocess, step, cfg.seed, with_dropout)
-    window, first_step = MetricsWindow(), None
-    if checkpoint is not None:
-        window.load_state_dict(load_training_state(checkpoint, algorithm))
-        first_step = algorithm.optimization_step
-    cfg.run_dir.mkdir(parents=True, exist_ok=True)
-    writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=first_step)
+    run = start(cfg)
+    step = tag_step(run.processors[0])
+    run.algorithm.preprocess = with_tags(run.algorithm.preprocess, step, cfg.seed, with_dropout)
+    writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=run.resumed_step)
     try:
-        return run_loop(cfg, data, algorithm, processors, window, writer)
+        return loop.train(run, loop.Feed(training_batches(run)), writer)
     finally:
         writer.close()
 

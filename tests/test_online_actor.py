@@ -27,8 +27,9 @@ from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.online.actor.actor import run_actor
 from lerobot_policy_pi05_rl.online.actor.chunk_model import Weights
 from lerobot_policy_pi05_rl.online.actor.control import Control, Stats, time_limit_outcome
-from lerobot_policy_pi05_rl.online.actor.environment import Step, make_environment
+from lerobot_policy_pi05_rl.online.actor.environment import Step
 from lerobot_policy_pi05_rl.online.actor.inference import ChunkSource, ChunkThread
+from lerobot_policy_pi05_rl.online.actor.make_environment import make_environment
 from lerobot_policy_pi05_rl.online.actor.recorder import Recorder
 from lerobot_policy_pi05_rl.online.actor.safety import (
     ActionLimits,

@@ -4,21 +4,24 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from conftest import MIXED_EPISODES, make_dataset, write_config
 
+from lerobot_policy_pi05_rl.checkpoint.find import find_checkpoint
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.data.sources import Source
-from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, train_offline
+from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.learner.batches import OnlineBatches, joined, online_count
-from lerobot_policy_pi05_rl.online.learner.learner import check_unused, may_update
+from lerobot_policy_pi05_rl.online.learner.feed import may_update
+from lerobot_policy_pi05_rl.online.learner.learner import check_unused
 from lerobot_policy_pi05_rl.online.replay import labels as replay_labels
 from lerobot_policy_pi05_rl.online.replay.labels import ReplayLabels
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm
@@ -56,11 +59,14 @@ def test_offline_learner_imports_nothing_of_online():
 def test_both_learners_call_the_same_update():
     import lerobot_policy_pi05_rl.offline_learner as offline
     from lerobot_policy_pi05_rl.online.learner import learner as online
+    from lerobot_policy_pi05_rl.training import loop
+    from lerobot_policy_pi05_rl.training.start import Run
 
-    assert offline.RecapAlgorithm is online.RecapAlgorithm is RecapAlgorithm
-    assert offline.prepare is online.prepare  # which is what makes the algorithm
-    for module in (offline, online):
-        assert "algorithm.update(batches)" in Path(module.__file__).read_text()
+    assert offline.start is online.start and offline.train is online.train is loop.train
+    assert get_type_hints(Run)["algorithm"] is RecapAlgorithm
+    for module in (offline, online, loop):
+        text = Path(module.__file__).read_text()
+        assert text.count("algorithm.update(") == (module is loop), "one loop calls it, once"
 
 
 def test_batches_mix_by_ratio_and_keep_the_offline_order(run):

@@ -17,8 +17,8 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.online.actor import manipulator
-from lerobot_policy_pi05_rl.online.actor.environment import make_environment
 from lerobot_policy_pi05_rl.online.actor.leader import LeaderWithKeys
+from lerobot_policy_pi05_rl.online.actor.make_environment import make_environment
 from lerobot_policy_pi05_rl.online.actor.manipulator import HardwareError
 from lerobot_policy_pi05_rl.online.actor.safety import UnsafeActionError
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig

@@ -13,7 +13,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
-from lerobot_policy_pi05_rl.online.actor.environment import make_environment
+from lerobot_policy_pi05_rl.online.actor.make_environment import make_environment
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.plan.setup import make_setup
 

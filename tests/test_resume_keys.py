@@ -10,6 +10,7 @@ import torch
 from conftest import make_dataset, write_config
 from safetensors.torch import load_file
 
+from lerobot_policy_pi05_rl.checkpoint.find import find_checkpoint
 from lerobot_policy_pi05_rl.checkpoint.resume import Change, compare_configs
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.keys import (
@@ -29,7 +30,7 @@ from lerobot_policy_pi05_rl.config.keys import (
 from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.labels.command import main as label
-from lerobot_policy_pi05_rl.offline_learner import find_checkpoint, train_offline
+from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 
 NAMES = [leaf.name for leaf in leaves(PI05RLTrainConfig)]

@@ -11,7 +11,6 @@ from lerobot.transforms import ImageTransforms
 
 from ..config.train import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
-from ..distributed.processes import Processes
 from ..returns import Lookahead, Outcome, lookahead
 from .compatibility import align_sources
 from .episodes import (
@@ -35,8 +34,6 @@ from .sources import DatasetError, Source, handle_bad_values, load_source
 from .statistics import Stats
 
 logger = logging.getLogger(__name__)
-
-ALONE = Processes()
 
 
 @dataclass(frozen=True)

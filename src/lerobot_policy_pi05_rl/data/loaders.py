@@ -8,13 +8,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config.train import PI05RLTrainConfig
-from ..distributed.processes import Processes
+from ..distributed.processes import ALONE, Processes
 from .dataset import OfflineData, worker_kwargs
 from .frames import FrameDataset, FrameIndex
 from .sampling import BatchPositions, MixedOrder, SampleOrder
 from .sources import DatasetError
-
-ALONE = Processes()
 
 
 def make_train_loader(

@@ -95,6 +95,9 @@ class Processes:
         return own[0] if own else function()
 
 
+ALONE = Processes()  # a run of one process
+
+
 def start_processes(device: str | None) -> Processes:
     """Join the others that the launcher started; alone, nothing happens.
 

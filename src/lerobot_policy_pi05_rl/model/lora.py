@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lerobot.configs.default import PeftConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -34,8 +35,6 @@ from .trainable import frozen_modules
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from ..modeling_pi05_rl import PI05RLPolicy
-
 SETTINGS = ("r", "lora_alpha", "target_modules", "modules_to_save")  # what makes two adapters differ
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer
 
@@ -49,7 +48,7 @@ class Adapter:
     owns_critic: bool  # false: the critic is the base's, and stored there
 
 
-def add_adapter(policy: "PI05RLPolicy", peft: PeftConfig, base: str | Path) -> None:
+def add_adapter(policy: PreTrainedPolicy, peft: PeftConfig, base: str | Path) -> None:
     """Put a fresh adapter on the actor, as ``lerobot-train`` does; everything else of the actor is frozen.
 
     Args:
@@ -64,7 +63,7 @@ def add_adapter(policy: "PI05RLPolicy", peft: PeftConfig, base: str | Path) -> N
     policy.adapter = Adapter(model, _trainable(policy), policy.config.trains_critic)
 
 
-def load_adapter(policy: "PI05RLPolicy", files: CheckpointFiles) -> None:
+def load_adapter(policy: PreTrainedPolicy, files: CheckpointFiles) -> None:
     """Put the checkpoint's adapter on the actor, to be trained on.
 
     Raises:
@@ -75,7 +74,7 @@ def load_adapter(policy: "PI05RLPolicy", files: CheckpointFiles) -> None:
     policy.config.use_peft = True
 
 
-def merge_adapter(policy: "PI05RLPolicy", files: CheckpointFiles) -> None:
+def merge_adapter(policy: PreTrainedPolicy, files: CheckpointFiles) -> None:
     """Add the checkpoint's adapter to the actor's weights.
 
     Raises:
@@ -85,7 +84,7 @@ def merge_adapter(policy: "PI05RLPolicy", files: CheckpointFiles) -> None:
     policy.config.use_peft = False
 
 
-def save_adapter(policy: "PI05RLPolicy", directory: Path, state: dict[str, Tensor] | None = None) -> None:
+def save_adapter(policy: PreTrainedPolicy, directory: Path, state: dict[str, Tensor] | None = None) -> None:
     """Write adapter, critic and configuration; no tensor of the base, nothing twice.
 
     Args:
@@ -104,7 +103,7 @@ def save_adapter(policy: "PI05RLPolicy", directory: Path, state: dict[str, Tenso
         save_file(critic, directory / CRITIC_WEIGHTS)
 
 
-def stored_state(policy: "PI05RLPolicy") -> dict[str, Tensor]:
+def stored_state(policy: PreTrainedPolicy) -> dict[str, Tensor]:
     """What a checkpoint stores of the policy: everything, or with an adapter what is not the base's.
 
     Parameters come as themselves, so that a frozen one is known by its identity."""
@@ -142,7 +141,7 @@ def locate_for(config: PI05RLConfig, name_or_path: str | Path, **hub_kwargs) -> 
     return dataclasses.replace(files, critic=critic)
 
 
-def untouched_modules(policy: "PI05RLPolicy") -> str:
+def untouched_modules(policy: PreTrainedPolicy) -> str:
     """A regular expression that matches the modules no adapter may touch: the critic, which trains in full, and what
     never trains."""
     untouched = {id(module) for module in frozen_modules(policy)}
@@ -151,7 +150,7 @@ def untouched_modules(policy: "PI05RLPolicy") -> str:
 
 
 def check_targets(
-    policy: "PI05RLPolicy", target_modules: str | list[str] | None, modules_to_save: list[str] | None
+    policy: PreTrainedPolicy, target_modules: str | list[str] | None, modules_to_save: list[str] | None
 ) -> None:
     """Each name must be of the actor's; PEFT passes over a wrong name as long as another one is right.
 
@@ -178,7 +177,7 @@ def check_targets(
         )
 
 
-def check_same_settings(policy: "PI05RLPolicy", peft: PeftConfig, directory: str | Path) -> None:
+def check_same_settings(policy: PreTrainedPolicy, peft: PeftConfig, directory: str | Path) -> None:
     """The adapter that was loaded must be the one the configuration asks for.
 
     Raises:
@@ -219,7 +218,7 @@ def _trainable(policy: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
 
-def _load(policy: "PI05RLPolicy", files: CheckpointFiles, *, trainable: bool) -> "PeftModel":
+def _load(policy: PreTrainedPolicy, files: CheckpointFiles, *, trainable: bool) -> "PeftModel":
     from peft import PeftModel, get_peft_model_state_dict
 
     policy.requires_grad_(False)

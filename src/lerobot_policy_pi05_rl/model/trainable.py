@@ -1,14 +1,10 @@
 """Which parameters train, chosen by module."""
 
-from typing import TYPE_CHECKING
-
+from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import nn
 
-if TYPE_CHECKING:
-    from ..modeling_pi05_rl import PI05RLPolicy
 
-
-def select_trainable(policy: "PI05RLPolicy") -> dict[str, list[nn.Parameter]]:
+def select_trainable(policy: PreTrainedPolicy) -> dict[str, list[nn.Parameter]]:
     """Set ``requires_grad`` as the configuration says and return the groups "actor" and "critic".
 
     With a PEFT adapter the actor's group is the adapter alone, the critic's is the same.
@@ -30,7 +26,7 @@ def select_trainable(policy: "PI05RLPolicy") -> dict[str, list[nn.Parameter]]:
     return {"actor": actor, "critic": critic}
 
 
-def frozen_modules(policy: "PI05RLPolicy") -> list[nn.Module]:
+def frozen_modules(policy: PreTrainedPolicy) -> list[nn.Module]:
     """The actor's modules that never train.
 
     Besides what ``freeze_vision_encoder``, ``train_expert_only`` and ``train_language_from_layer`` name: the parts of

@@ -29,9 +29,9 @@ from ..data.frames import (
     ahead,
     ahead_columns,
 )
-from ..data.loaders import ALONE, to_device
+from ..data.loaders import to_device
 from ..data.normalisation import differences
-from ..distributed.processes import Processes
+from ..distributed.processes import ALONE, Processes
 from ..errors import UserError
 from ..model.lora import add_adapter, check_same_settings
 from ..modeling_pi05_rl import PI05RLPolicy

@@ -25,8 +25,9 @@ from ..config import OnlineTrainConfig
 from ..transport.spool import Sender, Spool
 from .chunk_model import ChunkModel
 from .control import SWITCH_S, Control, Ending, Stats
-from .environment import ActorEnvironment, make_environment
+from .environment import ActorEnvironment
 from .inference import ChunkSource, ChunkThread
+from .make_environment import make_environment
 from .recorder import Recorder
 from .safety import StaleWatch, check_names
 from .setup import absolute_statistics, build_policy, check_frozen, choose_task, decode_policy_config, read_processors

@@ -1,0 +1,97 @@
+"""Between two steps of the online learner: episodes in, weights out, a wait until there is enough to learn from."""
+
+import logging
+import time
+
+import torch
+
+from ...recap import RecapAlgorithm
+from ...training.loop import Feed
+from ...training.start import Run
+from ..config import OnlineTrainConfig
+from ..replay.labels import ReplayLabels
+from ..replay.replay import Replay
+from ..transport.weights import WeightsBox, pack_weights, pushed_tensors
+from .batches import OnlineBatches
+from .intake import Intake
+from .monitoring import Monitor
+
+logger = logging.getLogger(__name__)
+
+IDLE_S = 0.05
+WAITING_LOG_S = 30.0
+
+
+class OnlineFeed(Feed):
+    """Batches of offline data and replay; see :meth:`ready` for what happens between two of them."""
+
+    def __init__(self, run: Run, replay: Replay, intake: Intake, pusher: "WeightsPusher", monitor: Monitor):
+        super().__init__(OnlineBatches(run.cfg, run.data, start=run.algorithm.sample_position))
+        self.cfg, self.algorithm, self.labels = run.cfg, run.algorithm, ReplayLabels(run.cfg, run.data)
+        self.replay, self.intake, self.pusher, self.monitor = replay, intake, pusher, monitor
+        self._shown = -1  # episodes received when the batches were last shown the replay
+        self._said = 0.0
+
+    def ready(self) -> bool:
+        """Push the weights, take note of what has arrived, show it to the batches.
+
+        Raises:
+            UserError: an episode that has arrived cannot be stored.
+        """
+        self.intake.check()
+        self.pusher.push_if_due()
+        self.monitor.hear_episodes(self.intake)
+        if not may_update(self.cfg, self.replay, self.algorithm.optimization_step):
+            if time.perf_counter() - self._said > WAITING_LOG_S:
+                self._said = time.perf_counter()
+                logger.info("[LEARNER] Waiting for episodes: %s", self.monitor.totals())
+            time.sleep(IDLE_S)
+            return False
+        if self.replay.episodes_received != self._shown:
+            self._shown = self.replay.episodes_received
+            self.batches.show(self.labels.frames(self.replay.source()))
+        return True
+
+    def news(self) -> tuple[dict[str, float], str]:
+        """Of the episodes since the last line, and how things stand."""
+        online = self.monitor.flush()
+        return online, self.monitor.summary(online)
+
+    def close(self) -> None:
+        """The actors end with the last weights."""
+        self.batches.close()
+        self.pusher.push()
+
+
+def may_update(cfg: OnlineTrainConfig, replay: Replay, step: int) -> bool:
+    """Whether there is enough to learn from: enough transitions at all, and enough for so many updates."""
+    received = replay.transitions_received
+    if len(replay) < max(1, cfg.policy.online_step_before_learning):
+        return False
+    limit = cfg.policy.online_updates_per_transition
+    return limit is None or step < limit * received
+
+
+class WeightsPusher:
+    """Hands the actor's weights to the actors every so many seconds, if they have changed and somebody listens."""
+
+    def __init__(self, cfg: OnlineTrainConfig, algorithm: RecapAlgorithm, box: WeightsBox, session: str):
+        connection = cfg.policy.actor_learner_config
+        self.algorithm, self.box, self.session = algorithm, box, session
+        self.period = connection.policy_parameters_push_frequency
+        self.dtype = getattr(torch, connection.push_dtype or cfg.policy.dtype)
+        self._pushed, self._last = -1, 0.0
+        self.push()  # an actor may act at once
+
+    def push_if_due(self) -> None:
+        """Copy the weights if it is time, they are new, and an actor would take them."""
+        if time.perf_counter() - self._last >= self.period and self.box.listeners:
+            self.push()
+
+    def push(self) -> None:
+        """Copy the weights if they are new."""
+        self._last = time.perf_counter()
+        if self.algorithm.optimization_step != self._pushed:
+            self._pushed = self.algorithm.optimization_step
+            data = pack_weights(pushed_tensors(self.algorithm.policy), self.dtype)
+            self.box.publish(self.session, self._pushed, data)

@@ -1,0 +1,182 @@
+"""The training loop of both learners: step, log window, held-out evaluation, saving, stopping, progress.
+
+Each learner adds a :class:`Feed`: its batches, and what happens between two steps.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from lerobot.common.train_utils import should_save_checkpoint
+
+from ..checkpoint.critic_provenance import critic_data
+from ..checkpoint.resume import data_state
+from ..checkpoint.saver import CheckpointSaver
+from ..data.loaders import make_held_out_loader, make_probe_loader
+from ..recap import RecapAlgorithm
+from ..runtime.progress import StopSignal, progress_bar
+from .evaluation import evaluate
+from .metrics import MetricsWriter, NoWriter
+from .start import Run
+
+logger = logging.getLogger(__name__)
+
+
+class TimedBatches(Protocol):
+    """An iterator of collated batches that knows how long it was waited for."""
+
+    def __iter__(self) -> Iterator[dict]: ...
+
+    def __next__(self) -> dict: ...
+
+    def flush(self) -> float:
+        """Seconds waited since the last call."""
+        ...
+
+
+class Feed:
+    """Batches, and what happens between two steps: here nothing."""
+
+    def __init__(self, batches: TimedBatches):
+        self.batches = batches
+
+    def ready(self) -> bool:
+        """Called before each step. False: there is nothing to learn from yet; the loop asks again."""
+        return True
+
+    def news(self) -> tuple[dict[str, float], str]:
+        """What is logged beside training's own numbers, and those of it that a person looks at."""
+        return {}, ""
+
+    def close(self) -> None:
+        """Called behind the last step."""
+
+
+def train(run: Run, feed: Feed, writer: MetricsWriter | NoWriter, *, desc: str = "Offline") -> Path | None:
+    """Take the steps that are left; returns the last checkpoint that was written.
+
+    SIGINT and SIGTERM finish the step, save and return. All processes stop, and save, behind the same step.
+    """
+    cfg, algorithm, processes = run.cfg, run.algorithm, run.algorithm.processes
+    total, saved, saved_step = cfg.total_steps, None, algorithm.optimization_step
+    device = next(algorithm.policy.parameters()).device
+    held_out, stop, stopping = HeldOut(run), StopSignal(), False
+    saver = CheckpointSaver(
+        cfg,
+        run.processors,
+        critic_data=critic_data(cfg, run.data),
+        data_state=data_state(run.data),
+        num_processes=processes.count,
+        writes=processes.is_main,
+    )
+    with stop, saver, progress_bar(total, saved_step, desc=desc, shown=processes.is_main) as bar:
+        speed = Speed(run)
+        while algorithm.optimization_step < total and not stopping:
+            saver.check()
+            with speed.paused():
+                ready = feed.ready()
+            if ready:
+                stats = algorithm.update(feed.batches)
+            stopping = processes.any(stop.requested, device)  # read once: a later signal acts behind the next step
+            if not ready:
+                continue
+            step = algorithm.optimization_step
+            run.window.add(stats.to_log_dict())
+            speed.steps += 1
+            bar.update()
+            if step % max(1, cfg.log_freq) == 0 or step == total:
+                log_window(run, writer, speed.flush(feed.batches), *feed.news())
+            with speed.paused():
+                held_out.evaluate_if_due(algorithm, writer)
+            if step == total and algorithm.watch is not None:
+                algorithm.watch.restore_best()  # the last checkpoint holds the best critic
+            if cfg.save_checkpoint and should_save_checkpoint(step, cfg.checkpoint_freq, total):
+                saved, saved_step = save(run, saver, writer), step
+        if stopping and cfg.save_checkpoint and algorithm.optimization_step > saved_step:
+            saved = save(run, saver, writer)
+        feed.close()
+    if stopping and algorithm.optimization_step < total:
+        logger.info("%s Stopped at step %d; resume=true goes on from there", cfg.tag, algorithm.optimization_step)
+    return saved
+
+
+class HeldOut:
+    """Evaluates the held-out episodes, where there are any, every ``eval_steps`` steps and behind the last one."""
+
+    def __init__(self, run: Run):
+        self.cfg, self.data, processes = run.cfg, run.data, run.algorithm.processes
+        self.loader = make_held_out_loader(self.cfg, self.data, processes)
+        self.probe = make_probe_loader(self.cfg, self.data, processes)
+
+    def evaluate_if_due(self, algorithm: RecapAlgorithm, writer: MetricsWriter | NoWriter) -> None:
+        """Tell ``algorithm``, log and console what was found."""
+        cfg, step = self.cfg, algorithm.optimization_step
+        if self.loader is None or cfg.eval_steps <= 0 or (step % cfg.eval_steps and step != cfg.total_steps):
+            return
+        means = evaluate(algorithm, self.loader, self.data.held_out.frames, self.probe)
+        algorithm.observe_held_out(means)
+        writer.log(step, means, mode="eval")
+        logger.info("%s Held out at step %d: %s", cfg.tag, step, summary(means))
+
+
+def log_window(
+    run: Run, writer: MetricsWriter | NoWriter, speed: dict[str, float], news: dict[str, float], news_text: str
+) -> None:
+    """Write and say what the steps since the last call came to, and begin a new window."""
+    cfg, algorithm = run.cfg, run.algorithm
+    step, means = algorithm.optimization_step, run.window.flush()
+    means["lr_actor"] = algorithm.optimizer.param_groups[0]["lr"]
+    writer.log(step, {**means, **speed, **news})
+    writer.log_histograms(step, algorithm.everyones_histograms())
+    text = f"{summary({**means, **speed})} {news_text}".rstrip()
+    logger.info("%s Optimization step: %d/%d %s", cfg.tag, step, cfg.total_steps, text)
+
+
+def save(run: Run, saver: CheckpointSaver, writer: MetricsWriter | NoWriter) -> Path:
+    """Save a checkpoint of the present step, which must not outlive the lines before it; returns its directory."""
+    logger.info("%s Saving checkpoint at step %d", run.cfg.tag, run.algorithm.optimization_step)
+    writer.sync()
+    return saver.save(run.algorithm, run.window.state_dict())
+
+
+class Speed:
+    """How fast training is: of the steps since the last log line, without what is not training."""
+
+    def __init__(self, run: Run):
+        self.samples_per_step = run.algorithm.batches_per_step * run.cfg.batch_size * run.algorithm.processes.count
+        self.began, self.steps = time.perf_counter(), 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not counted."""
+        began = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - began
+
+    def flush(self, batches: TimedBatches) -> dict[str, float]:
+        """samples_per_s of all processes, and seconds per step that this one spent waiting for data and updating; peak
+        memory on a GPU. A new window begins."""
+        seconds, waited, steps = time.perf_counter() - self.began, batches.flush(), self.steps
+        self.began, self.steps = time.perf_counter(), 0
+        speed = {
+            "samples_per_s": steps * self.samples_per_step / seconds,
+            "data_time": waited / steps,
+            "update_time": (seconds - waited) / steps,
+        }
+        if torch.cuda.is_available():
+            speed["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        return speed
+
+
+def summary(values: dict[str, float]) -> str:
+    """The scalars a person looks at, short."""
+    names = (
+        *("loss_critic", "critic_gap", "spearman_value_return", "auc_value_outcome", "calibration_error"),
+        *("loss_actor", "loss_actor_positive", "loss_actor_negative", "loss_actor_none", "tag_grip"),
+        *("advantage_mean", "advantage_positive_fraction", "samples_per_s"),
+    )
+    return " ".join(f"{name}={values[name]:.4g}" for name in names if name in values)

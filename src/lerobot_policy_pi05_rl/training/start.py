@@ -1,0 +1,112 @@
+"""From a configuration to a run that can take its next step: the same for both learners."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lerobot.processor import PolicyProcessorPipeline
+
+from ..checkpoint.find import check_empty, find_checkpoint
+from ..checkpoint.resume import check_data
+from ..checkpoint.write import link_last, load_training_state
+from ..config.train import ConfigError, PI05RLTrainConfig
+from ..data.action_limits import say_what_limits_cut
+from ..data.dataset import OfflineData
+from ..distributed.processes import ALONE, Processes
+from ..recap import RecapAlgorithm
+from .build import prepare
+from .metrics import MetricsWindow
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """A run between two steps."""
+
+    cfg: PI05RLTrainConfig
+    data: OfflineData
+    algorithm: RecapAlgorithm
+    processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]  # before and after the policy
+    window: MetricsWindow
+    checkpoint: Path | None  # the one it goes on from
+
+    @property
+    def resumed_step(self) -> int | None:
+        """The step it goes on from; None: it is a fresh one."""
+        return self.algorithm.optimization_step if self.checkpoint else None
+
+
+def start(
+    cfg: PI05RLTrainConfig,
+    processes: Processes = ALONE,
+    *,
+    check_unused: Callable[[PI05RLTrainConfig], None] = check_empty,
+    check_data_fits: Callable[[PI05RLTrainConfig, OfflineData], None] = lambda cfg, data: None,
+) -> Run:
+    """Open the data, build the policy, load the checkpoint that the run goes on from, say what is about to happen.
+
+    Args:
+        check_unused: raises where a fresh run would write into another one.
+        check_data_fits: raises where the data is not this kind of run's.
+
+    Raises:
+        UserError: bad input; nothing is written before all of it is checked.
+    """
+    checkpoint = processes.once(partial(find_checkpoint, cfg, check_unused))
+    data, algorithm, processors = prepare(cfg, checkpoint, processes)
+    run = Run(cfg, data, algorithm, processors, MetricsWindow(), checkpoint)
+    if checkpoint is not None:
+        processes.once(partial(check_data, checkpoint, data, cfg))
+        run.window.load_state_dict(load_training_state(checkpoint, algorithm))
+    check_data_fits(cfg, data)
+    processes.once(partial(make_run_dir, cfg))
+    cfg.resume_from = None  # done; a checkpoint's train_config.json must not send a later resume back again
+    if checkpoint is not None and processes.is_main:  # before metrics.jsonl is cut there: a kill must not lose lines
+        link_last(checkpoint)
+    announce(run)
+    return run
+
+
+def make_run_dir(cfg: PI05RLTrainConfig) -> None:
+    """Create the output directory.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    try:
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the output directory {cfg.run_dir} cannot be created: {error.strerror}") from error
+
+
+def announce(run: Run) -> None:
+    """Say what is about to happen, once."""
+    cfg, algorithm = run.cfg, run.algorithm
+    accumulation, count = cfg.policy.gradient_accumulation_steps, algorithm.processes.count
+    logger.info(
+        "%s Effective batch size: %d x %d process%s x %d accumulation = %d",
+        cfg.tag,
+        cfg.batch_size,
+        count,
+        "" if count == 1 else "es",
+        accumulation,
+        cfg.batch_size * count * accumulation,
+    )
+    if algorithm.processes.fsdp is not None:
+        logger.info("%s FSDP: each process holds a part of parameters, gradients and optimizer state", cfg.tag)
+    total = sum(parameter.numel() for parameter in algorithm.policy.parameters())
+    trained = {name: sum(p.numel() for p in params) for name, params in algorithm.parameters.items()}
+    logger.info(
+        "%s Parameters: %s in all; trainable: %s",
+        cfg.tag,
+        f"{total:,}",
+        {name: f"{number:,}" for name, number in trained.items()},
+    )
+    if algorithm.processes.is_main:
+        say_what_limits_cut(cfg.actor, run.data.sources, cfg.tag)
+    logger.info("%s Output directory: %s", cfg.tag, cfg.run_dir)
+    if run.checkpoint is not None:
+        logger.info("%s Resuming at step %d from %s", cfg.tag, algorithm.optimization_step, run.checkpoint)
