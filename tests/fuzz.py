@@ -213,7 +213,7 @@ def damaged_frame(table: pd.DataFrame, kind: str, column: int, row: int, value: 
         case "one more column":
             return table.assign(more=[value] * len(table))
         case "drop row":
-            return table.drop(index=table.index[row])
+            return table.drop(index=table.index[row : row + 1])  # an earlier change may have left none
         case "double row":
             return pd.concat([table.iloc[: row + 1], table.iloc[row:]])
         case "reverse rows":
