@@ -146,6 +146,10 @@ def of_text(path: Path) -> None:
     change_stats(path, lambda stats: stats["action"].update(q01=["a", "b", "c"]))
 
 
+def of_numbers_as_text(path: Path) -> None:
+    change_stats(path, lambda stats: stats["action"].update(q01=["5", "5", "5"]))
+
+
 def change_stats(path: Path, change) -> None:
     stats = json.loads(path.read_text())
     change(stats)
@@ -154,7 +158,16 @@ def change_stats(path: Path, change) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [without_file, without_state, without_count, of_other_dimensions, without_quantiles, of_nan, of_text],
+    [
+        without_file,
+        without_state,
+        without_count,
+        of_other_dimensions,
+        without_quantiles,
+        of_nan,
+        of_text,
+        of_numbers_as_text,
+    ],
 )
 def test_nothing_that_is_recorded_stops_or_changes_a_run(tmp_path, opened, damage):
     episodes = [uniform(0, 1, 20, 0), uniform(0, 1, 15, 1)]

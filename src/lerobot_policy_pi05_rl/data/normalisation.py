@@ -107,7 +107,8 @@ def _compare_with_recorded(source: Source, key: str, found: Stats, mode: Normali
     apart = differing(found, (source.stats or {}).get(key) or {}, mode)
     if apart:
         low, high = BOUNDS[mode]
-        recorded, d = source.stats[key], apart[0]
+        d = apart[0]
+        recorded = {name: np.asarray(source.stats[key][name], dtype=np.float64).reshape(-1)[d] for name in (low, high)}
         logger.warning(
             "[DATA] %s: the recorded statistics of %s (meta/stats.json) are not the data's in %s: %s and %s are %.4g "
             "and %.4g there, truly %.4g and %.4g. The true ones are used",
@@ -116,8 +117,8 @@ def _compare_with_recorded(source: Source, key: str, found: Stats, mode: Normali
             named_dimensions(apart),
             low,
             high,
-            np.ravel(recorded[low])[d],
-            np.ravel(recorded[high])[d],
+            recorded[low],
+            recorded[high],
             found[low][d],
             found[high][d],
         )
