@@ -257,7 +257,7 @@ def main() -> int:
     parser.add_argument("--demonstrations", type=int, default=120)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
     parser.add_argument("--report-only", action="store_true", help="table and picture from what is there")
-    parser.add_argument("--write-docs", action="store_true", help="put tables and picture into README and docs")
+    parser.add_argument("--write-docs", action="store_true", help="put tables and picture into docs/results.md")
     args = parser.parse_args()
     labels = {name: VARIANTS[name].label for name in VARIANTS}
 
@@ -269,10 +269,10 @@ def main() -> int:
     tables = [(args.results / name).read_text() for name in ("table.md", "ablations.md")]
     print("\n".join(tables))
     if args.write_docs:
-        docs = Path(__file__).parents[1]
-        replace_section(docs / "README.md", "results", tables[0])
-        replace_section(docs / "docs" / "method.md", "ablations", tables[1])
-        shutil.copyfile(args.results / "results.png", docs / "docs" / "images" / "closed_loop.png")
+        docs = Path(__file__).parents[1] / "docs"
+        replace_section(docs / "results.md", "results", tables[0])
+        replace_section(docs / "results.md", "ablations", tables[1])
+        shutil.copyfile(args.results / "results.png", docs / "images" / "closed_loop.png")
     return 1 if failed else 0
 
 

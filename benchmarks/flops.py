@@ -41,7 +41,7 @@ OURS = {
 RL = [SHARED, POOLED, SEPARATE]
 GOALS = [  # a step, what it is compared with, how many times as much it may cost
     (SEPARATE, BC, 1.3),
-    (POOLED, BC, 1.1),  # the cheapest that keeps the labels' quality; the shared one does not (docs/method.md)
+    (POOLED, BC, 1.1),  # the cheapest that keeps the labels' quality; the shared one does not (docs/results.md)
     *((name, STOCK, 1.1) for name in RL),
     *((name, REFERENCE, 0.7) for name in RL),
 ]

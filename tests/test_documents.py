@@ -1,4 +1,5 @@
-"""Every command that README and docs give is run on a tiny model, or is listed here with the reason why it is not.
+"""Every command that README and docs give is run on a tiny model, or is listed here with the reason why it is not;
+every file that they name is there.
 
 The documents' files are there in small: ``configs/*.json`` with the sizes of a tiny model and everything else as it
 is, a stock π0.5 with random weights as ``lerobot/pi05_base``, datasets of a few frames. Commands run in the order of
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from commands import DOCUMENTS, REPOSITORY, Command, commands_of
+from commands import DOCUMENTS, REPOSITORY, Command, commands_of, links_of, paths_of
 from conftest import TINY_SIZES, make_dataset
 from lerobot.scripts import lerobot_eval
 from test_weights import stock_checkpoint
@@ -36,6 +37,7 @@ OTHER = "runs in {}"
 LISTED = {  # pattern of the whole command → why it is not run
     r"make (demo|demo-online)": OTHER.format("tests/test_main_job.py, with few steps"),
     r"make (test|test-slow|lint)": "is the suite itself",
+    r"make install": "installs what this suite runs in",
     r"make configuration": "rewrites docs/configuration.md, which tests/test_config_keys.py compares",
     r"pip install -e \.": "is how this suite was installed",
     r"pip install 'lerobot\[hilserl\]'": "installs another package",
@@ -48,8 +50,9 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"openssl .*": "tests/test_online_transport.py makes a certificate so",
     r"python -m lerobot\.rl\.gym_manipulator": "LeRobot's, for a person at a keyboard",
     r"pi05-rl label --horizon 0\.15": "names an option; tests/test_label.py",
-    r"pi05-rl label RUN": "the README's `pi05-rl label outputs/critic`",
+    r"pi05-rl label RUN( --from NAME --name OTHER --horizon F)?": "getting-started's `pi05-rl label outputs/critic`",
     r"pi05-rl report <output_dir>": "the README's `pi05-rl report outputs/pick`",
+    r"python benchmarks/result_picture\.py": OTHER.format("tests/test_result_picture.py"),
     r"python benchmarks/(closed_loop|online_seeds)\.py": HOURS,
     r"python benchmarks/label_quality\.py DATASET": "needs the recordings of benchmarks/closed_loop.py",
     r"python benchmarks/kill_resume\.py": OTHER.format("tests/test_kill_resume.py, with three kills"),
@@ -199,7 +202,8 @@ def sequence(document: Path) -> list[tuple[Command, dict[str, str]]]:
 
 def needs(command: Command, clone: Path) -> None:
     """What an earlier part of the document has left behind."""
-    if "=outputs/pick/checkpoints" in command.text and not (clone / "outputs" / "pick").exists():
+    found = re.search(r"=outputs/pick/checkpoints|report outputs/pick$", command.text)
+    if found and not (clone / "outputs" / "pick").exists():
         run_cli(["offline", "configs/so101.json", "--output_dir_offline=outputs/pick"])
     if "configs/demo.json" in command.text and "--of data/rounds/1" in command.text:
         shutil.rmtree(clone / "data" / "rounds" / "1")
@@ -217,7 +221,7 @@ def test_a_documents_commands_run_one_behind_the_other(document, clone, monkeypa
         for pattern, shorter in SHORTER.items():
             text = re.sub(pattern, shorter, text)
         if command.block == 0 and text.startswith("pi05-rl label"):
-            text += " --dataset.root=data/unlabelled"  # what the README speaks of there
+            text += " --dataset.root=data/unlabelled"  # what the text speaks of there
         run_words(replace(command, text=text).words(variables), monkeypatch)
 
 
@@ -257,3 +261,25 @@ def test_the_targets_of_make_are_there():
     for text in sorted(text for text in texts if text.startswith("make ")):
         done = subprocess.run(["make", "-n", *text.split()[1:]], cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+PACKAGE = REPOSITORY / "src" / "lerobot_policy_pi05_rl"
+WRITTEN = {  # files that a run, LeRobot or the Hub writes, not this repository
+    *("config.json", "train_config.json", "adapter_config.json", "critic_data.json", "manifest.json", "info.json"),
+    *("stats.json", "ddp_machines.yaml", "fsdp_machines.yaml", "ddp.yaml", "fsdp.yaml"),
+}
+
+
+@pytest.mark.parametrize("document", [pytest.param(document, id=document.name) for document in DOCUMENTS])
+def test_what_a_document_names_is_there(document):
+    roots = (REPOSITORY, PACKAGE, document.parent)
+    missing = [path for path in paths_of(document) if not any((root / path).is_file() for root in roots)]
+    assert [path for path in missing if Path(path).name not in WRITTEN] == []
+    assert [link for link in links_of(document) if not (document.parent / link).exists()] == []
+
+
+def test_paths_and_links_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("`a/b.py`, `config.json`\n```bash\n`c.md`\n```\n[x](y.md#z) ![p](q.png) [w](https://x.org/r.md)")
+    assert paths_of(page) == ["a/b.py", "config.json"]
+    assert links_of(page) == ["y.md", "q.png"]

@@ -125,7 +125,7 @@ class PI05RLConfig(PI05Config):
     critic_llm_depth: int = 6
     num_value_queries: int = 4
     # A separate critic reads the mean of each square of so many by so many image tokens; 1: every token. Two by two
-    # costs a third and labels as well (docs/method.md).
+    # costs a third and labels as well (docs/results.md).
     critic_image_pooling: int = 2
     # Critics, each blind to its part of the episodes and asked about that part alone (cross-fitting); 1: one critic,
     # which also labels the episodes it has learnt from.
@@ -149,7 +149,7 @@ class PI05RLConfig(PI05Config):
     advantage_positive_fraction_per_task: dict[str, float] = field(default_factory=dict)  # task text → fraction
     advantage_dropout: float = 0.3  # RECAP, section IV-C
     # How much more a positive action counts than another: under dataset.labeling it is drawn so many times as often,
-    # else its loss weighs so much more. The critic never sees it. 1: RECAP. docs/method.md says why.
+    # else its loss weighs so much more. The critic never sees it. 1: RECAP. docs/results.md says why.
     advantage_positive_weight: float = 1.0
     advantage_window: int = 4096  # recent advantages per task from which the threshold is taken
     inference_advantage: str = "positive"  # positive | negative | none

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 LABELS = {"bc": "behaviour cloning", "recap": "RECAP (this project)"}
 REPO_ID = "local/panda_pick_cube"
 LABELING = "critic"
-LOOK_AHEAD = ("--horizon", "0.15")  # of the advantages; docs/method.md says why
+LOOK_AHEAD = ("--horizon", "0.15")  # of the advantages; docs/results.md says why
 POLL_S = 2.0
 REPORT_S = 30.0
 

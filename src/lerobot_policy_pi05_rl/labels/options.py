@@ -15,7 +15,7 @@ from ..config.train import ConfigError, PI05RLTrainConfig
 from ..data.episodes import LabelledEpisodes
 from ..returns import horizon_trace
 
-DEFAULT_HORIZON = 0.15  # docs/method.md says why
+DEFAULT_HORIZON = 0.15  # docs/results.md says why
 
 
 @dataclass(frozen=True)
