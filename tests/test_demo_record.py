@@ -1,6 +1,7 @@
 """Recorded demonstrations, read back with LeRobot."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
 from lerobot_policy_pi05_rl.demo import record
-from lerobot_policy_pi05_rl.demo.contact_sheet import write_contact_sheet
 from lerobot_policy_pi05_rl.demo.operators import STYLES
 from lerobot_policy_pi05_rl.demo.record import MIXED_QUALITY_MIX, operator_order, record_dataset
 from lerobot_policy_pi05_rl.demo.simulator import PandaPickCubeSimulator
@@ -160,7 +160,10 @@ def test_unusable_mix_is_refused(mix):
         operator_order(3, mix, seed=0)
 
 
-def test_contact_sheet_has_a_row_per_operator(root, tmp_path):
+def test_contact_sheet_has_a_row_per_operator(root, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from contact_sheet import write_contact_sheet
+
     sheet = np.asarray(Image.open(write_contact_sheet(root, tmp_path / "sheet.png", columns=3, zoom=1)))
     title = 22
     assert sheet.shape == (2 * (title + 2 * 64), 3 * 64, 3)

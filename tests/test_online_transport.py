@@ -39,9 +39,9 @@ from lerobot_policy_pi05_rl.online.transport.client import (
     episode_chunks,
 )
 from lerobot_policy_pi05_rl.online.transport.inbox import Inbox
-from lerobot_policy_pi05_rl.online.transport.learner_pb2_grpc import LearnerStub
 from lerobot_policy_pi05_rl.online.transport.security import check_binding, load_token
 from lerobot_policy_pi05_rl.online.transport.server import LearnerServer
+from lerobot_policy_pi05_rl.online.transport.service import LearnerStub
 from lerobot_policy_pi05_rl.online.transport.weights import (
     BadWeightsError,
     WeightsBox,

@@ -12,8 +12,8 @@ import grpc
 from ...configuration_pi05_rl import ActorLearnerConfig
 from ...errors import UserError
 from . import learner_pb2 as pb
-from .learner_pb2_grpc import LearnerStub
 from .security import CHUNK_BYTES, FINISHED, SLOWEST_BYTES_S, load_token, open_channel, token_metadata
+from .service import LearnerStub
 from .weights import buffer
 
 logger = logging.getLogger(__name__)

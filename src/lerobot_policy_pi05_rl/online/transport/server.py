@@ -14,9 +14,9 @@ from ...configuration_pi05_rl import ActorLearnerConfig
 from ..episode import BadEpisodeError, EpisodeSpec, unpack
 from . import learner_pb2 as pb
 from .inbox import Inbox
-from .learner_pb2_grpc import LearnerServicer, add_LearnerServicer_to_server
 from .receiving import CutOffError, RefusalError, Transfer, Watchdog, receive
 from .security import CHUNK_BYTES, FINISHED, SERVER_OPTIONS, TokenInterceptor, bind, load_token, printable
+from .service import serve
 from .weights import WeightsBox
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ GRACE_S = 2.0  # what calls under way have left when the learner stops
 FAREWELL_S = 10.0  # how long a learner that is done waits for its actors to hear it
 
 
-class LearnerServer(LearnerServicer):
+class LearnerServer:
     """The service of ``learner.proto`` while the block runs; several actors at once.
 
     Attributes:
@@ -73,7 +73,7 @@ class LearnerServer(LearnerServicer):
             interceptors=[] if token is None else [TokenInterceptor(token)],
             options=SERVER_OPTIONS,
         )
-        add_LearnerServicer_to_server(self, self._server)
+        serve(self, self._server)
         self._host, self.port = connection.learner_host, bind(self._server, connection)
 
     def __enter__(self) -> Self:

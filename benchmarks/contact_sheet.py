@@ -1,6 +1,6 @@
 """A picture of a few recorded episodes, one row each: front camera above, wrist camera below.
 
-python -m lerobot_policy_pi05_rl.demo.contact_sheet --root data/demo --output docs/demo.png
+python benchmarks/contact_sheet.py --root data/demo --output docs/demo.png
 """
 
 import argparse
@@ -13,8 +13,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import OBS_IMAGES
 from PIL import Image, ImageDraw, ImageFont
 
-from .constants import CAMERA_NAMES
-from .record import RECIPE_FILE, SUCCESS
+from lerobot_policy_pi05_rl.demo.constants import CAMERA_NAMES
+from lerobot_policy_pi05_rl.demo.record import RECIPE_FILE, SUCCESS
 
 _TITLE_PX = 22
 
