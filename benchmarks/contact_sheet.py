@@ -14,7 +14,7 @@ from lerobot.utils.constants import OBS_IMAGES
 from PIL import Image, ImageDraw, ImageFont
 
 from lerobot_policy_pi05_rl.demo.constants import CAMERA_NAMES
-from lerobot_policy_pi05_rl.demo.record import RECIPE_FILE, SUCCESS
+from lerobot_policy_pi05_rl.demo.recorder import RECIPE_FILE, SUCCESS
 
 _TITLE_PX = 22
 

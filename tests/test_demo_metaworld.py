@@ -175,14 +175,14 @@ def test_configuration_rejects_what_the_simulator_cannot_do(setting):
 
 
 def test_missing_simulator_names_the_command_that_installs_it(monkeypatch):
-    from lerobot_policy_pi05_rl.demo.metaworld_env_config import MetaWorldFactory
+    from lerobot_policy_pi05_rl.demo.env_config import METAWORLD, SimulatorFactory
 
     monkeypatch.delitem(sys.modules, "lerobot_policy_pi05_rl.demo.metaworld_simulator")
     for name in [name for name in sys.modules if name.startswith("metaworld.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "metaworld", None)
     with pytest.raises(ImportError, match=r"pip install 'lerobot_policy_pi05_rl\[demo\]'"):
-        MetaWorldFactory("open_drawer")()
+        SimulatorFactory(METAWORLD, {"task": "open_drawer"})()
 
 
 def test_evaluation_spreads_the_episodes_over_the_tasks(checkpoint, monkeypatch):

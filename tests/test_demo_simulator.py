@@ -10,7 +10,7 @@ pytest.importorskip("gym_hil")
 
 from lerobot.envs import env_to_policy_features, make_env, make_env_config, preprocess_observation
 
-from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv, SimulatorFactory
+from lerobot_policy_pi05_rl.demo.env_config import PANDA, PandaPickCubeEnv, SimulatorFactory
 from lerobot_policy_pi05_rl.demo.simulator import PandaPickCubeSimulator
 
 HOLD_STILL = np.array([0.0, 0.0, 0.0, -1.0], dtype=np.float32)
@@ -143,4 +143,4 @@ def test_missing_simulator_names_the_command_that_installs_it(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("gym_hil.")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"pip install 'lerobot_policy_pi05_rl\[demo\]'"):
-        SimulatorFactory(64, 40, 0.01, False)()
+        SimulatorFactory(PANDA, {})()

@@ -29,6 +29,7 @@ from .constants import (
 _NO_SIMULATOR = (
     "The demo needs gym-hil, Meta-World and MuJoCo; to install them: pip install 'lerobot_policy_pi05_rl[demo]'"
 )
+PANDA, METAWORLD = "simulator.PandaPickCubeSimulator", "metaworld_simulator.MetaWorldSimulator"
 _SIMULATOR_PACKAGES = ("gym_hil", "metaworld", "mujoco")
 _NO_OPENGL = (
     "If MuJoCo found no OpenGL: apt-get install libegl1 libopengl0 libgl1-mesa-dri "
@@ -42,56 +43,42 @@ class SimulatorFactory:
 
     LeRobot's default passes a closure around `gym.make`; a spawned worker has not imported the plugin and
     would not find the environment's name in the registry.
+
+    Attributes:
+        name: "module.Class" below `lerobot_policy_pi05_rl.demo`.
+        settings: of its constructor.
+        freeze_finished: whether a finished episode repeats its last transition, see `PandaPickCubeEnv`.
     """
 
-    image_size: int
-    max_episode_steps: int
-    cube_jitter: float
-    freeze_finished: bool
+    name: str
+    settings: dict[str, Any]
+    freeze_finished: bool = False
 
     def __call__(self) -> gym.Env:
         """Import and build the simulator.
 
         Raises:
-            ImportError: when gym-hil or MuJoCo is missing, with the command that installs them.
+            ImportError: when the simulator's packages are missing, with the command that installs them.
         """
-        return build_simulator(
-            "simulator.PandaPickCubeSimulator",
-            self.freeze_finished,
-            image_size=self.image_size,
-            max_episode_steps=self.max_episode_steps,
-            cube_jitter=self.cube_jitter,
-        )
-
-
-def build_simulator(name: str, freeze_finished: bool, **kwargs: Any) -> gym.Env:
-    """Import and build a simulator of this package.
-
-    Args:
-        name: "module.Class" below `lerobot_policy_pi05_rl.demo`.
-        freeze_finished: whether a finished episode repeats its last transition, see `PandaPickCubeEnv`.
-        kwargs: of the constructor.
-
-    Raises:
-        ImportError: when the simulator's packages are missing, with the command that installs them.
-    """
-    os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports MuJoCo
-    module, cls = name.split(".")
-    try:
-        env: gym.Env = getattr(importlib.import_module(f"lerobot_policy_pi05_rl.demo.{module}"), cls)(**kwargs)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in _SIMULATOR_PACKAGES:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports MuJoCo
+        module, cls = self.name.split(".")
+        try:
+            env: gym.Env = getattr(importlib.import_module(f"lerobot_policy_pi05_rl.demo.{module}"), cls)(
+                **self.settings
+            )
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] not in _SIMULATOR_PACKAGES:
+                raise
+            raise ImportError(_NO_SIMULATOR) from error
+        except (AttributeError, ImportError, RuntimeError) as error:
+            # What MuJoCo and PyOpenGL raise without an OpenGL library; their messages do not say so.
+            error.add_note(_NO_OPENGL)
             raise
-        raise ImportError(_NO_SIMULATOR) from error
-    except (AttributeError, ImportError, RuntimeError) as error:
-        # What MuJoCo and PyOpenGL raise without an OpenGL library; their messages do not say so.
-        error.add_note(_NO_OPENGL)
-        raise
-    if freeze_finished:
-        from lerobot.envs.utils import FreezeAfterEpisodeEnd
+        if self.freeze_finished:
+            from lerobot.envs.utils import FreezeAfterEpisodeEnd
 
-        env = FreezeAfterEpisodeEnd(env)
-    return env
+            env = FreezeAfterEpisodeEnd(env)
+        return env
 
 
 def vectorize(factory: Callable[[], gym.Env], n_envs: int, use_async_envs: bool) -> VectorEnv:
@@ -165,5 +152,5 @@ class PandaPickCubeEnv(EnvConfig):
         Raises:
             ImportError: when gym-hil or MuJoCo is missing (or, in worker processes, fails to import).
         """
-        factory = SimulatorFactory(**self.gym_kwargs, freeze_finished=self.freeze_finished)
+        factory = SimulatorFactory(PANDA, self.gym_kwargs, self.freeze_finished)
         return {self.type: {0: vectorize(factory, n_envs, use_async_envs)}}

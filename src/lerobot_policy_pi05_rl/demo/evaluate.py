@@ -31,15 +31,6 @@ from .intervals import bootstrap_interval, successes_per_1000_steps, wilson_inte
 from .metaworld_env_config import MetaWorldTasksEnv
 from .metaworld_tasks import split_evenly
 
-__all__ = [
-    "ClosedLoopResult",
-    "bootstrap_interval",
-    "evaluate_closed_loop",
-    "successes_per_1000_steps",
-    "summarize",
-    "wilson_interval",
-]
-
 logger = logging.getLogger(__name__)
 
 

@@ -6,39 +6,13 @@ Importing this module registers the environment type and needs neither MuJoCo no
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from lerobot.configs import PolicyFeature
 from lerobot.envs.configs import EnvConfig
 
 from .constants import CONTROL_HZ, IMAGE_SIZE
-from .env_config import build_simulator, demo_features, vectorize
+from .env_config import METAWORLD, SimulatorFactory, demo_features, vectorize
 from .metaworld_tasks import TASKS
-
-
-@dataclass(frozen=True)
-class MetaWorldFactory:
-    """Callable that builds the simulator of one task; picklable, for worker processes."""
-
-    task: str
-    image_size: int = IMAGE_SIZE
-    max_episode_steps: int | None = None
-    freeze_finished: bool = False
-
-    def __call__(self) -> gym.Env:
-        """Import and build the simulator.
-
-        Raises:
-            ImportError: when Meta-World or MuJoCo is missing, with the command that installs them.
-            ValueError: for an unknown task.
-        """
-        return build_simulator(
-            "metaworld_simulator.MetaWorldSimulator",
-            self.freeze_finished,
-            task=self.task,
-            image_size=self.image_size,
-            max_episode_steps=self.max_episode_steps,
-        )
 
 
 @EnvConfig.register_subclass("metaworld_tasks")
@@ -92,8 +66,8 @@ class MetaWorldTasksEnv(EnvConfig):
         Raises:
             ImportError: when Meta-World or MuJoCo is missing (or, in worker processes, fails to import).
         """
-        factories = {
-            name: MetaWorldFactory(name, **self.gym_kwargs, freeze_finished=self.freeze_finished)
-            for name in self.task_names
-        }
-        return {name: {0: vectorize(factory, n_envs, use_async_envs)} for name, factory in factories.items()}
+        envs = {}
+        for name in self.task_names:
+            factory = SimulatorFactory(METAWORLD, {"task": name, **self.gym_kwargs}, self.freeze_finished)
+            envs[name] = {0: vectorize(factory, n_envs, use_async_envs)}
+        return envs

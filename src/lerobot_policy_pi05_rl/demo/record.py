@@ -14,23 +14,11 @@ import numpy as np
 from lerobot.utils.utils import init_logging
 
 from .constants import CUBE_JITTER_M, IMAGE_SIZE, MAX_EPISODE_STEPS
-from .env_config import SimulatorFactory
-from .metaworld_env_config import MetaWorldFactory
+from .env_config import METAWORLD, PANDA, SimulatorFactory
 from .metaworld_operators import SPEEDS, MetaWorldOperator
 from .metaworld_tasks import TASKS, split_evenly
 from .operators import STYLES, ScriptedOperator
-from .recorder import RECIPE_FILE, SUCCESS, Simulation, record_episodes
-
-__all__ = [
-    "DEFAULT_MIX",
-    "MIXED_QUALITY_MIX",
-    "MIXES",
-    "RECIPE_FILE",
-    "SUCCESS",
-    "operator_order",
-    "record_dataset",
-    "record_metaworld_dataset",
-]
+from .recorder import Simulation, record_episodes
 
 logger = logging.getLogger(__name__)
 
@@ -72,16 +60,10 @@ def record_dataset(
         ValueError: for an unknown operator, a negative share or episodes < 1.
     """
     operators = operator_order(episodes, mix, seed)
-    recipe = {
-        "repo_id": repo_id,
-        "seed": seed,
-        "image_size": image_size,
-        "max_episode_steps": max_episode_steps,
-        "cube_jitter": cube_jitter,
-        "operators": operators,
-    }
+    settings = {"image_size": image_size, "max_episode_steps": max_episode_steps, "cube_jitter": cube_jitter}
+    recipe = {"repo_id": repo_id, "seed": seed, **settings, "operators": operators}
     simulation = Simulation(
-        make_env=lambda _: SimulatorFactory(image_size, max_episode_steps, cube_jitter, False)(),
+        make_env=lambda _: SimulatorFactory(PANDA, settings)(),
         make_operator=lambda _, name, rng: ScriptedOperator(name, rng),
         robot_type="panda",
     )
@@ -132,7 +114,7 @@ def record_metaworld_dataset(
         "operators": [name for _, name in plan],
     }
     simulation = Simulation(
-        make_env=lambda task: MetaWorldFactory(task, image_size)(),
+        make_env=lambda task: SimulatorFactory(METAWORLD, {"task": task, "image_size": image_size})(),
         make_operator=MetaWorldOperator,
         robot_type="sawyer",
     )

@@ -14,8 +14,8 @@ from lerobot.utils.decorators import check_if_already_connected, check_if_not_co
 from lerobot.utils.errors import DeviceNotConnectedError
 
 from .config_sim_robot import PandaSimConfig, PandaSimOperatorConfig
-from .constants import ACTION_NAMES, CAMERA_NAMES, CONTROL_HZ, MAX_EPISODE_STEPS, STATE_NAMES
-from .env_config import SimulatorFactory
+from .constants import ACTION_NAMES, CAMERA_NAMES, CONTROL_HZ, STATE_NAMES
+from .env_config import PANDA, SimulatorFactory
 from .operators import STYLES, ScriptedOperator
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,9 @@ class PandaSim(Robot):
             DeviceAlreadyConnectedError: it is connected.
         """
         global _connected
-        factory = SimulatorFactory(self.config.image_size, MAX_EPISODE_STEPS, self.config.cube_jitter, False)
-        self.simulator = factory()
+        self.simulator = SimulatorFactory(
+            PANDA, {"image_size": self.config.image_size, "cube_jitter": self.config.cube_jitter}
+        )()
         self._observation, _ = self.simulator.reset(seed=self.config.seed)
         self._resting_z = self.simulator.cube_position[2]
         self.steps, self.lifted, self._last_action = 0, False, None

@@ -73,10 +73,6 @@ class PartialValues:
             file.flush()
             os.fsync(file.fileno())
 
-    def delete(self) -> None:
-        """The labeling is finished."""
-        self.path.unlink(missing_ok=True)
-
 
 @dataclass
 class Timing:
