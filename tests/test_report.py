@@ -16,12 +16,12 @@ from conftest import make_dataset
 
 from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.data import labeling
+from lerobot_policy_pi05_rl.data.files.metadata import read_info
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.report import labels, statistics
 from lerobot_policy_pi05_rl.report.build import main as report
 from lerobot_policy_pi05_rl.report.curves import CURVES, thinned
 from lerobot_policy_pi05_rl.report.frames import DatasetFrames
-from lerobot_policy_pi05_rl.report.inputs import read_info
 from lerobot_policy_pi05_rl.report.labels import read_labeling
 from lerobot_policy_pi05_rl.report.strips import strip_steps
 from lerobot_policy_pi05_rl.report.svg import nice_ticks
@@ -358,7 +358,7 @@ def test_videos_show_every_frame_of_the_episode(tmp_path):
 @pytest.mark.parametrize("video", [False, True])
 def test_pictures_are_those_lerobot_reads(tmp_path, video):
     dataset = make_dataset(tmp_path / "data", EPISODES[:3], columns=COLUMNS, fps=FPS, video=video)
-    pictures = DatasetFrames(dataset.root, read_info(dataset.root))
+    pictures = DatasetFrames(dataset.root, read_info(dataset.root, "test/tiny"))
     camera = pictures.cameras[0]
     for step, picture in zip((2, 5, 11), pictures.read(1, [2, 5, 11], camera), strict=True):
         expected = dataset[EPISODES[0]["length"] + step][camera].numpy().transpose(1, 2, 0) * 255

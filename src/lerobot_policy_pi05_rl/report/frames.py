@@ -9,6 +9,7 @@ from lerobot.datasets.video_utils import FrameTimestampError
 from PIL import Image
 from torch import Tensor
 
+from ..data.files.metadata import read_episodes
 from ..data.pictures.cameras import is_camera, is_depth, picture_shape
 from ..data.pictures.decoding import EXACT, STORED_ERRORS, check_size, open_stored, rgb
 from ..data.pictures.video import PYAV, ROUNDING_S, VIDEO_ERRORS, Segment, frame_times, read_frames
@@ -23,7 +24,7 @@ class DatasetFrames:
         self.cameras = [
             name for name, feature in info["features"].items() if is_camera(feature) and not is_depth(feature)
         ]
-        self._episodes = _read_episodes(root) if self.cameras else {}
+        self._episodes = read_episodes(root, info) if self.cameras else {}
 
     def read(self, episode: int, steps: list[int], camera: str) -> list[Image.Image]:
         """One RGB picture for each of the episode's ``steps`` (ascending frame indices).
@@ -34,12 +35,13 @@ class DatasetFrames:
         if episode not in self._episodes:
             raise UserError(f"{self.root} has no episode {episode} (there are {len(self._episodes)})")
         row, feature = self._episodes[episode], self.info["features"][camera]
-        is_video = feature["dtype"] == "video"
-        path = self._path(row, camera if is_video else None)
+        segment = row.videos.get(camera)  # None: the pictures lie in the Parquet file
+        path = row.data if segment is None else segment.path
+        if not path.is_file():
+            raise UserError(f"the dataset {self.root} lacks {path.relative_to(self.root)}; download it completely")
         try:
-            if is_video:
-                begin, end = (float(row[f"videos/{camera}/{name}_timestamp"]) for name in ("from", "to"))
-                found = _video_frames(Segment(path, begin, end), steps, int(row["length"]), float(self.info["fps"]))
+            if segment is not None:
+                found = _video_frames(segment, steps, row.length, float(self.info["fps"]))
             else:
                 found = [rgb(image) for image in _stored_images(self.root, path, camera, episode, steps)]
         except (*VIDEO_ERRORS, *STORED_ERRORS, pa.ArrowException, KeyError) as error:
@@ -48,26 +50,6 @@ class DatasetFrames:
         for step, picture in zip(steps, found, strict=True):
             check_size(f"{path}: episode {episode}, frame {step}: {camera}", picture, picture_shape(camera, feature))
         return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in found]
-
-    def _path(self, row: dict[str, Any], camera: str | None) -> Path:
-        prefix = f"videos/{camera}" if camera else "data"
-        template = self.info["video_path" if camera else "data_path"]
-        numbers = {name: int(row[f"{prefix}/{name}"]) for name in ("chunk_index", "file_index")}
-        path = self.root / template.format(video_key=camera, **numbers)
-        if not path.is_file():
-            raise UserError(f"the dataset {self.root} lacks {path.relative_to(self.root)}; download it completely")
-        return path
-
-
-def _read_episodes(root: Path) -> dict[int, dict[str, Any]]:
-    """Episode → where its rows and pictures lie (``meta/episodes``), without the statistics."""
-    episodes = {}
-    for path in sorted((root / "meta" / "episodes").rglob("*.parquet")):
-        wanted = ("episode_index", "length", "data/", "videos/")
-        names = [name for name in pq.read_schema(path).names if name.startswith(wanted)]
-        for row in pq.read_table(path, columns=names).to_pylist():
-            episodes[int(row["episode_index"])] = row
-    return episodes
 
 
 def _video_frames(segment: Segment, steps: list[int], length: int, fps: float) -> list[Tensor]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.files.metadata import read_info
 from ..errors import UserError
 
 LAST_TRAIN_CONFIG = Path("checkpoints/last/pretrained_model/train_config.json")
@@ -50,7 +51,7 @@ def open_subject(path: str | Path) -> Subject:
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; give a run directory or a LeRobot dataset's folder")
     if (path / INFO).is_file():
-        return Subject(None, path, None, read_info(path))
+        return Subject(None, path, None, read_info(path, path.name))
     if not (path / "checkpoints").is_dir():
         raise UserError(
             f"{path} is neither a run (it has no checkpoints/) nor a LeRobot dataset (it has no {INFO.as_posix()})"
@@ -62,7 +63,7 @@ def open_subject(path: str | Path) -> Subject:
             f"the run {path} was trained on {root}, which has no {INFO.as_posix()}; start from the folder the run was "
             "started in, or give the dataset's folder itself"
         )
-    return Subject(path, root, repo_id, read_info(root), dataset.get("labeling"), dataset.get("episodes"))
+    return Subject(path, root, repo_id, read_info(root, repo_id), dataset.get("labeling"), dataset.get("episodes"))
 
 
 def run_dataset(run: Path) -> dict[str, Any]:
@@ -86,23 +87,6 @@ def run_dataset(run: Path) -> dict[str, Any]:
 
         root = HF_LEROBOT_HOME / repo_id
     return {**dataset, "repo_id": repo_id, "root": Path(root)}
-
-
-def read_info(root: Path) -> dict[str, Any]:
-    """The dataset's ``meta/info.json``.
-
-    Raises:
-        UserError: it is damaged, or of a format older than LeRobot's v3.
-    """
-    path = root / INFO
-    try:
-        info = json.loads(path.read_text())
-        version, _ = str(info["codebase_version"]), (info["fps"], info["features"], info["total_frames"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); record or download it again") from error
-    if not version.startswith("v3"):
-        raise UserError(f"{root} is a LeRobot {version} dataset; convert it to v3.0 with LeRobot's converter")
-    return info
 
 
 def read_metrics(run: Path | None) -> dict[str, list[tuple[int, float]]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from ..data import labeling
+from ..data.files.metadata import read_episodes, read_info
 from ..errors import UserError
 from ..labels.critic import load_critic
 from ..model.weights import CheckpointError
@@ -73,7 +73,7 @@ def read_labeling(dataset_root: Path, name: str, total_frames: int, episodes: li
     found = labeling.read_labeling(path)
     frames = pd.DataFrame(found.columns)
     chosen = (found.meta.get("dataset") or {}).get("episodes") or episodes
-    if len(frames) != total_frames and not (chosen and _is_of(frames, episode_lengths(dataset_root), chosen)):
+    if len(frames) != total_frames and not (chosen and _is_of(frames, dataset_root, chosen)):
         selected = f", and its episodes {chosen} others" if chosen else ""
         raise UserError(
             f"the labeling {path} has {len(frames)} rows but the dataset has {total_frames} frames{selected}: the "
@@ -82,18 +82,11 @@ def read_labeling(dataset_root: Path, name: str, total_frames: int, episodes: li
     return Labeling(name, path, frames, found.meta)
 
 
-def episode_lengths(dataset_root: Path) -> dict[int, int]:
-    """Episode → frames, of the dataset's ``meta/episodes``."""
-    lengths = {}
-    for path in sorted((dataset_root / "meta" / "episodes").rglob("*.parquet")):
-        table = pq.read_table(path, columns=["episode_index", "length"])
-        lengths |= dict(zip(table["episode_index"].to_pylist(), table["length"].to_pylist(), strict=True))
-    return lengths
-
-
-def _is_of(frames: pd.DataFrame, lengths: dict[int, int], episodes: list[int]) -> bool:
+def _is_of(frames: pd.DataFrame, dataset_root: Path, episodes: list[int]) -> bool:
     """Whether these rows are the frames of just these episodes."""
-    return frames.groupby("episode_index").size().to_dict() == {index: lengths.get(index) for index in episodes}
+    rows = read_episodes(dataset_root, read_info(dataset_root, dataset_root.name))
+    lengths = {index: rows[index].length if index in rows else None for index in episodes}
+    return frames.groupby("episode_index").size().to_dict() == lengths
 
 
 def newest_labeling(dataset_root: Path, run: Path | None = None) -> str | None:
