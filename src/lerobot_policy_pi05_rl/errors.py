@@ -9,6 +9,11 @@ class UserError(Exception):
     """Bad input. The message says what is wrong, where, and what to do; the CLI prints it and exits with 2."""
 
 
+def one_line(error: BaseException) -> str:
+    """What another library's error says, short; its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed; torch says it in a RuntimeError on the CPU, in one of its own on a GPU."""
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY)
@@ -21,7 +26,7 @@ def out_of_memory_advice(error: Exception, arguments: list[str], counted: str = 
         arguments: of the verb: the configuration and its overrides.
         counted: what ``plan`` counts for them.
     """
-    asked = " ".join(str(error).split())[:200] or type(error).__name__
+    asked = one_line(error)
     counted = f" {counted}." if counted else ""
     return (
         f"memory does not suffice: {asked}.{counted} What a step needs, and of what: pi05-rl plan "

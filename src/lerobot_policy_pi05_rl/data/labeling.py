@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..errors import one_line
 from ..returns import Outcome, episode_advantages
 from ..runtime.files import replacing
 from .alignment import Alignment
@@ -194,8 +195,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def _not_a_labeling(path: Path, error: Exception) -> DatasetError:
-    reason = " ".join(str(error).split())[:200]
-    return DatasetError(f"{path} is not a labeling, or damaged ({reason}); make it again with pi05-rl label")
+    return DatasetError(f"{path} is not a labeling, or damaged ({one_line(error)}); make it again with pi05-rl label")
 
 
 def find_labeling(source: Source, name: str) -> Labeling:

@@ -12,7 +12,7 @@ import pandas as pd
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE, REWARD
 
-from ..errors import DatasetError
+from ..errors import DatasetError, one_line
 from ..returns import Outcome
 from .alignment import Alignment, renamed
 from .bad_values import BadValue, find_nonfinite, find_outliers
@@ -213,7 +213,7 @@ def _read_outcome_table(path: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
     except ValueError as error:  # empty, unbalanced quotes, not text
-        raise DatasetError(f"reward.outcome_file {path} is not a CSV: {' '.join(str(error).split())}") from error
+        raise DatasetError(f"reward.outcome_file {path} is not a CSV: {one_line(error)}") from error
     missing = {"episode_index", "outcome"} - set(table.columns)
     if missing:
         raise DatasetError(f"{path} lacks the column(s) {', '.join(sorted(missing))}; it has {list(table.columns)}")

@@ -8,6 +8,7 @@ from lerobot.configs import PreTrainedConfig
 from ..config.keys import ONLINE, RUNS
 from ..config.train import ConfigError, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
+from ..errors import one_line
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -95,5 +96,6 @@ def stored_policy_config(checkpoint: str) -> PreTrainedConfig:
     try:
         return PreTrainedConfig.from_pretrained(checkpoint)
     except Exception as error:  # LeRobot, draccus and the Hub raise a dozen unrelated types
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"policy.pi05_checkpoint {checkpoint} has no readable config.json: {reason}") from error
+        raise ConfigError(
+            f"policy.pi05_checkpoint {checkpoint} has no readable config.json: {one_line(error)}"
+        ) from error

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from lerobot.configs import PreTrainedConfig
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .folders import ADAPTER_WEIGHTS, why_no_weights
 from .keys import ACTOR_HEAD, EMBED_TOKENS, our_key
 
@@ -258,9 +258,8 @@ def stored_config(name_or_path: str | Path, **hub_kwargs) -> PreTrainedConfig:
     try:
         return PreTrainedConfig.from_pretrained(name_or_path, **hub_kwargs)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, DraccusException, HfHubHTTPError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"the config.json of the checkpoint {name_or_path} is missing or damaged: {reason}"
+            f"the config.json of the checkpoint {name_or_path} is missing or damaged: {one_line(error)}"
         ) from error
 
 

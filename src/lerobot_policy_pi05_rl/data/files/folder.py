@@ -21,9 +21,9 @@ from lerobot.datasets.utils import (
 from lerobot.utils.constants import HF_LEROBOT_HOME
 from lerobot.utils.utils import SuppressProgressBars
 
-from ...errors import DatasetError
+from ...errors import DatasetError, one_line
 from .format import old_format
-from .metadata import EpisodeRow, check_statistics, column_names, one_line, read_episodes, read_info, read_tasks
+from .metadata import EpisodeRow, check_statistics, column_names, read_episodes, read_info, read_tasks
 
 logger = logging.getLogger(__name__)
 

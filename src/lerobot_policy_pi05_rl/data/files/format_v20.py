@@ -23,7 +23,7 @@ from lerobot.datasets.utils import (
     serialize_dict,
 )
 
-from ...errors import DatasetError, UserError
+from ...errors import DatasetError, UserError, one_line
 from ...runtime.files import replacing
 from .columns import read_columns
 from .metadata import VISUAL
@@ -44,7 +44,7 @@ def upgrade(root: Path) -> None:
         ]
         recorded = json.loads((root / STATS_PATH).read_text()) if (root / STATS_PATH).is_file() else {}
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{root} is not a dataset of format v2.0: {' '.join(str(error).split())}") from error
+        raise DatasetError(f"{root} is not a dataset of format v2.0: {one_line(error)}") from error
     if info.get("codebase_version") != "v2.0":
         raise DatasetError(f"{root} is of format {info.get('codebase_version')}, not v2.0; nothing is changed")
     counted = {key: value for key, value in info["features"].items() if value["dtype"] not in UNCOUNTED}

@@ -25,7 +25,7 @@ from lerobot.datasets.utils import (
     STATS_PATH,
 )
 
-from ...errors import DatasetError
+from ...errors import DatasetError, one_line
 from ..pictures.video import Segment
 from .format import check_format
 
@@ -286,8 +286,3 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _kind(kinds: tuple[type, ...]) -> str:
     return {int: "whole number", float: "number", dict: "mapping"}[kinds[-1]]
-
-
-def one_line(error: BaseException) -> str:
-    """What it says, short."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -17,6 +17,7 @@ from datasets import Image as StoredImage
 from PIL import Image
 from torch import Tensor
 
+from ...errors import one_line
 from ..sources import DatasetError, Source
 from .cameras import PictureShape, picture_shape
 from .video import PYAV, ROUNDING_S, VIDEO_ERRORS, Segment, frame_times, read_frames
@@ -102,7 +103,7 @@ def _frame_index(source: Source, row: int) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _stored(source: Source, camera: str, rows: Sequence[int]) -> Iterator[Tensor]:

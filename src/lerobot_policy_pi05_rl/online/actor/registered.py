@@ -10,7 +10,7 @@ from lerobot.envs.utils import NEW_ROLLOUT_OPTION, close_envs, preprocess_observ
 from lerobot.utils.constants import ACTION
 
 from ...config.train import ConfigError
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..config import OnlineTrainConfig
 from .environment import Observation, Step, to_observation
 from .safety import ActionLimits
@@ -29,8 +29,7 @@ class RegisteredEnvironment:
         try:
             suites = make_env(cfg.env, n_envs=1)
         except Exception as error:  # of other people's simulators: anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"env.type={cfg.env.type} cannot be made: {reason}") from error
+            raise UserError(f"env.type={cfg.env.type} cannot be made: {one_line(error)}") from error
         made = [env for tasks in suites.values() for env in tasks.values()]
         if len(made) != 1:
             close_envs(suites)
