@@ -19,19 +19,18 @@ from typing import Any
 import gymnasium as gym
 import mujoco
 import numpy as np
-from gymnasium import spaces
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from .constants import ACTION_NAMES, CONTROL_HZ, IMAGE_SIZE, MAX_STEP_M, STATE_NAMES
+from .constants import CONTROL_HZ, IMAGE_SIZE, MAX_STEP_M
 from .metaworld_tasks import START_SPREAD, TASKS
-from .simulation import clipped_action, side_by_side
+from .simulation import TwoCameras, clipped_action
 
 _SIMULATOR_STEP_M = 0.01  # what Meta-World moves its target by for an action of 1.0
 _MAX_FACES = 3000  # of a drawn mesh; those above are links of the arm
 _HIDDEN_GROUP = 5
 
 
-class MetaWorldSimulator(gym.Env[dict[str, Any], np.ndarray]):
+class MetaWorldSimulator(TwoCameras, gym.Env[dict[str, Any], np.ndarray]):
     """One simulated episode of a Meta-World task at a time, 10 control steps per second.
 
     Action, float32 (4,), each clipped to [-1, 1]:
@@ -78,16 +77,7 @@ class MetaWorldSimulator(gym.Env[dict[str, Any], np.ndarray]):
         self._model, self._data = self._env.model, self._env.data
         self._repeats = round(1.0 / CONTROL_HZ / (self._model.opt.timestep * self._env.frame_skip))
         self._prepare_scene()
-        picture = spaces.Box(0, 255, (image_size, image_size, 3), dtype=np.uint8)
-        self.observation_space = spaces.Dict(
-            {
-                "pixels": spaces.Dict({"front": picture, "wrist": picture}),
-                "agent_pos": spaces.Box(-np.inf, np.inf, (len(STATE_NAMES),), dtype=np.float32),
-            }
-        )
-        self.action_space = spaces.Box(-1.0, 1.0, (len(ACTION_NAMES),), dtype=np.float32)
-        self._steps = 0
-        self._pictures: dict[str, np.ndarray] | None = None
+        self._set_spaces(image_size)
 
     def _prepare_scene(self) -> None:
         """Make drawing cheap, place the cameras, create the renderer."""
@@ -118,6 +108,11 @@ class MetaWorldSimulator(gym.Env[dict[str, Any], np.ndarray]):
     def gripper_position(self) -> np.ndarray:
         """Position of the hand, float64 (3,), metres."""
         return self._env.get_endeff_pos().copy()
+
+    @property
+    def gripper_opening(self) -> float:
+        """Measured opening: 1 fully open, 0 fully closed."""
+        return self._env._get_curr_obs_combined_no_goal()[3]
 
     @property
     def full_state(self) -> np.ndarray:
@@ -156,22 +151,10 @@ class MetaWorldSimulator(gym.Env[dict[str, Any], np.ndarray]):
         truncated = not success and self._steps >= self._max_episode_steps
         return self._compute_observation(), float(success), success, truncated, {"is_success": success}
 
-    def _compute_observation(self) -> dict[str, Any]:
-        """Draw both pictures and read the state."""
-        cameras = {"front": self._front_camera, "wrist": self._wrist_camera}
-        self._pictures = {name: self._draw(camera) for name, camera in cameras.items()}
-        opening = self._env._get_curr_obs_combined_no_goal()[3]
-        state = np.asarray([*self.gripper_position, opening], dtype=np.float32)
-        return {"pixels": dict(self._pictures), "agent_pos": state}
-
     def _draw(self, camera: mujoco.MjvCamera | int) -> np.ndarray:
         """One picture, uint8 (image_size, image_size, 3)."""
         self._renderer.update_scene(self._data, camera=camera, scene_option=self._scene_option)
         return self._renderer.render()
-
-    def render(self) -> np.ndarray:
-        """Front and wrist picture side by side, uint8 (image_size, 2 * image_size, 3), for videos."""
-        return side_by_side(self._pictures)
 
     def close(self) -> None:
         """Free the renderer."""

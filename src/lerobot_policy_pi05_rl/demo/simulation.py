@@ -1,11 +1,11 @@
-"""What the demo's simulators share: the check of an action, and the picture for videos."""
+"""What the demo's simulators share: the check of an action, spaces, observations and the picture for videos."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from .constants import CAMERA_NAMES
+from .constants import ACTION_NAMES, CAMERA_NAMES, STATE_NAMES
 
 
 def clipped_action(action: np.ndarray, space: spaces.Box) -> np.ndarray:
@@ -20,12 +20,35 @@ def clipped_action(action: np.ndarray, space: spaces.Box) -> np.ndarray:
     return np.clip(action, -1.0, 1.0)
 
 
-def side_by_side(pictures: Mapping[str, np.ndarray] | None) -> np.ndarray:
-    """The cameras' pictures beside each other, uint8 (image_size, 2 * image_size, 3).
+class TwoCameras:
+    """What a simulator of the demo takes and gives: four numbers, two pictures and the gripper."""
 
-    Raises:
-        RuntimeError: nothing was drawn yet.
-    """
-    if pictures is None:
-        raise RuntimeError("Call reset() before render().")
-    return np.concatenate([pictures[name] for name in CAMERA_NAMES], axis=1)
+    def _set_spaces(self, image_size: int) -> None:
+        """Before the first episode."""
+        picture = spaces.Box(0, 255, (image_size, image_size, 3), dtype=np.uint8)
+        self.observation_space = spaces.Dict(
+            {
+                "pixels": spaces.Dict(dict.fromkeys(CAMERA_NAMES, picture)),
+                "agent_pos": spaces.Box(-np.inf, np.inf, (len(STATE_NAMES),), dtype=np.float32),
+            }
+        )
+        self.action_space = spaces.Box(-1.0, 1.0, (len(ACTION_NAMES),), dtype=np.float32)
+        self._steps = 0
+        self._pictures: dict[str, np.ndarray] | None = None
+
+    def _compute_observation(self) -> dict[str, Any]:
+        """Draw both pictures and read the state."""
+        cameras = {"front": self._front_camera, "wrist": self._wrist_camera}
+        self._pictures = {name: self._draw(camera) for name, camera in cameras.items()}
+        state = np.asarray([*self.gripper_position, self.gripper_opening], dtype=np.float32)
+        return {"pixels": dict(self._pictures), "agent_pos": state}
+
+    def render(self) -> np.ndarray:
+        """Front and wrist picture side by side, uint8 (image_size, 2 * image_size, 3), for videos.
+
+        Raises:
+            RuntimeError: nothing was drawn yet.
+        """
+        if self._pictures is None:
+            raise RuntimeError("Call reset() before render().")
+        return np.concatenate([self._pictures[name] for name in CAMERA_NAMES], axis=1)

@@ -22,20 +22,17 @@ import mujoco
 import numpy as np
 from gym_hil.envs.panda_pick_gym_env import PandaPickCubeGymEnv
 from gym_hil.mujoco_gym_env import MAX_GRIPPER_COMMAND, GymRenderingSpec
-from gymnasium import spaces
 
 from .constants import (
-    ACTION_NAMES,
     CONTROL_HZ,
     CUBE_JITTER_M,
     CUBE_XY_M,
     IMAGE_SIZE,
     MAX_EPISODE_STEPS,
     MAX_STEP_M,
-    STATE_NAMES,
     TASK,
 )
-from .simulation import clipped_action, side_by_side
+from .simulation import TwoCameras, clipped_action
 
 # Twice gym-hil's time step: same success rate of the scripted operators, half the time for physics.
 _PHYSICS_DT_S = 0.004
@@ -43,7 +40,7 @@ _GRIPPER_CLOSED_RAD = 0.8  # upper end of the joint range of `right_driver_joint
 _CUBE_RGBA = (0.85, 0.12, 0.12, 1.0)
 
 
-class PandaPickCubeSimulator(PandaPickCubeGymEnv):
+class PandaPickCubeSimulator(TwoCameras, PandaPickCubeGymEnv):
     """One simulated pick episode at a time, 10 control steps per second.
 
     Action, float32 (4,), each clipped to [-1, 1]:
@@ -97,16 +94,7 @@ class PandaPickCubeSimulator(PandaPickCubeGymEnv):
         )
         # Whole time steps per action; gym-hil's floor division may lose one to rounding.
         self._n_substeps = round(self._control_dt / _PHYSICS_DT_S)
-        picture = spaces.Box(0, 255, (image_size, image_size, 3), dtype=np.uint8)
-        self.observation_space = spaces.Dict(
-            {
-                "pixels": spaces.Dict({"front": picture, "wrist": picture}),
-                "agent_pos": spaces.Box(-np.inf, np.inf, (len(STATE_NAMES),), dtype=np.float32),
-            }
-        )
-        self.action_space = spaces.Box(-1.0, 1.0, (len(ACTION_NAMES),), dtype=np.float32)
-        self._steps = 0
-        self._pictures: dict[str, np.ndarray] | None = None
+        self._set_spaces(image_size)
 
     def _setup_observation_space(self) -> None:
         """Called by gym-hil between loading the model and creating the renderer: prepare the scene here."""
@@ -195,18 +183,7 @@ class PandaPickCubeSimulator(PandaPickCubeGymEnv):
         info = {"is_success": success, "succeed": success}
         return self._compute_observation(), reward, success, truncated, info
 
-    def _compute_observation(self) -> dict[str, Any]:
-        """Draw both pictures and read the state."""
-        cameras = {"front": self._front_camera, "wrist": self._wrist_camera}
-        self._pictures = {name: self._draw(camera) for name, camera in cameras.items()}
-        state = np.asarray([*self.gripper_position, self.gripper_opening], dtype=np.float32)
-        return {"pixels": dict(self._pictures), "agent_pos": state}
-
     def _draw(self, camera: mujoco.MjvCamera | int) -> np.ndarray:
         """One picture, uint8 (image_size, image_size, 3)."""
         self._viewer.update_scene(self._data, camera=camera, scene_option=self._scene_option)
         return self._viewer.render()
-
-    def render(self) -> np.ndarray:
-        """Front and wrist picture side by side, uint8 (image_size, 2 * image_size, 3), for videos."""
-        return side_by_side(self._pictures)
