@@ -264,9 +264,9 @@ def test_the_targets_of_make_are_there():
 
 
 PACKAGE = REPOSITORY / "src" / "lerobot_policy_pi05_rl"
-WRITTEN = {  # files that a run, LeRobot or the Hub writes, not this repository
-    *("config.json", "train_config.json", "adapter_config.json", "critic_data.json", "manifest.json", "info.json"),
-    *("stats.json", "ddp_machines.yaml", "fsdp_machines.yaml", "ddp.yaml", "fsdp.yaml"),
+WRITTEN = {  # files that a run or a dataset has, and configs/accelerate's where its page has named the folder
+    *("adapter_config.json", "critic_data.json", "info.json", "stats.json"),
+    *("ddp.yaml", "fsdp.yaml", "ddp_machines.yaml", "fsdp_machines.yaml"),
 }
 
 
@@ -276,6 +276,11 @@ def test_what_a_document_names_is_there(document):
     missing = [path for path in paths_of(document) if not any((root / path).is_file() for root in roots)]
     assert [path for path in missing if Path(path).name not in WRITTEN] == []
     assert [link for link in links_of(document) if not (document.parent / link).exists()] == []
+
+
+def test_what_is_said_to_be_written_elsewhere_is_named_in_a_document():
+    named = {Path(path).name for document in DOCUMENTS for path in paths_of(document)}
+    assert [name for name in sorted(WRITTEN) if name not in named] == []
 
 
 def test_paths_and_links_are_found(tmp_path):
