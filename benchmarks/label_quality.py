@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lerobot_policy_pi05_rl.data.labeling import Columns, advantages, read_labeling, tag_columns, task_thresholds
+from lerobot_policy_pi05_rl.advantage import tag_columns
+from lerobot_policy_pi05_rl.data.labeling import Columns, advantages, read_labeling
 from lerobot_policy_pi05_rl.demo.recorder import RECIPE_FILE
 from lerobot_policy_pi05_rl.returns import horizon_trace
+from lerobot_policy_pi05_rl.thresholds import task_thresholds
 
 LOOK_AHEADS = [("G − V", None, None), ("N = 8", 8, None), ("λ = 0.7", None, 0.7), ("λ = 0.9", None, 0.9)]
 HORIZONS = (0.08, 0.15, 0.2, 0.3)

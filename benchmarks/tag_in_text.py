@@ -16,12 +16,12 @@ from pathlib import Path
 
 from lerobot.processor import ComplementaryDataProcessorStep, PolicyProcessorPipeline, ProcessorStepRegistry
 
+from lerobot_policy_pi05_rl.advantage import TAG_NONE, TAG_POSITIVE
 from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.frames import PINNED_TAG, POSITION
 from lerobot_policy_pi05_rl.demo.evaluate import main as evaluate
 from lerobot_policy_pi05_rl.draws import draw
-from lerobot_policy_pi05_rl.modeling_pi05_rl import TAG_NONE, TAG_POSITIVE
 from lerobot_policy_pi05_rl.offline_learner import training_batches
 from lerobot_policy_pi05_rl.processor_pi05_rl import TAG_TEXTS, PreparePromptStep
 from lerobot_policy_pi05_rl.training import loop

@@ -53,6 +53,7 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"pi05-rl label RUN( --from NAME --name OTHER --horizon F)?": "getting-started's `pi05-rl label outputs/critic`",
     r"pi05-rl report <output_dir>": "the README's `pi05-rl report outputs/pick`",
     r"python benchmarks/result_picture\.py": OTHER.format("tests/test_result_picture.py"),
+    r"python examples/own_policy_extraction\.py .*": OTHER.format("tests/test_advantage.py"),
     r"python benchmarks/(closed_loop|online_seeds)\.py": HOURS,
     r"python benchmarks/label_quality\.py DATASET": "needs the recordings of benchmarks/closed_loop.py",
     r"python benchmarks/kill_resume\.py": OTHER.format("tests/test_kill_resume.py, with three kills"),

@@ -27,7 +27,7 @@ def judged(algorithm, **columns):
     algorithm.thresholds.update(torch.zeros(4, dtype=torch.long), WINDOW)
     algorithm.losses.eval()  # the window stays as it is
     batch = dict(make_batch(), **{INTERVENTION: CORRECTED}, **columns)
-    return algorithm.losses.judge(ADVANTAGES, batch, draw(3, batch[POSITION], algorithm.policy.config))
+    return algorithm.losses.tag_and_weigh(ADVANTAGES, batch, draw(3, batch[POSITION], algorithm.policy.config))
 
 
 def extraction(**overrides):

@@ -17,7 +17,7 @@ from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.dataset import open_sources
 from lerobot_policy_pi05_rl.data.frames import POSITION
-from lerobot_policy_pi05_rl.data.labeling import SCHEMA, out_of_fold, read_labelings, upper_threshold
+from lerobot_policy_pi05_rl.data.labeling import SCHEMA, out_of_fold, read_labelings
 from lerobot_policy_pi05_rl.data.sampling import SampleOrder
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint
 from lerobot_policy_pi05_rl.errors import UserError
@@ -28,6 +28,7 @@ from lerobot_policy_pi05_rl.losses import RecapLosses
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.returns import episode_advantages
+from lerobot_policy_pi05_rl.thresholds import upper_threshold
 
 SHORT, LONG = "flip the switch", "fold the towel"
 EPISODES = [

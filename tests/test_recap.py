@@ -221,7 +221,7 @@ def test_unknown_returns_train_no_critic_and_carry_no_tag():
     first = {k: v[:3] for k, v in batch.items()}
     half, _, _ = algorithm.losses.critic_loss(algorithm.policy.read_for_critic(first), {}, first)
     assert_same(loss, half / 2)
-    tags, _, _ = algorithm.losses.judge(some[RETURN] - values, some, draws)
+    tags, _, _ = algorithm.losses.tag_and_weigh(some[RETURN] - values, some, draws)
     assert (tags[3:] == -1).all()
 
 

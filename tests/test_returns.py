@@ -4,23 +4,21 @@ import numpy as np
 import pytest
 import torch
 
+from lerobot_policy_pi05_rl.advantage import advantage_tags, awr_weights
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.model.critic import ValueBins
 from lerobot_policy_pi05_rl.returns import (
-    AdvantageThresholds,
     Outcome,
     RewardConfig,
-    advantage_tags,
-    awr_weights,
     dataset_rewards,
     discounted_returns,
     episode_advantages,
     episode_outcome,
     horizon_trace,
     lookahead,
-    positive_fractions,
     steps_to_success_rewards,
 )
+from lerobot_policy_pi05_rl.thresholds import AdvantageThresholds, positive_fractions
 
 NAN = float("nan")
 TASK_0 = torch.tensor([0])

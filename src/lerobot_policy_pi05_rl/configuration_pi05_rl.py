@@ -7,8 +7,9 @@ from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 
+from .advantage import PolicyExtraction, extraction_names, find_extraction
+
 INFERENCE_ADVANTAGES = ("positive", "negative", "none")
-POLICY_EXTRACTIONS = ("conditioning", "weighted", "filtered", "none")
 FILTERS = ("outcome", "advantage")
 CRITIC_TARGETS = ("monte_carlo", "td")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's
@@ -139,7 +140,8 @@ class PI05RLConfig(PI05Config):
     train_critic: bool = True  # false: only with dataset.labeling, whose tags need no critic
 
     # Advantage
-    # conditioning: RECAP. weighted: AWR (arXiv 1910.00177). filtered: cloning of the good part. none: cloning.
+    # conditioning: RECAP. weighted: AWR (arXiv 1910.00177). filtered: cloning of the good part. none: cloning. Or one
+    # of your own (docs/extending.md).
     policy_extraction: str = "conditioning"
     filter_by: str = "outcome"  # of filtered: outcome (successful episodes) | advantage (positive frames)
     awr_temperature: float = 1.0  # of weighted, in standard deviations of the task's advantages
@@ -208,7 +210,7 @@ class PI05RLConfig(PI05Config):
             self.use_separate_critic = True
         self.inference_advantage = _named_advantage(self.inference_advantage)
         _require_choice("inference_advantage", self.inference_advantage, INFERENCE_ADVANTAGES)
-        _require_choice("policy_extraction", self.policy_extraction, POLICY_EXTRACTIONS)
+        _require_choice("policy_extraction", self.policy_extraction, extraction_names())
         _require_choice("critic_target", self.critic_target, CRITIC_TARGETS)
         _require_choice("filter_by", self.filter_by, FILTERS)
         _require_choice("compile_mode", self.compile_mode, COMPILE_MODES)
@@ -286,10 +288,14 @@ class PI05RLConfig(PI05Config):
         return self.image_resolution[0] // self.vision_patch_size
 
     @property
+    def extraction(self) -> PolicyExtraction:
+        """What ``policy_extraction`` names: what is drawn, tagged, weighed and asked for (advantage.py)."""
+        return find_extraction(self.policy_extraction)(self)
+
+    @property
     def uses_advantage(self) -> bool:
         """Whether the policy learns from advantages, so that they must come from a critic or a labeling."""
-        filtered_by_outcome = self.policy_extraction == "filtered" and self.filter_by == "outcome"
-        return self.policy_extraction != "none" and not filtered_by_outcome
+        return self.extraction.needs_advantage
 
     @property
     def trains_critic(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
+from .advantage import TAG_POSITIVE, SampleLabels
 from .data.frames import (
     ACTION_IS_PAD,
     AHEAD_DISCOUNT,
@@ -25,8 +26,8 @@ from .data.frames import (
 from .distributed.processes import Processes
 from .draws import Draws
 from .model.cache import Context, Features
-from .modeling_pi05_rl import TAG_NONE, PI05RLPolicy, select_tag
-from .returns import AdvantageThresholds, advantage_tags, awr_weights
+from .modeling_pi05_rl import PI05RLPolicy, select_tag
+from .thresholds import AdvantageThresholds
 
 Metrics = dict[str, Tensor]
 
@@ -70,7 +71,7 @@ class RecapLosses(nn.Module):
                 advantages = batch.get(PINNED_ADVANTAGE)
                 if advantages is None:
                     advantages = self.advantages(values, later, batch)
-                tags, weights, info = self.judge(advantages, batch, draws)
+                tags, weights, info = self.tag_and_weigh(advantages, batch, draws)
                 metrics |= info
                 histograms["advantages"] = advantages
             if train_actor:
@@ -140,36 +141,30 @@ class RecapLosses(nn.Module):
         return batch[ahead(n, AHEAD_REWARD)] + batch[ahead(n, AHEAD_DISCOUNT)] * ahead_value - values
 
     @torch.no_grad()
-    def judge(
+    def tag_and_weigh(
         self, advantages: Tensor, batch: dict[str, Tensor], draws: Draws
     ) -> tuple[Tensor | None, Tensor | None, Metrics]:
-        """What the advantages (B,) mean to the actor: tags (B,) under conditioning, else weights (B,) of the loss."""
-        config, tasks = self.policy.config, batch[TASK_INDEX].cpu()
-        everyones = self.processes.gather(torch.stack([advantages.float(), batch[TASK_INDEX].float()], dim=1))
+        """What the policy extraction makes of the advantages (B,): tags (B,), weights (B,) of the actor's loss."""
+        extraction, corrected = self.policy.config.extraction, batch[INTERVENTION]
+        columns = torch.stack([advantages.float(), batch[TASK_INDEX].float(), corrected.float()], dim=1)
+        everyones, tasks, corrections = self.processes.gather(columns).unbind(dim=1)
         if self.training:  # the same windows in every process, in the order of one process with the whole batch
-            self.thresholds.update(everyones[:, 1].long().cpu(), everyones[:, 0].cpu())
-        thresholds = self.thresholds[tasks].to(advantages.device)
-        positive = advantage_tags(advantages, thresholds, interventions=batch[INTERVENTION])
-        if PINNED_TAG in batch:
-            positive = torch.where(batch[INTERVENTION], 1, batch[PINNED_TAG])
-        known = everyones[:, 0]
-        known = known[~known.isnan()]
+            self.thresholds.update(tasks.long().cpu(), everyones.cpu(), corrections.bool().cpu())
+        labels = SampleLabels.of(
+            advantages,
+            batch[TASK_INDEX],
+            self.thresholds,
+            corrected=corrected,
+            hidden=draws.dropped,
+            labelled=batch.get(PINNED_TAG),
+        )
+        known = everyones[~everyones.isnan()]
         metrics = {
             "advantage_mean": known.mean(),
             "advantage_std": known.std(correction=0),
-            "advantage_positive_fraction": (positive == 1).float().mean(),
+            "advantage_positive_fraction": (labels.tags == TAG_POSITIVE).float().mean(),
         }
-        if config.policy_extraction == "conditioning":
-            # With pinned labels the positive ones are drawn more often instead (data/loading.py); the critic's loss
-            # takes that back.
-            others = 1.0 if PINNED_TAG in batch else 1.0 / config.advantage_positive_weight
-            weights = torch.where(positive == 1, 1.0, others)
-            return torch.where(draws.dropped, TAG_NONE, positive), weights, metrics
-        if config.policy_extraction == "filtered":
-            return None, (positive == 1).float(), metrics
-        spread = self.thresholds.spread(tasks).to(advantages.device)
-        weights = awr_weights(advantages, spread, temperature=config.awr_temperature, max_weight=config.awr_max_weight)
-        return None, torch.where(batch[INTERVENTION], config.awr_max_weight, weights), metrics
+        return extraction.tags(labels), extraction.weights(labels), metrics
 
     def actor_loss(
         self,

@@ -29,10 +29,6 @@ from .stored.folders import policy_kind
 
 logger = logging.getLogger(__name__)
 
-ADVANTAGE_TAG = "advantage_tag"  # batch key: (B,) int64 of the three values below
-TAG_NEGATIVE, TAG_POSITIVE, TAG_NONE = 0, 1, -1
-_TAG_BY_NAME = {"negative": TAG_NEGATIVE, "positive": TAG_POSITIVE}
-
 
 class PI05RLPolicy(PI05Policy):
     """The LeRobot policy ``pi05_rl``."""
@@ -204,14 +200,15 @@ class PI05RLPolicy(PI05Policy):
         return super().select_action(batch)
 
     def _inference_tag(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        if self.config.inference_advantage == "none" or self.config.policy_extraction != "conditioning":
+        tag = self.config.extraction.inference_tag()
+        if tag is None:
             return None, None
         if ADVANTAGE_TOKENS not in batch:
             raise KeyError(
                 f"{ADVANTAGE_TOKENS} is not in the batch: the preprocessor is not pi05_rl's. Load the one saved in "
                 "the checkpoint, or set --policy.inference_advantage=none"
             )
-        tags = torch.full((batch[ADVANTAGE_TOKENS].shape[0],), _TAG_BY_NAME[self.config.inference_advantage])
+        tags = torch.full((batch[ADVANTAGE_TOKENS].shape[0],), tag)
         return select_tag(batch, tags.to(batch[ADVANTAGE_TOKENS].device))
 
 

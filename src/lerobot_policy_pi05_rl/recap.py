@@ -22,8 +22,8 @@ from .errors import UserError
 from .losses import RecapLosses
 from .model.trainable import select_trainable
 from .modeling_pi05_rl import PI05RLPolicy
-from .returns import AdvantageThresholds, positive_fractions
 from .stored.files import CRITIC_PREFIX
+from .thresholds import AdvantageThresholds, positive_fractions
 from .training.early_stopping import CriticWatch
 
 

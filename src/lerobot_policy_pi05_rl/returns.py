@@ -1,18 +1,13 @@
-"""Outcomes → rewards → returns, and advantages → tags. Pure functions over columns; no model, no frame.
+"""Outcomes → rewards → returns → advantages. Pure functions over columns; no model, no frame.
 
-Sources: RECAP (arXiv 2511.14759), Eq. 5 for the rewards, section IV-C and App. F for the threshold.
+Source: RECAP (arXiv 2511.14759), Eq. 5 for the rewards, section IV-C for the advantages.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from .errors import UserError
 
 REWARD_SOURCES = ("steps_to_success", "dataset")
 UNLABELLED = ("error", "success", "failure")
@@ -192,90 +187,3 @@ def horizon_trace(horizon: float, task_length: int) -> float:
 
 def _bootstrapped(steps: Lookahead, values: np.ndarray) -> np.ndarray:
     return steps.reward + steps.discount * values[np.arange(len(values)) + steps.offset]
-
-
-class AdvantageThresholds:
-    """ε per task: the quantile of the task's recent advantages above which its positive fraction of them lies.
-
-    Holds a window of the last ``window`` advantages of each task on the CPU. Until a task has ``min_count`` of
-    them its threshold is NaN, and nothing of it is tagged.
-    """
-
-    def __init__(self, positive_fractions: list[float], *, window: int, min_count: int = 64):
-        """``positive_fractions``: one per task."""
-        self.positive_fractions, self.min_count = positive_fractions, min_count
-        self._values = torch.full((len(positive_fractions), window), float("nan"))
-        self._counts = torch.zeros(len(positive_fractions), dtype=torch.int64)
-
-    def update(self, task_index: Tensor, advantages: Tensor) -> None:
-        """Append (B,) advantages of tasks (B,) to the windows; NaNs (no known return) are left out."""
-        known = ~advantages.isnan()
-        for task, value in zip(task_index[known].tolist(), advantages[known].tolist(), strict=True):
-            self._values[task, self._counts[task] % self._values.shape[1]] = value
-            self._counts[task] += 1
-
-    def __getitem__(self, task_index: Tensor) -> Tensor:
-        """(B,) task indices → (B,) thresholds, NaN where too few advantages are known."""
-        return self._per_task(task_index, lambda known, task: torch.quantile(known, 1 - self.positive_fractions[task]))
-
-    def spread(self, task_index: Tensor) -> Tensor:
-        """(B,) task indices → (B,) standard deviations of recent advantages, NaN where too few are known."""
-        return self._per_task(task_index, lambda known, _: known.std(correction=0))
-
-    def _per_task(self, task_index: Tensor, statistic: Callable[[Tensor, int], Tensor]) -> Tensor:
-        result = torch.full((len(self._counts),), float("nan"))
-        for task in task_index.unique().tolist():
-            known = self._values[task, : min(int(self._counts[task]), self._values.shape[1])]
-            if len(known) >= min(self.min_count, self._values.shape[1]):
-                result[task] = statistic(known, task)
-        return result[task_index]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The windows, for the checkpoint."""
-        return {"advantage_window": self._values.clone(), "advantage_counts": self._counts.clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore :meth:`state_dict`.
-
-        Raises:
-            ValueError: it is of other tasks or another window.
-        """
-        for name, own in (("advantage_window", self._values), ("advantage_counts", self._counts)):
-            if state[name].shape != own.shape or state[name].dtype != own.dtype:  # copy_ would broadcast and cast
-                raise ValueError(f"{name} is {tuple(state[name].shape)}, here {tuple(own.shape)}")
-        self._values.copy_(state["advantage_window"])
-        self._counts.copy_(state["advantage_counts"])
-
-
-def positive_fractions(tasks: list[str], default: float, per_task: Mapping[str, float]) -> list[float]:
-    """The fraction of each task: its own if it is given, else the default.
-
-    Raises:
-        UserError: a fraction is given for a task that the data does not have.
-    """
-    unknown = sorted(set(per_task) - set(tasks))
-    if unknown:
-        raise UserError(
-            f"policy.advantage_positive_fraction_per_task: no task {unknown[0]!r} in the data; its tasks are "
-            f"{', '.join(map(repr, tasks))}"
-        )
-    return [per_task.get(task, default) for task in tasks]
-
-
-def advantage_tags(advantages: Tensor, thresholds: Tensor, *, interventions: Tensor) -> Tensor:
-    """(B,) tags: 1 positive (A > ε), 0 negative, −1 none.
-
-    A human's correction is always positive (RECAP, section IV-C). No tag where the advantage or the threshold
-    is unknown.
-    """
-    tags = (advantages > thresholds).long()
-    tags[advantages.isnan() | thresholds.isnan()] = -1
-    tags[interventions] = 1
-    return tags
-
-
-def awr_weights(advantages: Tensor, spread: Tensor, *, temperature: float, max_weight: float) -> Tensor:
-    """(B,) ``exp(A / (temperature · spread))``, at most ``max_weight`` (AWR, arXiv 1910.00177); 0 where A or the
-    spread of the task's advantages is unknown: such a sample is worth nothing yet."""
-    weights = torch.exp(advantages / (temperature * spread.clamp(min=1e-6))).clamp(max=max_weight)
-    return weights.nan_to_num(nan=0.0)

@@ -1,16 +1,20 @@
 """What a resume checks before it goes on: a whole checkpoint, the same data, and what differs in the configuration."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import draccus
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
 
+from ..advantage import find_extraction
 from ..config.keys import DATA, FILLED, LEARNING, NOTE, OTHER_RUN, OWN, START, on_resume, readers
 from ..config.train import ConfigError, PI05RLTrainConfig
+from ..configuration_pi05_rl import PI05RLConfig
 from ..data.dataset import OfflineData
 from ..data.sources import DatasetError, dataset_fingerprint
 from ..runtime.files import MANIFEST, damages
@@ -176,7 +180,7 @@ def compare_configs(old: dict[str, Any], new: dict[str, Any], reads: frozenset[s
         kept |= {LEARNING: changes.learning, DATA: changes.learning}
         if meaning in kept:
             kept[meaning].append(change)
-    if _trains_critic(old["policy"]) != _trains_critic(new["policy"]) or "none" in _extractions(old, new):
+    if _needs(old["policy"]) != _needs(new["policy"]):
         deciding = ("policy.policy_extraction", "policy.filter_by")
         moved = [change for change in changes.learning if change.key in deciding]
         changes.impossible.extend(moved)
@@ -184,13 +188,16 @@ def compare_configs(old: dict[str, Any], new: dict[str, Any], reads: frozenset[s
     return changes
 
 
-def _extractions(*configs: dict[str, Any]) -> list[str | None]:
-    return [config["policy"].get("policy_extraction") for config in configs]
+def _needs(policy: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether the policy extraction of a stored configuration needs advantages, and outcomes.
 
-
-def _trains_critic(policy: dict[str, Any]) -> bool:
-    by_outcome = policy.get("policy_extraction") == "filtered" and policy.get("filter_by") == "outcome"
-    return policy.get("policy_extraction") != "none" and not by_outcome
+    Raises:
+        UserError: nobody registered it here.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(PI05RLConfig)}
+    stored = SimpleNamespace(**defaults | policy)
+    extraction = find_extraction(stored.policy_extraction)(stored)
+    return extraction.needs_advantage, extraction.needs_outcomes
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[Change]:

@@ -14,6 +14,7 @@ import yaml
 from draccus.utils import DraccusException
 from lerobot.utils.import_utils import register_third_party_plugins
 
+from ..advantage import extraction_names
 from ..configuration_pi05_rl import whole_mapping
 from .earlier_keys import ALIASES, rename_aliases, take_out
 from .errors import explain, forbidden_nulls
@@ -81,6 +82,8 @@ def _complete(raw: dict[str, Any], kind: type[PI05RLTrainConfig], overridden: se
     """Fill in what the configuration leaves to the policy's type and to the checkpoint, and make devices known."""
     policy = raw.setdefault("policy", {})
     if isinstance(policy, dict):
+        if policy.get("policy_extraction", "conditioning") not in extraction_names():
+            register_third_party_plugins()  # lerobot_policy_* may bring it
         if policy.setdefault("type", "pi05_rl") != "pi05_rl":
             raise ConfigError(f"policy.type must be pi05_rl, got {policy['type']!r}")
         inherit_sizes(

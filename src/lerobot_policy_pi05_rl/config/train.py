@@ -118,6 +118,11 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         if self.save_checkpoint_to_hub and not self.policy.repo_id:
             raise ConfigError("save_checkpoint_to_hub needs policy.repo_id: the Hub repository they go to")
         self._check_peft()
+        if self.policy.extraction.needs_labeling and self.dataset.labeling is None:
+            raise ConfigError(
+                f"policy.policy_extraction {self.policy.policy_extraction} needs a labeling; name one in "
+                "dataset.labeling (pi05-rl label makes one)"
+            )
         if self.policy.uses_advantage and not self.policy.train_critic and self.dataset.labeling is None:
             raise ConfigError(
                 "policy.train_critic is false, but advantages come from the critic; let it train, or name a labeling "

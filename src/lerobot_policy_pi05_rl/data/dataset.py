@@ -111,7 +111,7 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
         DatasetError: as :func:`open_sources`; or episodes are unlabelled, or the labeling does not fit.
     """
     sources = open_sources(cfg)
-    name, needs_returns = cfg.dataset.labeling, cfg.policy.policy_extraction != "none"
+    name, needs_returns = cfg.dataset.labeling, cfg.policy.extraction.needs_outcomes
     labelings = read_labelings(sources, name) if name else None
     recorded = labelings and [labeling_outcomes(labeling) for labeling in labelings]
     labels = label_episodes(sources, cfg.reward, cfg.policy, needs_returns=needs_returns, recorded=recorded)
@@ -119,12 +119,8 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
         check_labelings(labelings, name, sources, labels, cfg.reward.outcome_file)
     pinned = pinned_labels(labelings) if labelings else None
     train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
-    draws = None
-    if cfg.policy.policy_extraction == "filtered":
-        train, draws = filter_frames(cfg.policy, train, pinned)
-    elif cfg.policy.policy_extraction == "conditioning" and pinned and cfg.policy.advantage_positive_weight != 1:
-        draws = [np.where(labels.tags == 1, cfg.policy.advantage_positive_weight, 1.0) for labels in pinned]
-    train = cap_transitions(train, cfg.policy.offline_buffer_capacity, cfg.seed)
+    train = cap_transitions(kept_episodes(cfg.policy, train), cfg.policy.offline_buffer_capacity, cfg.seed)
+    draws = frame_draws(cfg.policy, train, pinned) if pinned else None
     stats = normalisation_statistics(cfg, sources, train, policy_cameras(cfg.policy))
     transforms = cfg.dataset.image_transforms
 
@@ -199,28 +195,45 @@ def policy_cameras(policy: PI05RLConfig) -> list[str]:
     return [key for key in policy.image_features if not key.startswith(EMPTY_CAMERA)]
 
 
-def filter_frames(
-    policy: PI05RLConfig, episodes: list[Episode], pinned: list[PinnedLabels] | None
-) -> tuple[list[Episode], list[np.ndarray] | None]:
-    """What filtered cloning draws from: the successful episodes, or the frames that a labeling tags positive.
-
-    Where a critic trains beside the policy it must see the other frames, too: then all are drawn, and only the
-    positive ones count in the actor's loss (losses.py), as they do without a labeling.
+def kept_episodes(policy: PI05RLConfig, episodes: list[Episode]) -> list[Episode]:
+    """Those that the policy extraction learns from.
 
     Raises:
-        DatasetError: nothing is left.
+        DatasetError: none is left.
     """
-    if policy.filter_by == "outcome":
-        kept = [episode for episode in episodes if episode.outcome is Outcome.SUCCESS]
-        if not kept:
-            raise DatasetError("policy.filter_by is outcome, and no episode to train on is a success")
-        return kept, None
-    if pinned is None:
-        return episodes, None
-    draws = [(labels.tags == 1).astype(np.float64) for labels in pinned]
-    if not any(draws[episode.source][episode.start : episode.end].any() for episode in episodes):
-        raise DatasetError("policy.filter_by is advantage, and the labeling tags no frame positive")
-    return episodes, None if policy.trains_critic else draws
+    extraction = policy.extraction
+    kept = [episode for episode in episodes if extraction.keeps(episode.outcome)]
+    if not kept:
+        raise DatasetError(
+            f"policy.policy_extraction is {policy.policy_extraction}, and no episode to train on is {extraction.kept}"
+        )
+    return kept
+
+
+def frame_draws(policy: PI05RLConfig, episodes: list[Episode], pinned: list[PinnedLabels]) -> list[np.ndarray] | None:
+    """Per source (frames,) how often an epoch draws each frame of ``episodes``, as the policy extraction has it; None:
+    all once.
+
+    Args:
+        pinned: per source, the labels of a labeling.
+
+    Raises:
+        DatasetError: it draws none.
+    """
+    tags, advantages = (
+        np.concatenate([column[episode.source][episode.start : episode.end] for episode in episodes])
+        for column in ([labels.tags for labels in pinned], [labels.advantages for labels in pinned])
+    )
+    drawn = policy.extraction.draws(tags, advantages)
+    if drawn is None:
+        return None
+    if not drawn.any():
+        raise DatasetError(f"policy.policy_extraction is {policy.policy_extraction}, and it draws no frame")
+    draws = [np.zeros(len(labels.tags)) for labels in pinned]
+    ends = np.cumsum([episode.length for episode in episodes])
+    for episode, counts in zip(episodes, np.split(drawn, ends[:-1]), strict=True):
+        draws[episode.source][episode.start : episode.end] = counts
+    return draws
 
 
 def lookahead_steps(policy: PI05RLConfig, *, pinned: bool) -> list[int]:

@@ -6,7 +6,7 @@ side, their thresholds change without the critic, and the dataset's own files ar
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,40 +123,6 @@ def episode_rows(episode_index: np.ndarray) -> Iterator[slice]:
     starts = np.flatnonzero(np.r_[True, episode_index[1:] != episode_index[:-1]])
     for start, end in zip(starts, np.r_[starts[1:], len(episode_index)], strict=True):
         yield slice(int(start), int(end))
-
-
-def task_thresholds(tables: Iterable[Columns], fractions: Mapping[str, float]) -> dict[str, float]:
-    """ε per task, over all tables: the asked fraction of the task's known advantages lies above it.
-
-    Corrections by a human do not count: they are positive whatever their advantage. NaN for a task of which no
-    advantage is known.
-    """
-    known: dict[str, list[np.ndarray]] = {task: [] for task in fractions}
-    for columns in tables:
-        counts = ~np.isnan(columns["advantage"]) & ~columns["intervention"]
-        for task in fractions:
-            known[task].append(columns["advantage"][counts & (columns["task"] == task)])
-    return {task: upper_threshold(np.concatenate(parts), fractions[task]) for task, parts in known.items()}
-
-
-def upper_threshold(values: np.ndarray, fraction: float) -> float:
-    """The number that ``round(fraction · n)`` of the (n,) float32 values exceed (fewer where values are equal)."""
-    if not len(values):
-        return float("nan")
-    count = round(fraction * len(values))
-    if count == len(values):
-        return float(np.nextafter(values.min(), np.float32(-np.inf)))
-    return float(np.sort(values)[len(values) - count - 1])
-
-
-def tag_columns(columns: Columns, thresholds: Mapping[str, float]) -> Columns:
-    """The columns with ``tag`` and ``positive`` under these thresholds."""
-    tags = np.full(len(columns["index"]), -1, dtype=np.int8)
-    for task, threshold in thresholds.items():
-        rows = (columns["task"] == task) & ~np.isnan(columns["advantage"])
-        tags[rows] = columns["advantage"][rows] > threshold
-    tags[columns["intervention"]] = 1
-    return {**columns, "tag": tags, "positive": tags == 1}
 
 
 def write_labeling(path: Path, labeling: Labeling) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..advantage import tag_columns
 from ..checkpoint.critic_provenance import frame_folds, read_critic_data, reward_scale, scale_differences
 from ..config.train import PI05RLTrainConfig
 from ..data.compatibility import renamed_sources
@@ -28,13 +29,11 @@ from ..data.labeling import (
     outcomes_if_labelled,
     read_labeling,
     read_meta,
-    tag_columns,
-    task_thresholds,
     write_labeling,
 )
 from ..data.sources import Source, dataset_fingerprint
 from ..errors import UserError
-from ..returns import positive_fractions
+from ..thresholds import positive_fractions, task_thresholds
 from .critic import Critic, find_critic, load_value_function
 from .options import DEFAULT_HORIZON, LabelOptions, choose_look_ahead, load_label_config, parse_options
 from .outcomes import describe_unlabelled, given_outcomes, outcomes_path, write_outcomes

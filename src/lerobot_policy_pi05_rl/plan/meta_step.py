@@ -30,7 +30,7 @@ from ..losses import RecapLosses
 from ..model.trainable import select_trainable
 from ..modeling_pi05_rl import PI05RLPolicy
 from ..processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
-from ..returns import AdvantageThresholds
+from ..thresholds import AdvantageThresholds
 from .meta_modes import MetaAutocast, PlaceholderValues
 
 TAG_TOKENS = 3  # of "Advantage: positive" in PaliGemma's vocabulary

@@ -12,18 +12,18 @@ from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
+from ..advantage import TAGS
 from ..data.frames import ACTION_IS_PAD, FOLD, POSITION, RETURN, FrameIndex
 from ..draws import draw
 from ..losses import per_sample
 from ..model.cache import Context, Features
-from ..modeling_pi05_rl import TAG_NEGATIVE, TAG_POSITIVE, select_tag
+from ..modeling_pi05_rl import select_tag
 from ..recap import RecapAlgorithm
 from ..returns import Outcome
 from .critic_metrics import auc, calibration_error, middle_frames, spearman_per_episode
 
 SAMPLED_FRAMES = 32  # held-out frames for which whole chunks are sampled: ten passes of the expert per tag
 SAMPLED_PER_BATCH = 4  # frames of one batch resemble each other
-TAGS = {"positive": TAG_POSITIVE, "negative": TAG_NEGATIVE}
 
 
 def critic_metrics(
@@ -152,7 +152,7 @@ def critic_columns(algorithm: RecapAlgorithm, features: Features, batch: dict[st
 def tag_contexts(algorithm: RecapAlgorithm, prefix: Context, batch: dict[str, Tensor]) -> dict[str, Context]:
     """Tag → what the actions see under it, for no tag and those that the policy knows."""
     model, contexts = algorithm.policy.model, {"none": prefix}
-    for name, tag in TAGS.items() if algorithm.policy.config.policy_extraction == "conditioning" else ():
+    for name, tag in TAGS.items() if algorithm.policy.config.extraction.shows_tag else ():
         tags = torch.full((len(batch[POSITION]),), tag, device=batch[POSITION].device)
         contexts[name] = model.read_tag(prefix, model.embed_tag(*select_tag(batch, tags)))
     return contexts
