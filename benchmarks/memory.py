@@ -19,7 +19,7 @@ from docs_section import write_section
 from torch import Tensor
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, POSITION, RETURN
+from lerobot_policy_pi05_rl.data.batch import ACTION_IS_PAD, POSITION, RETURN
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.memory import training_step_memory
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, build, make_batch, with_cameras

@@ -18,7 +18,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.data.frames import POSITION
+from lerobot_policy_pi05_rl.data.batch import POSITION
 from lerobot_policy_pi05_rl.distributed.processes import start_processes
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, build, make_batch, with_cameras

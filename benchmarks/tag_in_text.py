@@ -19,7 +19,7 @@ from lerobot.processor import ComplementaryDataProcessorStep, PolicyProcessorPip
 from lerobot_policy_pi05_rl.advantage import TAG_NONE, TAG_POSITIVE
 from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
-from lerobot_policy_pi05_rl.data.frames import PINNED_TAG, POSITION
+from lerobot_policy_pi05_rl.data.batch import PINNED_TAG, POSITION
 from lerobot_policy_pi05_rl.demo.evaluate import main as evaluate
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.offline_learner import training_batches

@@ -16,8 +16,8 @@ from lerobot_policy_pi05_rl.advantage import TAG_POSITIVE, PolicyExtraction, fin
 from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
+from lerobot_policy_pi05_rl.data.batch import INTERVENTION, PINNED_ADVANTAGE, PINNED_TAG, POSITION
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
-from lerobot_policy_pi05_rl.data.frames import INTERVENTION, PINNED_ADVANTAGE, PINNED_TAG, POSITION
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy

@@ -9,8 +9,8 @@ from conftest import CAMERAS, make_algorithm, make_batch
 from double import assert_same
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 
+from lerobot_policy_pi05_rl.data.batch import AHEAD_DISCOUNT, AHEAD_REWARD, FOLD, RETURN, TASK_INDEX, ahead
 from lerobot_policy_pi05_rl.data.episodes import Episode, assign_folds
-from lerobot_policy_pi05_rl.data.frames import AHEAD_DISCOUNT, AHEAD_REWARD, FOLD, RETURN, TASK_INDEX, ahead
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.model.cache import Features
 from lerobot_policy_pi05_rl.model.critic import pool_images

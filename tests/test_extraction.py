@@ -7,7 +7,7 @@ import torch
 from conftest import batches, make_algorithm, make_batch, read_prefix
 from double import assert_same
 
-from lerobot_policy_pi05_rl.data.frames import (
+from lerobot_policy_pi05_rl.data.batch import (
     ACTION_IS_PAD,
     INTERVENTION,
     PINNED_ADVANTAGE,

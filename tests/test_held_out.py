@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_resume import metrics as logged
 from test_resume import run, step_back
 
-from lerobot_policy_pi05_rl.data.frames import POSITION
+from lerobot_policy_pi05_rl.data.batch import POSITION
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.training import critic_metrics
 from lerobot_policy_pi05_rl.training import evaluation as held_out

@@ -15,8 +15,8 @@ from conftest import make_dataset, write_config
 
 from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.batch import POSITION
 from lerobot_policy_pi05_rl.data.dataset import open_sources
-from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.data.labeling import SCHEMA, out_of_fold, read_labelings
 from lerobot_policy_pi05_rl.data.sampling import SampleOrder
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint

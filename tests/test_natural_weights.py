@@ -10,8 +10,9 @@ import torch
 from conftest import MIXED_EPISODES, make_algorithm, make_dataset, make_labeling, write_config
 
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.batch import FOLD, NATURAL_WEIGHT, POSITION, RETURN
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
-from lerobot_policy_pi05_rl.data.frames import FOLD, NATURAL_WEIGHT, POSITION, RETURN, FrameIndex
+from lerobot_policy_pi05_rl.data.frames import FrameIndex
 from lerobot_policy_pi05_rl.data.loaders import make_probe_loader, make_train_loader, sample_order
 from lerobot_policy_pi05_rl.data.sampling import BatchPositions, MixedOrder, SampleOrder
 from lerobot_policy_pi05_rl.losses import weighted_moments

@@ -14,8 +14,8 @@ from conftest import MIXED_EPISODES, make_dataset, write_config
 from lerobot_policy_pi05_rl.checkpoint.find import find_checkpoint
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
+from lerobot_policy_pi05_rl.data.batch import POSITION
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
-from lerobot_policy_pi05_rl.data.frames import POSITION
 from lerobot_policy_pi05_rl.data.sources import Source
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig

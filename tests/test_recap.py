@@ -7,7 +7,7 @@ import torch
 from conftest import CAMERAS, batches, make_algorithm, make_batch, read_prefix, tiny_config
 from double import assert_same
 
-from lerobot_policy_pi05_rl.data.frames import ACTION_IS_PAD, POSITION, RETURN
+from lerobot_policy_pi05_rl.data.batch import ACTION_IS_PAD, POSITION, RETURN
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.model.trainable import select_trainable
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm

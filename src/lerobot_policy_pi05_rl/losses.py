@@ -9,7 +9,7 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
 from .advantage import TAG_POSITIVE, SampleLabels
-from .data.frames import (
+from .data.batch import (
     ACTION_IS_PAD,
     AHEAD_DISCOUNT,
     AHEAD_REWARD,

@@ -11,6 +11,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from torch import Tensor, nn
 
 from .configuration_pi05_rl import PI05RLConfig
+from .data.batch import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from .model.cache import Block, Features
 from .model.lora import (
     Adapter,
@@ -23,7 +24,6 @@ from .model.lora import (
 )
 from .model.network import PI05RLPytorch
 from .model.weights import load_policy_weights
-from .processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from .stored.files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic
 from .stored.folders import policy_kind
 

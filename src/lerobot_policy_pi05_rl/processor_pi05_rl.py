@@ -28,14 +28,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from .configuration_pi05_rl import TASKS_TOKENIZER, PI05RLConfig
+from .data.batch import ADVANTAGE_MASKS, ADVANTAGE_TOKENS, TASK
 from .errors import UserError
 from .stored.files import CheckpointError
 from .stored.folders import PROCESSORS, PROCESSORS_ADVICE, damaged_processor_file
 
 logger = logging.getLogger(__name__)
 
-ADVANTAGE_TOKENS = "observation.language.advantage_tokens"  # (B, 2, L) ids of both tags, negative first
-ADVANTAGE_MASKS = "observation.language.advantage_attention_mask"  # (B, 2, L) bool
 PAD_TO_MULTIPLE_OF = 8  # of the prompt's tokens: few lengths, so that compiled code is seldom compiled again
 TAG_TEXTS = (
     "Advantage: negative",
@@ -135,7 +134,7 @@ def check_prompt_lengths(pipeline: PolicyProcessorPipeline, tasks: list[str], st
     prepare = next(step for step in pipeline.steps if isinstance(step, PreparePromptStep))
     tokenize = next(step for step in pipeline.steps if isinstance(step, TokenizePromptStep))
     longest_state = torch.full((len(tasks), state_dim), 1.0)  # bin 255: three digits a dimension
-    transition = create_transition(observation={OBS_STATE: longest_state}, complementary_data={"task": tasks})
+    transition = create_transition(observation={OBS_STATE: longest_state}, complementary_data={TASK: tasks})
     tokenize(prepare(transition))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from .configuration_pi05_rl import PI05RLConfig
-from .data.frames import POSITION
+from .data.batch import POSITION
 from .distributed.fsdp import Sharded, part_like, whole
 from .distributed.processes import Processes, Replicated
 from .draws import Draws, draw

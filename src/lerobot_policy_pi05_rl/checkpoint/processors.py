@@ -8,6 +8,7 @@ from lerobot.processor import NormalizerProcessorStep, PolicyProcessorPipeline, 
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from ..configuration_pi05_rl import PI05RLConfig
+from ..data.batch import TASK
 from ..processor_pi05_rl import TokenizePromptStep
 from ..stored.files import CheckpointError
 from ..stored.folders import PROCESSOR_CONFIGS, PROCESSORS, PROCESSORS_ADVICE
@@ -49,7 +50,7 @@ def probe_processors(
     """Send one state and one action through: what raises here would raise at the first batch, hours into a queue."""
     widths = {key: config.input_features[key].shape[0] for key in (OBS_STATE,) if key in config.input_features}
     actions = config.output_features[ACTION].shape[0]
-    preprocessor({**{key: torch.zeros(1, width) for key, width in widths.items()}, "task": ["x"]})
+    preprocessor({**{key: torch.zeros(1, width) for key, width in widths.items()}, TASK: ["x"]})
     postprocessor(torch.zeros(1, actions))
 
 

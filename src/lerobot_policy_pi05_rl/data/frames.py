@@ -12,36 +12,25 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..returns import Lookahead
+from .batch import (
+    ACTION_IS_PAD,
+    AHEAD_DISCOUNT,
+    AHEAD_REWARD,
+    FOLD,
+    INTERVENTION,
+    NATURAL_WEIGHT,
+    PINNED_ADVANTAGE,
+    PINNED_TAG,
+    POSITION,
+    RETURN,
+    TASK,
+    TASK_INDEX,
+    ahead,
+)
 from .episodes import Episode, LabelledEpisodes
 from .pictures.decoding import read_picture
 from .pictures.frame_cache import FrameCache, resize
-from .sources import INTERVENTION, Source
-
-RETURN = "return"
-TASK_INDEX = "task_index"
-FOLD = "fold"  # which critic has not seen the episode; −1: none of them has, or there is only one
-PINNED_ADVANTAGE, PINNED_TAG = "pinned_advantage", "pinned_tag"  # of a labeling made before
-NATURAL_WEIGHT = "natural_weight"  # how much rarer the frame is drawn than it was recorded (`FrameIndex`)
-POSITION = "position"  # global sample index: the how-manieth draw of the run
-ACTION_IS_PAD = f"{ACTION}_is_pad"
-
-
-def ahead(n: int, key: str) -> str:
-    """The batch key of what belongs to the frame ``n`` steps later."""
-    return f"ahead_{n}.{key}"
-
-
-def ahead_columns(batch: dict) -> dict[int, dict]:
-    """The inverse of :func:`ahead`, over a batch: n → key → value of what belongs to the frames ``n`` steps later."""
-    later: dict[int, dict] = {}
-    for key, value in batch.items():
-        prefix, _, name = key.partition(".")
-        if prefix.startswith("ahead_"):
-            later.setdefault(int(prefix.removeprefix("ahead_")), {})[name] = value
-    return later
-
-
-AHEAD_REWARD, AHEAD_DISCOUNT = "reward", "discount"  # `Lookahead.reward` and `.discount` of the sample
+from .sources import Source
 
 
 class PinnedLabels(NamedTuple):
@@ -169,7 +158,7 @@ class FrameDataset(Dataset):
             **self._pinned(episode.source, row),
             ACTION: actions,
             ACTION_IS_PAD: is_pad,
-            "task": self.labels.tasks[task],
+            TASK: self.labels.tasks[task],
             RETURN: torch.tensor(self.labels.returns[episode.source][row]),
             TASK_INDEX: torch.tensor(task),
             INTERVENTION: torch.tensor(bool(self.labels.interventions[episode.source][row])),

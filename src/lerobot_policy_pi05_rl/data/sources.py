@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE, REWARD
+from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE, REWARD, TRUNCATED
 
 from ..errors import DatasetError, one_line
 from ..returns import Outcome
 from .alignment import Alignment, renamed
 from .bad_values import BadValue, find_nonfinite, find_outliers
+from .batch import INTERVENTION
 from .files.columns import read_columns
 from .files.folder import LocalDataset, reading, shortened
 from .files.integrity import check_rows
@@ -25,11 +26,10 @@ from .pictures.video import Segment
 logger = logging.getLogger(__name__)
 
 
-INTERVENTION = "intervention"  # lerobot-rollout's name
 SUCCESS, CUT_OFF, OUTCOME = "next.success", "next.cut_off", "outcome"
 INTERVENTION_COLUMNS = (INTERVENTION, "is_intervention", "complementary_info.is_intervention")
 SUCCESS_COLUMNS = (SUCCESS, "success")
-TRUNCATED_COLUMNS = ("next.truncated", "truncated")
+TRUNCATED_COLUMNS = (TRUNCATED, "truncated")
 LABEL_COLUMNS = (REWARD, CUT_OFF, *SUCCESS_COLUMNS, OUTCOME, *TRUNCATED_COLUMNS, *INTERVENTION_COLUMNS)
 
 

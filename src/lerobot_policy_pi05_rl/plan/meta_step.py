@@ -12,9 +12,10 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from torch import Tensor, nn
 
 from ..configuration_pi05_rl import PI05RLConfig
-from ..data.dataset import policy_cameras
-from ..data.frames import (
+from ..data.batch import (
     ACTION_IS_PAD,
+    ADVANTAGE_MASKS,
+    ADVANTAGE_TOKENS,
     AHEAD_DISCOUNT,
     AHEAD_REWARD,
     FOLD,
@@ -25,11 +26,11 @@ from ..data.frames import (
     TASK_INDEX,
     ahead,
 )
+from ..data.dataset import policy_cameras
 from ..draws import Draws
 from ..losses import RecapLosses
 from ..model.trainable import select_trainable
 from ..modeling_pi05_rl import PI05RLPolicy
-from ..processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from ..thresholds import AdvantageThresholds
 from .meta_modes import MetaAutocast, PlaceholderValues
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from ..checkpoint.processors import check_processors, probe_processors
 from ..config.train import ConfigError, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
-from ..data.dataset import OfflineData, open_offline_data
-from ..data.frames import (
+from ..data.batch import (
     AHEAD_DISCOUNT,
     AHEAD_REWARD,
     FOLD,
@@ -25,10 +24,13 @@ from ..data.frames import (
     PINNED_TAG,
     POSITION,
     RETURN,
+    TASK,
     TASK_INDEX,
     ahead,
     ahead_columns,
+    present_columns,
 )
+from ..data.dataset import OfflineData, open_offline_data
 from ..data.loaders import to_device
 from ..data.normalisation import differences
 from ..distributed.processes import ALONE, Processes
@@ -163,11 +165,10 @@ def make_preprocess(preprocessor: Callable[[dict], dict], device: torch.device) 
     def preprocess(samples: dict) -> dict:
         batch = to_device(samples, device)
         later = ahead_columns(batch)
-        present = {key: value for key, value in batch.items() if not key.startswith("ahead_")}
-        result = {**preprocessor(present), **{key: batch[key] for key in RL_COLUMNS if key in batch}}
+        result = {**preprocessor(present_columns(batch)), **{key: batch[key] for key in RL_COLUMNS if key in batch}}
         for n, columns in later.items():
             bootstrap = {name: columns.pop(name) for name in (AHEAD_REWARD, AHEAD_DISCOUNT)}
-            processed = {**preprocessor({**columns, "task": batch["task"]}), **bootstrap}
+            processed = {**preprocessor({**columns, TASK: batch[TASK]}), **bootstrap}
             result |= {ahead(n, name): value for name, value in processed.items() if isinstance(value, Tensor)}
         return result
 

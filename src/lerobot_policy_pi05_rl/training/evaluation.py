@@ -13,7 +13,8 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from ..advantage import TAGS
-from ..data.frames import ACTION_IS_PAD, FOLD, POSITION, RETURN, FrameIndex
+from ..data.batch import ACTION_IS_PAD, FOLD, POSITION, RETURN
+from ..data.frames import FrameIndex
 from ..draws import draw
 from ..losses import per_sample
 from ..model.cache import Context, Features

@@ -11,6 +11,7 @@ from lerobot.policies.utils import prepare_observation_for_inference
 from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 from torch import Tensor
 
+from ...data.batch import TASK
 from ...modeling_pi05_rl import PI05RLPolicy
 from .environment import Observation
 
@@ -65,7 +66,7 @@ class ChunkModel:
             left_over_actions: (N, A) the same as the environment takes them.
         """
         batch = prepare_observation_for_inference(dict(observation), self._device, self._task)
-        batch["task"] = [self._task]
+        batch[TASK] = [self._task]
         batch = self._before(batch)
         options: dict[str, Any] = {}
         if left_over is not None and len(left_over):

@@ -10,6 +10,7 @@ from lerobot.envs.utils import NEW_ROLLOUT_OPTION, close_envs, preprocess_observ
 from lerobot.utils.constants import ACTION
 
 from ...config.train import ConfigError
+from ...data.batch import TASK
 from ...errors import UserError, one_line
 from ..config import OnlineTrainConfig
 from .environment import Observation, Step, to_observation
@@ -76,7 +77,7 @@ class RegisteredEnvironment:
         )
 
     def _observe(self, raw: dict[str, Any]) -> Observation:
-        batch = self._before({**preprocess_observation(raw), "task": [self.task]})
+        batch = self._before({**preprocess_observation(raw), TASK: [self.task]})
         return to_observation(batch, self._features, self._names)
 
     def close(self) -> None:

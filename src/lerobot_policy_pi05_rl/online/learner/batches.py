@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ...data.batch import POSITION
 from ...data.dataset import OfflineData
-from ...data.frames import POSITION, FrameDataset
+from ...data.frames import FrameDataset
 from ...data.loaders import make_train_loader
 from ..config import OnlineTrainConfig
 

@@ -10,6 +10,7 @@ from lerobot.utils.constants import OBS_STATE, REWARD
 from PIL import Image
 
 from ...data.alignment import Alignment
+from ...data.batch import TASK
 from ...data.dataset import OfflineData
 from ...data.episodes import Episode as LabelledEpisode
 from ...data.episodes import reward_discount
@@ -34,7 +35,7 @@ def episode_values(episode: Episode, algorithm: RecapAlgorithm) -> np.ndarray:
             for camera, files in episode.pictures.items()
         }
         samples[OBS_STATE] = torch.from_numpy(episode.state[rows.start : rows.stop].copy())
-        samples["task"] = [episode.task] * len(rows)
+        samples[TASK] = [episode.task] * len(rows)
         values.append(algorithm.policy.predict_values(algorithm.preprocess(samples)).mean(dim=1).cpu())
     return torch.cat(values).numpy()
 

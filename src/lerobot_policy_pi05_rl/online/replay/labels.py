@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from lerobot.utils.constants import ACTION, OBS_STATE, REWARD
 
+from ...data.batch import RETURN
 from ...data.dataset import OfflineData, episode_lookahead, lookahead_steps, policy_cameras
 from ...data.episodes import Episode, LabelledEpisodes, label_frames
-from ...data.frames import RETURN, FrameDataset, FrameIndex
+from ...data.frames import FrameDataset, FrameIndex
 from ...data.outcomes import intervention_flags, known_outcome
 from ...data.sources import Source
 from ...returns import Lookahead, Outcome
