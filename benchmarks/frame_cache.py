@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from docs_section import write_section
 
-from lerobot_policy_pi05_rl.cli import split_config_path
+from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.frames import FrameDataset

@@ -19,7 +19,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
+from lerobot_policy_pi05_rl.command.run import set_up_logging
+from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import PI05RLTrainConfig
 from lerobot_policy_pi05_rl.data.dataset import OfflineData, worker_kwargs

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
+from lerobot_policy_pi05_rl.command.run import set_up_logging
+from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader
 from lerobot_policy_pi05_rl.training.build import prepare

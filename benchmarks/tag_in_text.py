@@ -17,7 +17,8 @@ from pathlib import Path
 from lerobot.processor import ComplementaryDataProcessorStep, PolicyProcessorPipeline, ProcessorStepRegistry
 
 from lerobot_policy_pi05_rl.advantage import TAG_NONE, TAG_POSITIVE
-from lerobot_policy_pi05_rl.cli import set_up_logging, split_config_path
+from lerobot_policy_pi05_rl.command.run import set_up_logging
+from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.batch import PINNED_TAG, POSITION
 from lerobot_policy_pi05_rl.demo.evaluate import main as evaluate

@@ -185,7 +185,7 @@ def test_without_a_compiler_the_run_ends_before_it_begins_with_one_line(tmp_path
     arguments = ["offline", str(config)]
     torch._dynamo.reset()  # what this process has compiled
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
-        assert cli.run_verb(cli.run_offline, arguments[1:], debug=False) == 2
+        assert cli.run_verb(cli.verb_function("offline"), arguments[1:], debug=False) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("pi05-rl: error: policy.compile_model is true, but torch.compile does not work on cpu")
     assert "no-such-compiler" in last and "policy.compile_model to false" in last

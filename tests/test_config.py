@@ -10,7 +10,7 @@ from conftest import TINY_SIZES, tiny_config, write_config
 from lerobot.configs import NormalizationMode
 from lerobot.envs import EnvConfig
 
-from lerobot_policy_pi05_rl.cli import split_config_path
+from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config, parse_overrides
 from lerobot_policy_pi05_rl.config.keys import KEYS
 from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import tiny_config, write_config
 
-from lerobot_policy_pi05_rl.cli import split_config_path
 from lerobot_policy_pi05_rl.config import reading as config_reading
+from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.keys import leaves
 from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig

@@ -222,10 +222,10 @@ def test_frames_ahead_come_from_the_cache_too(opened, images, monkeypatch):
 
 def test_the_command_builds_it(images, tmp_path, capsys):
     config = str(write_config(tmp_path / "train.json", images, tmp_path / "run"))
-    assert cli.run_verb(cli.run_cache, [config], debug=False) == 2
+    assert cli.run_verb(cli.verb_function("cache"), [config], debug=False) == 2
     assert "dataset.frame_cache is not set" in capsys.readouterr().err
     folder = tmp_path / "frames"
-    assert cli.run_verb(cli.run_cache, [config, f"--dataset.frame_cache={folder}"], debug=False) == 0
+    assert cli.run_verb(cli.verb_function("cache"), [config, f"--dataset.frame_cache={folder}"], debug=False) == 0
     assert len(caches(folder)) == 1
     assert not (tmp_path / "run").exists()
 

@@ -36,5 +36,9 @@ def out_of_memory_advice(error: Exception, arguments: list[str], counted: str = 
     )
 
 
+class ConfigError(UserError):
+    """A configuration that cannot be read, or says something impossible."""
+
+
 class DatasetError(UserError):
     """A dataset that is missing, incomplete or does not fit the policy."""

@@ -6,10 +6,11 @@ accelerate launch --num_processes=N -m lerobot_policy_pi05_rl.offline_learner CO
 """
 
 import logging
-import sys
 from functools import partial
 from pathlib import Path
 
+from .config.arguments import split_config_path
+from .config.file import load_config
 from .config.train import PI05RLTrainConfig
 from .data.loaders import make_train_loader
 from .distributed.fsdp import check_fsdp
@@ -57,7 +58,16 @@ def training_batches(run: Run) -> TimedIterator:
     return TimedIterator(make_train_loader(run.cfg, run.data, batches=left, start=start_at, processes=processes))
 
 
-if __name__ == "__main__":
-    from .cli import main
+def main(arguments: list[str]) -> int:
+    """``pi05-rl offline CONFIG`` (positional or ``--config_path``); returns the exit code."""
+    path, overrides = split_config_path(arguments)
+    checkpoint = train_offline(load_config(path, overrides))
+    logging.getLogger(__name__).info("[OFFLINE LEARNER] Done: %s", checkpoint)
+    return 0
 
-    main(["offline", *sys.argv[1:]])
+
+if __name__ == "__main__":
+    from .command.run import run_as_script  # start-up: of this way in alone
+    from .plan.command import memory_in_words
+
+    run_as_script("offline", main, count_memory=memory_in_words)

@@ -5,20 +5,20 @@ A key nobody knows is an error that names it and the nearest known one.
 
 import importlib
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import draccus
-import yaml
 from draccus.utils import DraccusException
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from ..advantage import extraction_names
 from ..configuration_pi05_rl import whole_mapping
+from .arguments import assign, parse_overrides
 from .earlier_keys import ALIASES, rename_aliases, take_out
 from .errors import explain, forbidden_nulls
 from .keys import SIZE_FIELDS as SIZE_FIELDS  # where other modules look for it
+from .names import check_names
 from .reading import find_file, read_mapping
 from .sizes import inherit_sizes
 from .train import ConfigError, PI05RLTrainConfig, say
@@ -46,6 +46,7 @@ def load_config[C: PI05RLTrainConfig](
         _check_values(raw)
         if refused:
             raise ConfigError("; ".join(refused))
+        check_names(raw)
         _complete(raw, kind, {key for key, _ in pairs}, file)
         nulls = forbidden_nulls(PI05RLTrainConfig, raw)
         if nulls:
@@ -69,12 +70,12 @@ def _overridden(file: Path, raw: dict[str, Any], pairs: list[tuple[str, Any]]) -
         said = rename_aliases(raw)
         given: dict[str, Any] = {}
         for key, value in pairs:
-            _assign(given, key, value)
+            assign(given, key, value)
         said += rename_aliases(given)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     for key, value in pairs:
-        _assign(raw, ALIASES.get(key, key), value)
+        assign(raw, ALIASES.get(key, key), value)
     return said
 
 
@@ -116,45 +117,6 @@ def _register_devices() -> None:
         importlib.import_module(module)
 
 
-def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
-    """``--a.b=c`` and ``--a.b c`` → [("a.b", value)], values read as YAML.
-
-    Raises:
-        ConfigError: an argument is neither.
-    """
-    pairs, index = [], 0
-    while index < len(arguments):
-        argument = arguments[index]
-        if not argument.startswith("--"):
-            raise ConfigError(f"unexpected argument {argument!r}; overrides look like --policy.offline_steps=20")
-        key, separator, text = argument[2:].partition("=")
-        if not all(key.split(".")):
-            raise ConfigError(f"{argument!r} names no key; overrides look like --policy.offline_steps=20")
-        if not separator:
-            if index + 1 < len(arguments) and not arguments[index + 1].startswith("--"):
-                index += 1
-                text = arguments[index]
-            else:
-                text = "true"
-        pairs.append((key, _scalar(text)))
-        index += 1
-    return pairs
-
-
-def _scalar(text: str) -> Any:
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
-        return float(text)  # YAML 1.1 reads 1e-4 as a string
-    if re.fullmatch(r"0\d+", text):
-        return text  # and 002000, a checkpoint's name, as an octal number
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    prose = isinstance(value, dict) and not text.startswith("{")  # a task's text: "pick: the cube"
-    word = isinstance(value, bool) and text.lower() not in ("true", "false")  # yes, no, on, off
-    return text if prose or word else value
-
-
 def _check_values(node: Any, name: str = "") -> None:
     """
     Raises:
@@ -172,12 +134,3 @@ def _check_values(node: Any, name: str = "") -> None:
             if not isinstance(key, str):
                 raise ConfigError(f"the key {key!r}{f' of {name}' if name else ''} is not text; put it in quotes")
             _check_values(inner, f"{name}.{key}" if name else key)
-
-
-def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        if not isinstance(raw.get(parent), dict):
-            raw[parent] = {}
-        raw = raw[parent]
-    raw[last] = value

@@ -1,5 +1,10 @@
-"""``docs/configuration.md`` out of :mod:`.config_keys`: ``python -m lerobot_policy_pi05_rl.config.page`` prints it."""
+"""``docs/configuration.md`` and ``keys.json`` out of :mod:`.keys`.
 
+``python -m lerobot_policy_pi05_rl.config.page`` prints the page, and with ``--names`` what :mod:`.names` reads.
+"""
+
+import json
+import sys
 import typing
 from typing import Any
 
@@ -55,10 +60,25 @@ def page() -> str:
     )
 
 
+def names_file() -> str:
+    """``keys.json``: a line for each key."""
+    rows = []
+    for leaf in leaves(PI05RLTrainConfig):
+        key = KEYS[entry(leaf.name)]
+        row = (leaf.name, _type(leaf.type), _default(leaf), key.readers if key.status == READ else "")
+        rows.append(json.dumps([text.replace("\\|", "|").strip("`") for text in row]))
+    keys, aliases, earlier = ",\n".join(rows), json.dumps(list(ALIASES)), json.dumps(list(EARLIER))
+    return f'{{"keys": [\n{keys}\n],\n"aliases": {aliases},\n"earlier": {earlier}}}\n'
+
+
+def _default(leaf: Any) -> str:
+    default = MACHINES.get(leaf.name) or _text(leaf.default)
+    return default if len(default) <= LONG else "as in LeRobot"
+
+
 def _row(leaf: Any) -> str:
     key = KEYS[entry(leaf.name)]
-    default = MACHINES.get(leaf.name) or _text(leaf.default)
-    default = default if len(default) <= LONG else "as in LeRobot"
+    default = _default(leaf)
     answer = f"read: {key.readers}" if key.status == READ else f"{key.status}: {key.advice}"
     return f"| `{leaf.name}` | {_type(leaf.type)} | {default} | {answer} | {key.on_resume} |"
 
@@ -78,4 +98,4 @@ def _type(hint: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(names_file() if "--names" in sys.argv else page(), end="")

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lerobot.configs.train import TRAIN_CONFIG_NAME
-from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
-from .train import ConfigError
+from ..errors import ConfigError
 
+# LeRobot's, whose modules import torch; a test compares them.
+TRAIN_CONFIG_NAME = "train_config.json"
+CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR = "checkpoints", "last", "pretrained_model"
 SHOWN = 200  # characters of a parser's complaint
 
 

@@ -13,7 +13,7 @@ from lerobot.rl.train_rl import TrainRLServerPipelineConfig
 from lerobot.utils.device_utils import is_torch_device_available
 
 from ..configuration_pi05_rl import PI05RLConfig
-from ..errors import UserError
+from ..errors import ConfigError as ConfigError  # where other modules look for it
 from ..returns import RewardConfig
 from . import encoding as config_encoding  # noqa: F401 - registers an encoder
 from .actor import ActorConfig, ReplayConfig
@@ -30,10 +30,6 @@ STATISTICS = ("pooled", "own")
 VIDEO_BACKENDS = ("torchcodec", "pyav", "video_reader")  # LeRobot's; the last is its old name of pyav
 BAD_VALUES = ("error", "drop_episode", "keep_outliers")
 LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the ones that leave the base as it is
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be read, or says something impossible."""
 
 
 @dataclass

@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..command.run import run_as_script
 from ..config.file import load_config
 from ..errors import UserError
 from .evaluate import summarize
@@ -146,6 +147,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    from ..cli import main as cli_main
-
-    cli_main(["demo-online", *sys.argv[1:]])
+    run_as_script("demo-online", main)

@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..command.run import run_as_script
 from ..config.file import load_config
 from ..errors import UserError
 from ..report.build import main as write_report
@@ -261,6 +262,4 @@ def draw_comparison(results: dict[str, ClosedLoopResult], path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    from ..cli import main as cli_main
-
-    cli_main(["demo", *sys.argv[1:]])
+    run_as_script("demo", main)

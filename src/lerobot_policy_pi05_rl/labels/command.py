@@ -4,7 +4,6 @@ pi05-rl label CONFIG_OR_RUN [--name NAME] [--key=value …]
 """
 
 import logging
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from ..advantage import tag_columns
 from ..checkpoint.critic_provenance import frame_folds, read_critic_data, reward_scale, scale_differences
+from ..command.run import run_as_script
 from ..config.train import PI05RLTrainConfig
 from ..data.compatibility import renamed_sources
 from ..data.dataset import open_sources, read_sources
@@ -298,6 +298,4 @@ def report(tables: list[Columns], thresholds: dict[str, float], name: str) -> No
 
 
 if __name__ == "__main__":
-    from ..cli import main as cli
-
-    cli(["label", *sys.argv[1:]])
+    run_as_script("label", main)

@@ -9,7 +9,7 @@ from typing import NoReturn
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
 from ..checkpoint.write import last_checkpoint
-from ..cli import split_config_path
+from ..config.arguments import split_config_path
 from ..config.file import load_config
 from ..config.train import ConfigError, PI05RLTrainConfig
 from ..data.episodes import LabelledEpisodes

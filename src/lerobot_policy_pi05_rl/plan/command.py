@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from ..cli import split_config_path
+from ..config.arguments import split_config_path
 from ..config.file import load_config
 from ..config.train import ConfigError
 from .compute import make_plan

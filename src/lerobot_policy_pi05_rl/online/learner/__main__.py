@@ -1,7 +1,8 @@
 """``python -m lerobot_policy_pi05_rl.online.learner CONFIG``: as ``pi05-rl learner``."""
 
-import sys
+from ...command.run import run_as_script
+from ...plan.command import memory_in_words
+from .command import main
 
-from ...cli import main
-
-main(["learner", *sys.argv[1:]])
+if __name__ == "__main__":
+    run_as_script("learner", main, count_memory=memory_in_words)

@@ -1,0 +1,100 @@
+"""What ``pi05-rl --help`` and ``pi05-rl VERB --help`` print. Imports neither torch nor LeRobot."""
+
+import difflib
+import textwrap
+
+from ..config.names import names
+
+VERBS = {
+    "offline": "pretrain policy and critic on LeRobot datasets: pi05-rl offline CONFIG [--key=value …]",
+    "learner": "online: train while actors collect: pi05-rl learner CONFIG [--key=value …]",
+    "actor": "online: drive the environment, send episodes to the learner: pi05-rl actor CONFIG [--key=value …]",
+    "label": "outcomes and advantages of a dataset as a side-car: pi05-rl label CONFIG_OR_RUN [--name NAME …]",
+    "cache": "decode a configuration's frames to dataset.frame_cache: pi05-rl cache CONFIG [--key=value …]",
+    "report": "one self-contained HTML page: pi05-rl report RUN_OR_DATASET [--labels NAME …] [--video-episodes I,J]",
+    "plan": "parameters, memory, FLOPs, what would fit; runs no step: pi05-rl plan CONFIG [--key=value …]",
+    "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
+    "demo-online": "the demo's offline checkpoint → learner and actor on loopback → closed-loop comparison",
+}
+DETAILS = {
+    "actor": """  --allow_unlimited_actions  drive a real robot without limits of its actions
+""",
+    "label": """  CONFIG_OR_RUN         a training configuration, or a run's folder (its newest checkpoint labels)
+  --name NAME           of the labeling; default: the run's name and step
+  --checkpoint DIR      the critic; default: the run's newest checkpoint, else policy.pi05_checkpoint
+  --from NAME           take the values of this labeling; no network runs
+  --horizon F           advantages of the λ-return that looks this share of the task's longest episode ahead;
+                        default: 0.15 where policy.advantage_n_step is not set
+  --trace L             the same with this λ for every task
+  --n-step N|none       advantages over N steps; none: to the episode's end; default: policy.advantage_n_step
+  --positive-fraction F share of positive frames; default: policy.advantage_positive_fraction
+  --success 0-40,52     these episodes of the first dataset are successes; --failure likewise
+  --of DATASET          of this one of dataset.additional_offline_dataset_paths instead
+  --outcomes CSV        episode_index,outcome[,dataset]
+  --list-unlabelled     print the episodes without an outcome, and stop
+  --key=value           overrides of the configuration
+""",
+    "report": """  RUN_OR_DATASET        a run directory or a dataset's folder
+  --labels NAME …       labelings to show; more than one are compared with the first; default: the run's own, or the
+                        newest
+  --output FILE         default: report.html in the run, or NAME.html beside the labeling
+  --video-episodes I,J  also write value-overlay videos of these
+""",
+    "plan": """  CONFIG                a training configuration; its dataset and weights need not be there
+  --cameras N           default: the dataset's, else 2
+  --text N              tokens of the longest prompt; default: 64
+  --efficiency F        share of a GPU's peak that a step reaches; default: 0.4
+  --json                one JSON object
+  --key=value           overrides of the configuration
+""",
+    "demo": """  --output DIR          default: outputs/demo
+  --config FILE         what both policies train with; default: configs/demo.json
+  --episodes N          demonstrations to record; default: 120
+  --steps N             optimization steps; default: the configuration's
+  --critic-steps N      optimization steps of the critics; default: 600
+  --eval-episodes N     default: 100
+  --seed N              of recording, training and evaluation; default: 0
+""",
+    "demo-online": """  --output DIR          default: outputs/demo
+  --config FILE         default: configs/demo.json
+  --steps N             optimization steps; default: the configuration's online_steps
+  --eval-episodes N     default: 100
+  --seed N              default: 0
+  --key=value           overrides of the configuration
+""",
+}
+# Verb → whose keys it lists (:class:`..config.names.KeyText`'s readers).
+KEYS_OF = {
+    **dict.fromkeys(("offline", "label", "cache", "plan"), ("runs", "offline")),
+    **dict.fromkeys(("learner", "actor"), ("runs", "online")),
+}
+WIDTH = 119
+HELP = (["-h"], ["--help"])
+
+
+def usage() -> str:
+    """The list of verbs."""
+    lines = [f"  {verb:11} {text}" for verb, text in VERBS.items()]
+    return "usage: pi05-rl <verb> …\n" + "\n".join(lines)
+
+
+def help_of(verb: str) -> str:
+    """A verb's options and, where it takes a configuration, the keys that it reads, with their defaults."""
+    text = f"{VERBS[verb]}\n{DETAILS.get(verb, '')}  --debug  show the traceback of an error"
+    if verb not in KEYS_OF:
+        return text
+    lines = [
+        textwrap.fill(
+            f"--{key.name} {key.type} (default: {key.default})", WIDTH, initial_indent="  ", subsequent_indent="      "
+        )
+        for key in names().keys
+        if key.readers in KEYS_OF[verb]
+    ]
+    return f"{text}\n\nKeys of the configuration; docs/configuration.md has all of them:\n" + "\n".join(lines)
+
+
+def unknown_verb(verb: str) -> str:
+    """What is said to a verb that there is not."""
+    near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"pi05-rl: unknown verb {verb!r}{meant}\n{usage()}"
