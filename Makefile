@@ -44,6 +44,7 @@ test-slow: install
 lint: install
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
 # Pins for every platform; written without registry addresses.
 requirements:

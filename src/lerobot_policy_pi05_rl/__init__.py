@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import api
     from .configuration_pi05_rl import PI05RLConfig
     from .demo.config_sim_robot import PandaSimConfig, PandaSimOperatorConfig
     from .demo.env_config import PandaPickCubeEnv
@@ -27,6 +28,7 @@ __all__ = [
     "PandaPickCubeEnv",
     "PandaSimConfig",
     "PandaSimOperatorConfig",
+    "api",
     "make_pi05_rl_pre_post_processors",
 ]
 _MODULES = {
@@ -41,6 +43,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     """A public name, loaded when it is asked for."""
+    if name == "api":
+        return importlib.import_module(".api", __name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

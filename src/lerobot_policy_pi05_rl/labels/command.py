@@ -19,7 +19,6 @@ from ..data.compatibility import renamed_sources
 from ..data.dataset import open_sources, read_sources
 from ..data.episodes import LabelledEpisodes, label_episodes, reward_discount
 from ..data.labeling import (
-    Columns,
     Labeling,
     advantages,
     find_labeling,
@@ -37,7 +36,7 @@ from ..thresholds import positive_fractions, task_thresholds
 from .critic import Critic, find_critic, load_value_function
 from .options import DEFAULT_HORIZON, LabelOptions, choose_look_ahead, load_label_config, parse_options
 from .outcomes import describe_unlabelled, given_outcomes, outcomes_path, write_outcomes
-from .summary import label_table
+from .summary import Labelled, say
 from .values import TAG, Interrupted, PartialValues, Timing, compute_values, frame_loader
 
 logger = logging.getLogger(__name__)
@@ -62,18 +61,27 @@ def main(arguments: list[str]) -> int:
     options, rest = parse_options(arguments)
     cfg, run = load_label_config(rest)
     try:
-        label(cfg, options, run)
+        labelled = label(cfg, options, run)
     except Interrupted as stopped:
         logger.warning("%s %s", TAG, stopped)
         return 130
+    if labelled is not None:
+        say(labelled)
     return 0
 
 
-def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> None:
+def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> Labelled | None:
     """Do what the options ask for.
 
     Args:
         run: its newest checkpoint labels; None: that of ``cfg.run_dir``.
+
+    Returns:
+        None where only outcomes were set or listed.
+
+    Raises:
+        UserError: bad input.
+        Interrupted: a signal came; the values so far are kept.
     """
     cfg.validate(device_key=None)  # outcomes are set on any machine
     wants_critic = options.from_name is None and not options.list_unlabelled
@@ -86,11 +94,11 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> No
     set_outcomes(cfg, options, sources)
     if options.list_unlabelled:
         print("\n".join(describe_unlabelled(sources, cfg.reward.outcome_file)))
-        return
+        return None
     if critic is None and options.from_name is None:
         if options.gives_outcomes:
             logger.info("%s Outcomes are set; there is no critic yet, so no advantage is computed", TAG)
-            return
+            return None
         raise UserError(
             "there is no critic to label with: neither has the run a checkpoint nor policy.pi05_checkpoint a critic. "
             "Train one (pi05-rl offline), or give --checkpoint DIR"
@@ -105,7 +113,7 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> No
     else:
         logger.info("%s Critic: %s (%s), %d fold(s)", TAG, critic.path, critic.fingerprint, critic.folds)
         values = values_of_critic(cfg, critic, sources, labels, name)
-    finish(cfg, options, sources, labels, values, name)
+    return finish(cfg, options, sources, labels, values, name)
 
 
 def set_outcomes(cfg: PI05RLTrainConfig, options: LabelOptions, sources: list[Source]) -> None:
@@ -231,8 +239,8 @@ def finish(
     labels: LabelledEpisodes,
     values: list[Values],
     name: str,
-) -> None:
-    """Advantages, thresholds over all sources, tags; write the side-cars and print what became of them."""
+) -> Labelled:
+    """Advantages, thresholds over all sources, tags; write the side-cars."""
     n_step, traces, look_ahead = choose_look_ahead(options, cfg.policy.advantage_n_step, labels)
     logger.info("%s Advantages: %s", TAG, look_ahead)
     horizon = None
@@ -288,13 +296,7 @@ def finish(
         write_labeling(path, Labeling(columns, meta))
         path.with_suffix(".partial").unlink(missing_ok=True)
         logger.info("%s Wrote %s", TAG, path)
-    report(tables, thresholds, name)
-
-
-def report(tables: list[Columns], thresholds: dict[str, float], name: str) -> None:
-    """The table, and how to train from the labeling."""
-    label_table(tables, thresholds, title=f"labeling {name}")
-    print(f"Train from this labeling: --dataset.labeling={name} (add --policy.train_critic=false to train no critic)")
+    return Labelled(name, [labeling_path(source, name) for source in sources], thresholds)
 
 
 if __name__ == "__main__":

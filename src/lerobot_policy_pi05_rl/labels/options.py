@@ -65,6 +65,15 @@ def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
     values = vars(known)
     text = values.pop("n_step")
     options = LabelOptions(**values, n_step=_steps(text), n_step_given=text is not None)
+    check_options(options)
+    return options, rest
+
+
+def check_options(options: LabelOptions) -> None:
+    """
+    Raises:
+        ConfigError: an option has an impossible value, or two contradict each other.
+    """
     if options.name is not None and not re.fullmatch(r"\w[\w.-]*", options.name):
         raise ConfigError(f"--name {options.name!r} is not a file's name: letters, digits, '_', '-' and '.' only")
     if options.from_name is not None and options.name is None:
@@ -73,6 +82,8 @@ def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
         raise ConfigError("--from takes the values of a labeling and --checkpoint those of a critic; give one")
     if options.of is not None and options.success is None and options.failure is None:
         raise ConfigError("--of says which dataset --success and --failure speak of; give one of them")
+    if options.n_step is not None and options.n_step < 1:
+        raise ConfigError(f"--n-step takes a number of steps, at least 1, or none; got {options.n_step}")
     look_aheads = {"--n-step": options.n_step_given, "--trace": options.trace, "--horizon": options.horizon}
     given = [flag for flag, value in look_aheads.items() if value not in (None, False)]
     if len(given) > 1:
@@ -81,7 +92,6 @@ def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
     for flag, share in shares.items():
         if share is not None and not 0.0 <= share <= 1.0:
             raise ConfigError(f"{flag} must be in [0, 1], got {share}")
-    return options, rest
 
 
 def _steps(text: str | None) -> int | None:

@@ -1,11 +1,36 @@
-"""What a labeling says, per task, on the console."""
+"""A finished labeling, and what it says, per task, on the console."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from ..data.labeling import Columns
+from ..data.labeling import Columns, read_labeling
 from ..returns import Outcome
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A finished labeling."""
+
+    name: str  # what dataset.labeling and --labels call it
+    paths: list[Path]  # one Parquet file per dataset, a row per frame
+    thresholds: dict[str, float]  # task → the advantage above which a frame is positive
+
+    def frames(self) -> pd.DataFrame:
+        """All rows; the columns of ``data/labeling.SCHEMA``, and ``dataset``: the file's number in ``paths``."""
+        tables = [pd.read_parquet(path).assign(dataset=number) for number, path in enumerate(self.paths)]
+        return pd.concat(tables, ignore_index=True)
+
+
+def say(labelled: Labelled) -> None:
+    """The table of what became of the frames, and how to train from the labeling."""
+    name, tables = labelled.name, [read_labeling(path).columns for path in labelled.paths]
+    label_table(tables, labelled.thresholds, title=f"labeling {name}")
+    print(f"Train from this labeling: --dataset.labeling={name} (add --policy.train_critic=false to train no critic)")
 
 
 def label_table(tables: list[Columns], thresholds: dict[str, float], *, title: str) -> None:

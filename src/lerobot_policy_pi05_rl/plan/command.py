@@ -8,8 +8,8 @@ from rich.console import Console
 
 from ..config.arguments import split_config_path
 from ..config.file import load_config
-from ..config.train import ConfigError
-from .compute import make_plan
+from ..config.train import ConfigError, PI05RLTrainConfig
+from .compute import Plan, make_plan
 from .gpus import EFFICIENCY
 from .report import gib, print_plan
 from .setup import make_setup
@@ -30,16 +30,37 @@ def main(arguments: list[str]) -> int:
         options, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
-    if not 0 < options.efficiency <= 1:
-        raise ConfigError(f"--efficiency must be above 0 and at most 1, got {options.efficiency}")
     path, overrides = split_config_path(rest, "plan")
-    setup = make_setup(load_config(path, overrides), cameras=options.cameras, text_tokens=options.text)
-    plan = make_plan(setup, efficiency=options.efficiency)
+    counted = plan(
+        load_config(path, overrides), cameras=options.cameras, text_tokens=options.text, efficiency=options.efficiency
+    )
     if options.json:
-        print(json.dumps(asdict(plan), indent=2))
+        print(json.dumps(asdict(counted), indent=2))
     else:
-        print_plan(plan, Console())
+        print_plan(counted, Console())
     return 0
+
+
+def plan(
+    config: PI05RLTrainConfig,
+    *,
+    cameras: int | None = None,
+    text_tokens: int | None = None,
+    efficiency: float = EFFICIENCY,
+) -> Plan:
+    """Count a run's parameters, memory, FLOPs and speed; no weights are read and no step runs.
+
+    Args:
+        cameras: so many, whatever the dataset has; None: the dataset's, else two.
+        text_tokens: of the longest prompt in a batch; None: 64.
+        efficiency: the share of a GPU's peak that a step reaches.
+
+    Raises:
+        UserError: the configuration or an argument is impossible.
+    """
+    if not 0 < efficiency <= 1:
+        raise ConfigError(f"--efficiency must be above 0 and at most 1, got {efficiency}")
+    return make_plan(make_setup(config, cameras=cameras, text_tokens=text_tokens), efficiency=efficiency)
 
 
 def memory_in_words(arguments: list[str]) -> str:
@@ -50,10 +71,10 @@ def memory_in_words(arguments: list[str]) -> str:
         UserError: bad input, or a run that is not counted.
     """
     path, overrides = split_config_path(arguments, "plan")
-    plan = make_plan(make_setup(load_config(path, overrides)))
+    counted = plan(load_config(path, overrides))
     parts = ", ".join(
-        f"{name} {gib(plan.memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
+        f"{name} {gib(counted.memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
     )
-    less = sorted((peak, change) for change, peak in plan.changes.items() if peak < plan.memory["peak"])
+    less = sorted((peak, change) for change, peak in counted.changes.items() if peak < counted.memory["peak"])
     changes = "".join(f"; {change}: {gib(peak)}" for peak, change in less)
-    return f"plan counts {gib(plan.memory['peak'])} GiB for a step ({parts}){changes}"
+    return f"plan counts {gib(counted.memory['peak'])} GiB for a step ({parts}){changes}"

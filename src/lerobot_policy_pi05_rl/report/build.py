@@ -28,20 +28,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: the input is not what it should be.
     """
     args = make_parser().parse_args(argv)
-    subject = open_subject(args.subject)
-    names = split_names(args.labels) or [default_labeling(subject)]
+    names, episodes = split_names(args.labels), split_episodes(args.video_episodes)
+    report(args.subject, labels=names, output=args.output, video_episodes=episodes)
+    return 0
+
+
+def report(
+    run_or_dataset: str | Path,
+    *,
+    labels: Sequence[str] = (),
+    output: str | Path | None = None,
+    video_episodes: Sequence[int] = (),
+) -> Path:
+    """Write one self-contained HTML page about a run's directory or a dataset's folder; returns the file.
+
+    Args:
+        labels: names of labelings; more than one are compared with the first. Empty: the run's own, or the newest.
+        output: None: report.html in the run, or NAME.html beside the labeling.
+        video_episodes: of these, value-overlay videos are written beside the page.
+
+    Raises:
+        UserError: the input is not what it should be.
+    """
+    subject = open_subject(run_or_dataset)
+    names = list(labels) or [default_labeling(subject)]
     total_frames = int(subject.info["total_frames"])
     root, episodes = subject.dataset_root, subject.episodes
     labelings = [read_labeling(root, name, total_frames, episodes) for name in dict.fromkeys(names)]
-    output = args.output or default_output(subject, labelings[0])
+    output = default_output(subject, labelings[0]) if output is None else Path(output)
     pictures = DatasetFrames(subject.dataset_root, subject.info)
     output.parent.mkdir(parents=True, exist_ok=True)
-    videos = write_videos(split_episodes(args.video_episodes), labelings[0], pictures, subject.fps, output)
+    videos = write_videos(video_episodes, labelings[0], pictures, subject.fps, output)
     page = render_page(subject, labelings, pictures, read_metrics(subject.run), videos)
     with replacing(output) as aside:
         aside.write_text(page, encoding="utf-8")
     logger.info("[REPORT] Wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
-    return 0
+    return output
 
 
 def make_parser() -> argparse.ArgumentParser:
