@@ -2,6 +2,7 @@
 is lost by it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -122,3 +123,15 @@ def test_names_of_mappings_of_the_users_own_are_not_looked_at(tmp_path):
     path.write_text(json.dumps({"sead": 1}))
     with pytest.raises(ConfigError, match=r"c\.json: unknown key sead; did you mean seed\?"):
         load_config(path)
+
+
+@pytest.mark.parametrize("way_in", [["pi05_rl", "offline"], ["lerobot_policy_pi05_rl.offline_learner"]])
+def test_a_spawned_worker_does_not_import_the_trainer(tmp_path, mixed_dataset, way_in):
+    path = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", policy__offline_steps=1, num_workers=1)
+    command = [sys.executable, "-m", *way_in, str(path), "--dataloader_multiprocessing_context=spawn"]
+    env = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}  # the worker inherits it and says what it imports, too
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500, env=env)
+    assert result.returncode == 0, result.stderr
+    imported = [line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if "import time:" in line]
+    counts = {name: imported.count(f"lerobot_policy_pi05_rl.{name}") for name in ("data.frames", "recap", "training")}
+    assert counts == {"data.frames": 2, "recap": 1, "training": 1}, "by the run and by its worker"

@@ -30,8 +30,20 @@ def run_as_script(
     if arguments in HELP:
         print(help_of(name))
         raise SystemExit(0)
+    keep_workers_from_the_main_module()
     set_up_logging()
     raise SystemExit(run_verb(verb, arguments, debug=debug, count_memory=count_memory))
+
+
+def keep_workers_from_the_main_module() -> None:
+    """Let a data-loading worker that is started with ``spawn`` not import all that the verb trains with.
+
+    Such a worker imports the main module again, unless its name ends with ``.__main__`` (``multiprocessing.spawn``,
+    ``_fixup_main_from_name``); nothing that a worker is sent is defined there.
+    """
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None and not spec.name.endswith(".__main__"):
+        spec.name = f"{spec.name}.__main__"
 
 
 def run_verb(
