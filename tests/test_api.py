@@ -26,7 +26,7 @@ def make_config(dataset: Path, run: Path) -> api.TrainConfig:
     return api.TrainConfig(
         dataset=api.DatasetConfig(repo_id="test/tiny", root=str(dataset), eval_split=0.0),
         policy=api.PolicyConfig(
-            **TINY_SIZES,
+            **{**TINY_SIZES, "image_resolution": (32, 32)},
             device="cpu",
             tokenizer="tasks",
             tokenizer_max_length=48,

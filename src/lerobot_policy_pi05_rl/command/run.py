@@ -91,9 +91,10 @@ def set_up_logging() -> None:
     init_logging()
     logging.getLogger("lerobot.utils.import_utils").addFilter(ShortTorchcodecWarning())
     noisy_ones = ("libav", "datasets", "PIL", "matplotlib", "urllib3", "filelock", "fsspec", "asyncio")
-    hub = importlib.util.find_spec("huggingface_hub.serialization._torch").origin  # its logger bears the file's name
-    for noisy in (*noisy_ones, hub):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    hub = importlib.util.find_spec("huggingface_hub.serialization._torch")
+    for noisy in (*noisy_ones, hub.origin if hub else None):  # the Hub's logger bears its file's name
+        if noisy is not None:
+            logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 class ShortTorchcodecWarning(logging.Filter):

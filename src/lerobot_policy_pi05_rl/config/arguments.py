@@ -22,9 +22,10 @@ def split_config_path(arguments: list[str], verb: str = "offline") -> tuple[str,
     parser.add_argument("--config_path")
     known, rest = parser.parse_known_args(arguments)
     positional = rest.pop(0) if rest and not rest[0].startswith("--") else None
-    if (known.config_path is None) == (positional is None):
+    paths = [path for path in (known.config_path, positional) if path is not None]
+    if len(paths) != 1:
         raise ConfigError(f"give one configuration file: pi05-rl {verb} CONFIG (or --config_path=CONFIG)")
-    return known.config_path or positional, rest
+    return paths[0], rest
 
 
 def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:

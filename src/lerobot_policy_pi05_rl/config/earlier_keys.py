@@ -195,11 +195,12 @@ def _names(name: str, value: Any) -> list[str]:
 
 def _parent(raw: dict[str, Any], name: str) -> tuple[dict[str, Any] | None, str]:
     *parents, last = name.split(".")
+    node: Any = raw
     for part in parents:
-        raw = raw.get(part)
-        if not isinstance(raw, dict):
+        node = node.get(part)
+        if not isinstance(node, dict):
             return None, last
-    return raw, last
+    return node, last
 
 
 def _get(raw: dict[str, Any], name: str) -> Any:

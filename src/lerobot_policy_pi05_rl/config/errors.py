@@ -56,13 +56,16 @@ def explain(error: Exception, root: type, *, aliases: list[str]) -> str:
 def nested_dataclass(hint: Any) -> type | None:
     """The dataclass that a field of this type holds, if any; a policy here is always ours."""
     options = typing.get_args(hint) or (hint,)
-    nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
+    nested = next(
+        (option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None
+    )
     return PI05RLConfig if nested is PreTrainedConfig else nested
 
 
-def _known_keys(cls: type, path: list) -> list[str]:
+def _known_keys(cls: type, path: list[str]) -> list[str]:
     for part in path:
-        cls = nested_dataclass(typing.get_type_hints(cls).get(part))
-        if cls is None or cls is EnvConfig:
+        nested = nested_dataclass(typing.get_type_hints(cls).get(part))
+        if nested is None or nested is EnvConfig:
             return []
+        cls = nested
     return [field.name for field in dataclasses.fields(cls)]

@@ -9,7 +9,7 @@ import typing
 from typing import Any
 
 from .earlier_keys import ALIASES, EARLIER
-from .keys import KEYS, READ, REFUSED, WARNED, entry, leaves
+from .keys import KEYS, READ, REFUSED, WARNED, Key, entry, leaves
 from .train import PI05RLTrainConfig
 
 LONG = 60
@@ -20,7 +20,7 @@ def counts() -> dict[str, int]:
     """Status → how many keys have it."""
     found = dict.fromkeys((READ, WARNED, REFUSED), 0)
     for leaf in leaves(PI05RLTrainConfig):
-        found[KEYS[entry(leaf.name)].status] += 1
+        found[_key(leaf.name).status] += 1
     return found
 
 
@@ -64,11 +64,17 @@ def names_file() -> str:
     """``keys.json``: a line for each key."""
     rows = []
     for leaf in leaves(PI05RLTrainConfig):
-        key = KEYS[entry(leaf.name)]
+        key = _key(leaf.name)
         row = (leaf.name, _type(leaf.type), _default(leaf), key.readers if key.status == READ else "")
         rows.append(json.dumps([text.replace("\\|", "|").strip("`") for text in row]))
     keys, aliases, earlier = ",\n".join(rows), json.dumps(list(ALIASES)), json.dumps(list(EARLIER))
     return f'{{"keys": [\n{keys}\n],\n"aliases": {aliases},\n"earlier": {earlier}}}\n'
+
+
+def _key(name: str) -> Key:
+    node = entry(name)
+    assert node is not None  # a test finds a key that the table lacks
+    return KEYS[node]
 
 
 def _default(leaf: Any) -> str:
@@ -77,7 +83,7 @@ def _default(leaf: Any) -> str:
 
 
 def _row(leaf: Any) -> str:
-    key = KEYS[entry(leaf.name)]
+    key = _key(leaf.name)
     default = _default(leaf)
     answer = f"read: {key.readers}" if key.status == READ else f"{key.status}: {key.advice}"
     return f"| `{leaf.name}` | {_type(leaf.type)} | {default} | {answer} | {key.on_resume} |"

@@ -57,7 +57,7 @@ class OfflineWandBConfig(WandBConfig):
 class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     """The fields of design section 3; everything else is LeRobot's."""
 
-    dataset: OfflineDatasetConfig | None = None  # type: ignore[assignment]
+    dataset: OfflineDatasetConfig | None = None
     wandb: OfflineWandBConfig = field(default_factory=OfflineWandBConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
@@ -131,10 +131,11 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         if device_key is not None:
             self.check_device(device_key)
         say([no_effect(names, KEYS[node].advice) for node, names in set_names(self, WARNED).items()])
-        self.job_name = self.job_name or "pi05_rl_offline"
+        self.job_name = self.job_name or "pi05_rl_offline"  # type: ignore[has-type]
 
     def _check_mixture(self) -> None:
         dataset = self.dataset
+        assert dataset is not None  # validate has looked
         if dataset.statistics not in STATISTICS:
             raise ConfigError(f"dataset.statistics must be one of {', '.join(STATISTICS)}, got {dataset.statistics!r}")
         if dataset.bad_values not in BAD_VALUES:
