@@ -42,6 +42,11 @@ TAG_TEXTS = (
 )  # RECAP, section IV-C; order: TAG_NEGATIVE, TAG_POSITIVE
 
 
+Preprocessor = PolicyProcessorPipeline[dict[str, Any], dict[str, Any]]
+Postprocessor = PolicyProcessorPipeline[PolicyAction, PolicyAction]
+Processors = tuple[Preprocessor, Postprocessor]
+
+
 @ProcessorStepRegistry.register(name="pi05_rl_prepare_prompt")
 @dataclass
 class PreparePromptStep(Pi05PrepareStateTokenizerProcessorStep):
@@ -230,10 +235,7 @@ def make_pi05_rl_pre_post_processors(
     *,
     dataset_meta: Any | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
-) -> tuple[
-    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
-    PolicyProcessorPipeline[PolicyAction, PolicyAction],
-]:
+) -> Processors:
     """Stock π0.5's pipelines (policies/pi05/processor_pi05.py) with the two steps above.
 
     Args:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from ..config.train import PI05RLTrainConfig
 from ..errors import UserError
+from ..processor_pi05_rl import Processors
 from ..recap import RecapAlgorithm
 from ..stored.files import CheckpointError
 from .snapshot import Snapshot, collect
@@ -31,7 +32,7 @@ class CheckpointSaver:
     one waits for it, and its failure is raised by :meth:`check`, by the next :meth:`save`, or at the end.
     """
 
-    def __init__(self, cfg: PI05RLTrainConfig, processors: tuple[Any, Any], *, writes: bool = True, **constants: Any):
+    def __init__(self, cfg: PI05RLTrainConfig, processors: Processors, *, writes: bool = True, **constants: Any):
         """Args:
         writes: false in the processes that only take part in gathering what is spread over all of them.
         constants: the arguments of :func:`write_checkpoint` that hold for the whole run.

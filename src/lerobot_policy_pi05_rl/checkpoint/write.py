@@ -34,6 +34,7 @@ from lerobot.utils.utils import flatten_dict
 from safetensors.torch import load_file, save_file
 
 from ..distributed.fsdp import optimizer_parts
+from ..processor_pi05_rl import Processors
 from ..recap import RecapAlgorithm
 from ..runtime.files import damages, flush, give_name, write_manifest
 from ..stored.files import CheckpointError
@@ -56,7 +57,7 @@ def write_checkpoint(
     *,
     cfg: Any,
     policy: Any,
-    processors: tuple[Any, Any],
+    processors: Processors,
     total_steps: int,
     data_state: dict[str, Any],
     critic_data: dict[str, Any] | None = None,

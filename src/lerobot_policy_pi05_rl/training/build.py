@@ -38,6 +38,7 @@ from ..errors import UserError
 from ..model.lora import add_adapter, check_same_settings
 from ..modeling_pi05_rl import PI05RLPolicy
 from ..processor_pi05_rl import (
+    Processors,
     check_prompt_lengths,
     check_vocabulary,
     damaged_processors,
@@ -108,7 +109,9 @@ def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy
     return policy.to(cfg.policy.device)
 
 
-def make_processors(cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPolicy, checkpoint: Path | None) -> tuple:
+def make_processors(
+    cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPolicy, checkpoint: Path | None
+) -> Processors:
     """The checkpoint's processors on resume, or where the run keeps them; else new ones with the data's statistics."""
     source = cfg.policy.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
     kept = checkpoint is not None or cfg.keeps_processors
@@ -137,7 +140,7 @@ def _compare_statistics(cfg: PI05RLTrainConfig, data: OfflineData, source: Path,
         )
 
 
-def load_processors(policy: PI05RLConfig, path: str | Path) -> tuple:
+def load_processors(policy: PI05RLConfig, path: str | Path) -> Processors:
     """The processors saved in the directory (or Hub repository) ``path``.
 
     Raises:

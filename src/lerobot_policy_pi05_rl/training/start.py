@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lerobot.processor import PolicyProcessorPipeline
-
 from ..checkpoint.find import check_empty, find_checkpoint
 from ..checkpoint.resume import check_data
 from ..checkpoint.write import link_last, load_training_state
@@ -15,6 +13,7 @@ from ..config.train import ConfigError, PI05RLTrainConfig
 from ..data.action_limits import say_what_limits_cut
 from ..data.dataset import OfflineData
 from ..distributed.processes import ALONE, Processes
+from ..processor_pi05_rl import Processors
 from ..recap import RecapAlgorithm
 from .build import prepare
 from .metrics import MetricsWindow
@@ -29,7 +28,7 @@ class Run:
     cfg: PI05RLTrainConfig
     data: OfflineData
     algorithm: RecapAlgorithm
-    processors: tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]  # before and after the policy
+    processors: Processors  # before and after the policy
     window: MetricsWindow
     checkpoint: Path | None  # the one it goes on from
 

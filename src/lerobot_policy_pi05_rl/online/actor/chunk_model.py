@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...data.batch import TASK
 from ...modeling_pi05_rl import PI05RLPolicy
+from ...processor_pi05_rl import Processors
 from .environment import Observation
 
 
@@ -38,7 +39,7 @@ class ChunkModel:
     def __init__(
         self,
         policy: PI05RLPolicy,
-        processors: tuple[Any, Any],
+        processors: Processors,
         task: str,
         apply: Callable[[PI05RLPolicy, dict[str, Tensor]], None],
     ):

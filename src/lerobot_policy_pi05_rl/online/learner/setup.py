@@ -10,6 +10,7 @@ from ...checkpoint.critic_provenance import read_critic_data, reward_scale, scal
 from ...config.train import ConfigError
 from ...data.dataset import OfflineData, policy_cameras
 from ...data.names import dimension_names
+from ...processor_pi05_rl import Processors
 from ...recap import RecapAlgorithm
 from ..config import OnlineTrainConfig
 from ..episode import EpisodeSpec
@@ -84,7 +85,7 @@ def actor_setup(
     cfg: OnlineTrainConfig,
     data: OfflineData,
     algorithm: RecapAlgorithm,
-    processors: tuple,
+    processors: Processors,
     spec: EpisodeSpec,
     session: str,
 ) -> learner_pb2.ActorSetup:
