@@ -13,10 +13,13 @@ ROOT = Path(lerobot_policy_pi05_rl.__file__).parent
 # From the ground up; the longest name that fits a module is its place.
 ORDER = [
     "errors",
+    "returns",
+    "thresholds",
+    "advantage",
+    "data.batch",
     "runtime",
     "stored",
     "configuration_pi05_rl",
-    "returns",
     "config",
     "command",
     "processor_pi05_rl",
@@ -24,7 +27,6 @@ ORDER = [
     "modeling_pi05_rl",
     "distributed.processes",
     "data",
-    "advantage",
     "draws",
     "losses",
     "distributed",
