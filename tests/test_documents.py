@@ -150,7 +150,7 @@ class StopWhenWaiting(logging.Handler):
 
 def run_cli(words: list[str]) -> None:
     stop = StopWhenWaiting()
-    logger = logging.getLogger("lerobot_policy_pi05_rl.online.learner.learner")
+    logger = logging.getLogger("lerobot_policy_pi05_rl.online.learner")
     logger.addHandler(stop)
     try:
         with pytest.raises(SystemExit) as end:
