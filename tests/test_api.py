@@ -3,6 +3,7 @@ examples."""
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -46,7 +47,8 @@ def make_config(dataset: Path, run: Path) -> api.TrainConfig:
 @pytest.fixture(scope="module")
 def trained(mixed_dataset, tmp_path_factory) -> api.TrainConfig:
     """The configuration of a run that is there."""
-    config = make_config(mixed_dataset, tmp_path_factory.mktemp("api") / "run")
+    folder = tmp_path_factory.mktemp("api")  # with its own dataset: labelings lie beside it
+    config = make_config(Path(shutil.copytree(mixed_dataset, folder / "data")), folder / "run")
     before = copy.deepcopy(config)
     checkpoint = api.train_offline(config)
     assert checkpoint == config.output_dir_offline / "checkpoints" / "000002"

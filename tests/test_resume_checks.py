@@ -126,7 +126,7 @@ def test_going_back_leaves_later_checkpoints_until_they_are_reached_and_last_fol
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(offline_learner, "run_loop", killed)
+        patch.setattr(offline_learner, "train", killed)
         run(resumable(), "resume_from=2")
     assert seen == ["000002"] and steps(tmp_path / "run") == [1, 2]
     assert (checkpoints / "000006" / OPTIMIZER).read_bytes() == before

@@ -33,9 +33,9 @@ def test_threads_are_scheduled_as_before_and_new_ones_as_the_caller(may_be_real_
         thread.start()
         assert os.sched_getscheduler(thread.native_id) == os.SCHED_FIFO, "it is inherited"
         restore()
-        assert policies() == {os.SCHED_OTHER}
+        assert os.SCHED_FIFO not in policies()
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    assert policies() == {os.SCHED_OTHER}
+    assert os.SCHED_FIFO not in policies()
     end.set()
     thread.join()
 
@@ -53,4 +53,4 @@ def test_a_person_who_asked_for_real_time_keeps_it(may_be_real_time):
 def test_recording_a_video_leaves_no_thread_in_real_time(tmp_path):
     picture = np.zeros((32, 32, 3), np.uint8)
     make_dataset(tmp_path / "data", [{"length": 3}], video=True, picture=lambda episode, step: picture)
-    assert policies() == {os.SCHED_OTHER}
+    assert os.SCHED_FIFO not in policies()
