@@ -32,9 +32,8 @@ from .labels.command import Labelled
 from .labels.options import LabelOptions, check_options
 from .labels.outcomes import format_ranges
 from .offline_learner import train_offline as train
-from .plan import command as plan_command
+from .plan.command import plan
 from .plan.compute import Plan
-from .plan.gpus import EFFICIENCY
 from .report.build import report
 from .returns import RewardConfig
 
@@ -120,23 +119,3 @@ def label(
     )
     check_options(options)
     return labels_command.label(copy.deepcopy(config), options, None)
-
-
-def plan(
-    config: TrainConfig,
-    *,
-    cameras: int | None = None,
-    text_tokens: int | None = None,
-    efficiency: float = EFFICIENCY,
-) -> Plan:
-    """Count a run's parameters, memory, FLOPs and speed; no weights are read and no step runs.
-
-    Args:
-        cameras: so many, whatever the dataset has; None: the dataset's, else two.
-        text_tokens: of the longest prompt in a batch; None: 64.
-        efficiency: the share of a GPU's peak that a step reaches.
-
-    Raises:
-        UserError: the configuration or an argument is impossible.
-    """
-    return plan_command.plan(copy.deepcopy(config), cameras=cameras, text_tokens=text_tokens, efficiency=efficiency)

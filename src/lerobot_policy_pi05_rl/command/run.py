@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-from ..errors import UserError, is_out_of_memory, out_of_memory_advice
+from ..errors import UserError, is_out_of_memory, one_line, out_of_memory_advice
 from .help import HELP, help_of
 
 DEBUG = "--debug"
@@ -81,7 +81,7 @@ def _counted(count_memory: Callable[[list[str]], str], arguments: list[str]) -> 
     try:
         return count_memory(arguments)
     except (UserError, MemoryError, RuntimeError) as error:
-        return f"plan counts nothing: {' '.join(str(error).split())[:200]}"
+        return f"plan counts nothing: {one_line(error)}"
 
 
 def set_up_logging() -> None:

@@ -1,6 +1,7 @@
 """The command line of ``pi05-rl plan``."""
 
 import argparse
+import copy
 import json
 from dataclasses import asdict
 
@@ -48,7 +49,7 @@ def plan(
     text_tokens: int | None = None,
     efficiency: float = EFFICIENCY,
 ) -> Plan:
-    """Count a run's parameters, memory, FLOPs and speed; no weights are read and no step runs.
+    """Count a run's parameters, memory, FLOPs and speed; no weights are read, no step runs, ``config`` stays as it is.
 
     Args:
         cameras: so many, whatever the dataset has; None: the dataset's, else two.
@@ -60,7 +61,8 @@ def plan(
     """
     if not 0 < efficiency <= 1:
         raise ConfigError(f"--efficiency must be above 0 and at most 1, got {efficiency}")
-    return make_plan(make_setup(config, cameras=cameras, text_tokens=text_tokens), efficiency=efficiency)
+    setup = make_setup(copy.deepcopy(config), cameras=cameras, text_tokens=text_tokens)
+    return make_plan(setup, efficiency=efficiency)
 
 
 def memory_in_words(arguments: list[str]) -> str:
