@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from lerobot_policy_pi05_rl import cli, offline_learner
 from lerobot_policy_pi05_rl.config.file import load_config
-from lerobot_policy_pi05_rl.distributed.fsdp import whole
+from lerobot_policy_pi05_rl.distributed.fsdp import full_tensors
 from lerobot_policy_pi05_rl.distributed.processes import Replicated
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
@@ -74,7 +74,7 @@ def run(job: dict, out: Path) -> dict:
         return result
     local = algorithm.policy.state_dict()
     held = sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel() for tensor in local.values())
-    tensors = {name: tensor.contiguous() for name, tensor in whole(dict(local)).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in full_tensors(dict(local)).items()}
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors.values():
         digest.update(tensor.numpy().tobytes())

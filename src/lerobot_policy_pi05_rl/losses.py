@@ -110,11 +110,11 @@ class RecapLosses(nn.Module):
         all_values = critic.bins.value(logits.detach())
         values = critic.out_of_fold(all_values, fold)
         columns = torch.stack([values, batch[RETURN], natural], dim=1)
-        everyones, returns, weights = self.processes.gather(columns).unbind(dim=1)
+        gathered, returns, weights = self.processes.gather(columns).unbind(dim=1)
         known = ~returns.isnan()
         metrics = {"loss_critic": loss.detach() / max(1, len(critic.members) - 1)}
-        metrics["critic_value_mean"], metrics["critic_value_std"] = weighted_moments(everyones, weights)
-        error = (returns - everyones)[known]
+        metrics["critic_value_mean"], metrics["critic_value_std"] = weighted_moments(gathered, weights)
+        error = (returns - gathered)[known]
         metrics["td_error_mean"], metrics["td_error_std"] = weighted_moments(error, weights[known])
         return loss, values, metrics
 
@@ -147,9 +147,9 @@ class RecapLosses(nn.Module):
         """What the policy extraction makes of the advantages (B,): tags (B,), weights (B,) of the actor's loss."""
         extraction, corrected = self.policy.config.extraction, batch[INTERVENTION]
         columns = torch.stack([advantages.float(), batch[TASK_INDEX].float(), corrected.float()], dim=1)
-        everyones, tasks, corrections = self.processes.gather(columns).unbind(dim=1)
+        gathered, tasks, corrections = self.processes.gather(columns).unbind(dim=1)
         if self.training:  # the same windows in every process, in the order of one process with the whole batch
-            self.thresholds.update(tasks.long().cpu(), everyones.cpu(), corrections.bool().cpu())
+            self.thresholds.update(tasks.long().cpu(), gathered.cpu(), corrections.bool().cpu())
         labels = SampleLabels.of(
             advantages,
             batch[TASK_INDEX],
@@ -158,7 +158,7 @@ class RecapLosses(nn.Module):
             hidden=draws.dropped,
             labelled=batch.get(PINNED_TAG),
         )
-        known = everyones[~everyones.isnan()]
+        known = gathered[~gathered.isnan()]
         metrics = {
             "advantage_mean": known.mean(),
             "advantage_std": known.std(correction=0),

@@ -14,7 +14,7 @@ from .config.file import load_config
 from .config.train import PI05RLTrainConfig
 from .data.loaders import make_train_loader
 from .distributed.fsdp import check_fsdp
-from .distributed.processes import Processes, start_processes, told_once
+from .distributed.processes import Processes, lost_peer_as_user_error, start_processes
 from .runtime.progress import TimedIterator
 from .training.loop import Feed, train
 from .training.metrics import MetricsWriter, NoWriter
@@ -31,7 +31,7 @@ def train_offline(cfg: PI05RLTrainConfig) -> Path:
     """
     cfg.validate()
     processes = start_processes(cfg.policy.learner_device or cfg.policy.device)
-    with told_once(processes):
+    with lost_peer_as_user_error(processes):
         return train_in(processes, cfg)
 
 

@@ -15,7 +15,7 @@ from torch.profiler import record_function
 
 from .configuration_pi05_rl import PI05RLConfig
 from .data.batch import POSITION
-from .distributed.fsdp import Sharded, part_like, whole
+from .distributed.fsdp import Sharded, full_tensors, shard_like
 from .distributed.processes import Processes, Replicated
 from .draws import Draws, draw
 from .errors import UserError
@@ -181,7 +181,7 @@ class RecapAlgorithm(RLAlgorithm):
         for name, parameters in self.parameters.items():
             if self.losses.critic_learns if name == "critic" else train_actor:
                 norm = torch.nn.utils.clip_grad_norm_(parameters, self.policy.config.resolved_grad_clip_norm)
-                norms[name] = float(whole(norm))
+                norms[name] = float(full_tensors(norm))
         return norms
 
     def observe_held_out(self, metrics: dict[str, float]) -> None:
@@ -190,7 +190,7 @@ class RecapAlgorithm(RLAlgorithm):
             self.watch.observe(metrics, self.optimization_step)
             self.losses.critic_learns = not self.watch.stopped
 
-    def everyones_histograms(self) -> dict[str, Tensor]:
+    def gathered_histograms(self) -> dict[str, Tensor]:
         """The last batch's histograms over all processes, each of which must ask."""
         return {name: self.processes.gather(values) for name, values in self.histograms.items()}
 
@@ -216,7 +216,7 @@ class RecapAlgorithm(RLAlgorithm):
         targets = {} if target is None else {f"target_critic.{k}": v for k, v in target.state_dict().items()}
         watch = {} if self.watch is None else self.watch.state_dict()
         position = {"sample_position": torch.tensor(self.sample_position)}
-        return whole({**position, **self.thresholds.state_dict(), **targets, **watch})
+        return full_tensors({**position, **self.thresholds.state_dict(), **targets, **watch})
 
     def load_state_dict(self, state_dict: dict[str, Tensor], device: str | torch.device = "cpu") -> None:
         """Restore :meth:`state_dict`."""
@@ -229,4 +229,4 @@ class RecapAlgorithm(RLAlgorithm):
             prefix = "target_critic."
             own = self.losses.target_critic.state_dict()
             targets = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-            self.losses.target_critic.load_state_dict({k: part_like(v, own[k]) for k, v in targets.items()})
+            self.losses.target_critic.load_state_dict({k: shard_like(v, own[k]) for k, v in targets.items()})

@@ -8,7 +8,7 @@ from lerobot.utils.random_utils import serialize_rng_state
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..distributed.fsdp import whole
+from ..distributed.fsdp import full_tensors
 from ..model.lora import stored_state
 from ..recap import RecapAlgorithm
 
@@ -47,8 +47,8 @@ def collect(algorithm: RecapAlgorithm, metrics_state: dict[str, Any], *, copied:
         return None
     own = {name: tensor.detach() for name, tensor in stored_state(policy).items()}
     if processes.fsdp is not None:
-        model = whole(own, kept=processes.is_main)
-        optimizer = whole(algorithm.optimizer.state_dict(), kept=processes.is_main)
+        model = full_tensors(own, kept=processes.is_main)
+        optimizer = full_tensors(algorithm.optimizer.state_dict(), kept=processes.is_main)
     elif copied:
         frozen = {parameter.data_ptr() for parameter in policy.parameters() if not parameter.requires_grad}
         model = {name: tensor if tensor.data_ptr() in frozen else _host(tensor) for name, tensor in own.items()}

@@ -33,7 +33,7 @@ from lerobot.utils.random_utils import load_rng_state
 from lerobot.utils.utils import flatten_dict
 from safetensors.torch import load_file, save_file
 
-from ..distributed.fsdp import optimizer_parts
+from ..distributed.fsdp import optimizer_shards
 from ..processor_pi05_rl import Processors
 from ..recap import RecapAlgorithm
 from ..runtime.files import damages, flush, give_name, write_manifest
@@ -192,7 +192,7 @@ def _read_json(path: Path) -> Any:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:
     """LeRobot's ``load_optimizer_state``, of which a sharded optimizer takes its part."""
-    optimizer.load_state_dict(optimizer_parts(load_optimizer_state_dict(directory), optimizer))
+    optimizer.load_state_dict(optimizer_shards(load_optimizer_state_dict(directory), optimizer))
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""FSDP: every process holds a part of each parameter, gradient and optimizer state, and gathers a layer to run it.
+"""FSDP: every process holds a shard of each parameter, gradient and optimizer state, and gathers a layer to run it.
 
 torch's ``fully_shard`` with the settings of an accelerate configuration file (configs/accelerate/fsdp.yaml).
-Checkpoints hold whole tensors, so any number of processes, or one, goes on from them.
+Checkpoints hold full tensors, so any number of processes, or one, goes on from them.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ LAYERS = (TowerLayer.__name__, "SiglipEncoderLayer", "GemmaTextScaledWordEmbeddi
 
 
 class Sharded:
-    """A module whose parameters are spread over the processes; its passes gather what they need."""
+    """A module whose parameters are sharded over the processes; its passes gather what they need."""
 
     def __init__(self, losses: RecapLosses, processes: Processes):
         """Shards ``losses`` in place: parameter objects are replaced."""
@@ -52,8 +52,8 @@ class Sharded:
         register_fsdp_forward_method(losses, "run")
 
     def __call__(self, *args, train_actor: bool, train_critic: bool, synchronise: bool, **kwargs) -> Any:
-        """The module's forward. Gradients of accumulated batches are averaged batch by batch: their parts are kept,
-        where waiting for the last batch would keep whole gradients."""
+        """The module's forward. Gradients of accumulated batches are averaged batch by batch: their shards are kept,
+        where waiting for the last batch would keep full gradients."""
         return self.losses(*args, train_actor=train_actor, **kwargs)
 
 
@@ -80,7 +80,7 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin | None, cfg: PI05RLTrainCo
         raise UserError("policy.compile_model and FSDP do not go together: set it to false, or launch with ddp.yaml")
 
 
-def whole(state: Any, *, kept: bool = True) -> Any:
+def full_tensors(state: Any, *, kept: bool = True) -> Any:
     """A nested state with every sharded tensor gathered, on the CPU; every process must call it.
 
     Args:
@@ -96,19 +96,19 @@ def whole(state: Any, *, kept: bool = True) -> Any:
     return tree_map(gather, state)
 
 
-def part_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a whole tensor that belongs to ``parameter``, which may be sharded or not."""
+def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """This process's shard of a full tensor that belongs to ``parameter``, which may be sharded or not."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     tensor = tensor.to(parameter.device, parameter.dtype)
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def optimizer_parts(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A whole optimizer's ``state_dict`` → this process's part of it, for ``optimizer.load_state_dict``."""
+def optimizer_shards(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A full optimizer ``state_dict`` → this process's shard of it, for ``optimizer.load_state_dict``."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
-        int(index): {name: part_like(value, parameters[int(index)]) for name, value in values.items()}
+        int(index): {name: shard_like(value, parameters[int(index)]) for name, value in values.items()}
         for index, values in state_dict["state"].items()
     }
     return {**state_dict, "state": state}

@@ -170,7 +170,7 @@ def _replicate(module: nn.Module, *, only: list[nn.Parameter]) -> DistributedDat
 
 
 @contextlib.contextmanager
-def told_once(processes: Processes) -> Iterator[None]:
+def lost_peer_as_user_error(processes: Processes) -> Iterator[None]:
     """Where another process is gone, this one's broken connection is not the error to show.
 
     Raises:

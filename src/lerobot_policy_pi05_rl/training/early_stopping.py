@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..distributed.fsdp import part_like
+from ..distributed.fsdp import shard_like
 from .critic_metrics import LEAST_EPISODES
 
 logger = logging.getLogger(__name__)
@@ -103,5 +103,5 @@ class CriticWatch:
         self.waited = int(waited)
         self.stopped = bool(stopped) and self.patience is not None and self.waited >= self.patience
         self.weights = {
-            name: part_like(state[f"best_critic.{name}"].to(t.device), t) for name, t in self.weights.items()
+            name: shard_like(state[f"best_critic.{name}"].to(t.device), t) for name, t in self.weights.items()
         }

@@ -76,13 +76,13 @@ def evaluate(
             sampled_batches = -(-SAMPLED_FRAMES // min(SAMPLED_PER_BATCH, len(batch[POSITION])))
         sampling = number * algorithm.processes.count < sampled_batches  # the same answer in every process
         found.append(algorithm.losses.run(held_out_columns, algorithm, batch, sampling))
-    whole = everyones_columns(algorithm, found, sampled_batches)
-    metrics = {name: _mean(column) for name, column in whole.items() if name.startswith(("loss_actor", "action_"))}
-    if "tag_grip" in whole:
-        metrics["tag_grip"] = float(np.sqrt(whole["tag_grip"].mean()))
+    columns = gathered_columns(algorithm, found, sampled_batches)
+    metrics = {name: _mean(column) for name, column in columns.items() if name.startswith(("loss_actor", "action_"))}
+    if "tag_grip" in columns:
+        metrics["tag_grip"] = float(np.sqrt(columns["tag_grip"].mean()))
     if config.trains_critic:
-        numbers = whole["numbers"].astype(int)
-        metrics |= critic_metrics(whole["values"], whole["returns"], whole["cross_entropy"], numbers, frames)
+        numbers = columns["numbers"].astype(int)
+        metrics |= critic_metrics(columns["values"], columns["returns"], columns["cross_entropy"], numbers, frames)
         metrics["critic_gap"] = metrics["loss_critic"] - training_cross_entropy(algorithm, training)
     algorithm.losses.train(mode)
     return {name: value for name, value in metrics.items() if not np.isnan(value)}
@@ -106,7 +106,7 @@ def held_out_columns(algorithm: RecapAlgorithm, batch: dict[str, Tensor], sampli
     return rows
 
 
-def everyones_columns(
+def gathered_columns(
     algorithm: RecapAlgorithm, found: list[dict[str, Tensor]], sampled_batches: int | None = None
 ) -> dict[str, np.ndarray]:
     """The columns of every process's batches, in the frames' order; a batch that several processes read counts once.
@@ -127,7 +127,7 @@ def everyones_columns(
 def training_cross_entropy(algorithm: RecapAlgorithm, training: Iterable[dict]) -> float:
     """Mean cross-entropy (nats) on training frames, of the critics that learn from them."""
     found = [algorithm.losses.run(probe_columns, algorithm, algorithm.preprocess(raw)) for raw in training]
-    return _mean(everyones_columns(algorithm, found)["cross_entropy"])
+    return _mean(gathered_columns(algorithm, found)["cross_entropy"])
 
 
 def probe_columns(algorithm: RecapAlgorithm, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -131,7 +131,7 @@ def log_window(
     step, means = algorithm.optimization_step, run.window.flush()
     means["lr_actor"] = algorithm.optimizer.param_groups[0]["lr"]
     writer.log(step, {**means, **speed, **news})
-    writer.log_histograms(step, algorithm.everyones_histograms())
+    writer.log_histograms(step, algorithm.gathered_histograms())
     text = f"{summary({**means, **speed})} {news_text}".rstrip()
     logger.info("%s Optimization step: %d/%d %s", cfg.tag, step, cfg.total_steps, text)
 
