@@ -15,7 +15,7 @@ from lerobot_policy_pi05_rl.data.batch import POSITION
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.training import critic_metrics
 from lerobot_policy_pi05_rl.training import evaluation as held_out
-from lerobot_policy_pi05_rl.training.early_stopping import CriticWatch
+from lerobot_policy_pi05_rl.training.early_stopping import CriticEarlyStopping
 
 NAN = float("nan")
 
@@ -94,29 +94,29 @@ def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     assert set(held_out.tag_contexts(untagged, read_prefix(policy, batch), batch)) == {"none"}
 
 
-# ── The watch ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Early stopping ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def observed(watch, *pairs, auc=0.9, episodes=5):
+def observed(early_stopping, *pairs, auc=0.9, episodes=5):
     for step, (loss, gap) in enumerate(pairs):
         metrics = {"loss_critic": loss, "critic_gap": gap, "auc_value_outcome": auc, "auc_episodes": episodes}
-        watch.observe(metrics, step)
+        early_stopping.on_evaluate(metrics, step)
         with torch.no_grad():
-            watch.critic.weight.add_(1.0)  # the critic trains on
+            early_stopping.critic.weight.add_(1.0)  # the critic trains on
 
 
 def test_patience_restores_the_weights_of_the_best_evaluation_and_stops():
     critic = torch.nn.Linear(1, 1)
     torch.nn.init.zeros_(critic.weight)
-    watch = CriticWatch(critic, patience=2)
-    observed(watch, (3.0, 0.0), (2.0, 0.0), (2.1, 0.0))
-    assert not watch.stopped and float(critic.weight.detach()) == 3.0
-    other = CriticWatch(torch.nn.Linear(1, 1), patience=2)
-    other.load_state_dict(watch.state_dict())
-    for each in (watch, other):
-        each.observe({"loss_critic": 2.5, "critic_gap": 0.1}, 9)
+    early_stopping = CriticEarlyStopping(critic, patience=2)
+    observed(early_stopping, (3.0, 0.0), (2.0, 0.0), (2.1, 0.0))
+    assert not early_stopping.stopped and float(critic.weight.detach()) == 3.0
+    other = CriticEarlyStopping(torch.nn.Linear(1, 1), patience=2)
+    other.load_state_dict(early_stopping.state_dict())
+    for each in (early_stopping, other):
+        each.on_evaluate({"loss_critic": 2.5, "critic_gap": 0.1}, 9)
         assert each.stopped and float(each.critic.weight.detach()) == 1.0
-    forever = CriticWatch(torch.nn.Linear(1, 1), patience=None)
+    forever = CriticEarlyStopping(torch.nn.Linear(1, 1), patience=None)
     observed(forever, *[(3.0, 0.0)] * 9)
     assert not forever.stopped and forever.weights == {}
 
@@ -124,7 +124,7 @@ def test_patience_restores_the_weights_of_the_best_evaluation_and_stops():
 def test_the_warning_needs_a_rise_on_held_out_and_a_fall_on_training_frames_and_comes_once(caplog):
     def warnings(*pairs, **kwargs):
         caplog.clear()
-        observed(CriticWatch(torch.nn.Linear(1, 1), None), *pairs, **kwargs)
+        observed(CriticEarlyStopping(torch.nn.Linear(1, 1), None), *pairs, **kwargs)
         return [record.message for record in caplog.records if record.levelno == logging.WARNING]
 
     assert warnings((3.0, 0.0), (2.0, 0.0), (2.05, 0.4)) == []
@@ -139,7 +139,7 @@ def test_the_warning_needs_a_rise_on_held_out_and_a_fall_on_training_frames_and_
 def test_a_stopped_critic_stays_and_the_actor_goes_on():
     algorithm = make_algorithm(critic_early_stop=1, policy_update_freq=2, critic_folds=2)
     for loss in (1.0, 2.0):
-        algorithm.observe_held_out({"loss_critic": loss, "critic_gap": 0.0})
+        algorithm.on_evaluate({"loss_critic": loss, "critic_gap": 0.0})
     before = {n: p.detach().clone() for n, p in algorithm.policy.named_parameters()}
     for _ in range(2):
         stats = algorithm.update(iter([make_batch()]))

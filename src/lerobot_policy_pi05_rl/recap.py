@@ -24,7 +24,7 @@ from .model.trainable import select_trainable
 from .modeling_pi05_rl import PI05RLPolicy
 from .stored.files import CRITIC_PREFIX
 from .thresholds import AdvantageThresholds, positive_fractions
-from .training.early_stopping import CriticWatch
+from .training.early_stopping import CriticEarlyStopping
 
 
 @RLAlgorithmConfig.register_subclass("recap")
@@ -75,7 +75,9 @@ class RecapAlgorithm(RLAlgorithm):
         self.losses = RecapLosses(policy, self.thresholds, self.processes)
         self.losses.train()
         self.wrapped = self._wrap()
-        self.watch = CriticWatch(policy.model.critic, cfg.critic_early_stop) if cfg.trains_critic else None
+        self.early_stopping = (
+            CriticEarlyStopping(policy.model.critic, cfg.critic_early_stop) if cfg.trains_critic else None
+        )
         self.histograms: dict[str, Tensor] = {}
         self.sample_position = 0  # how many samples all processes have drawn: where the run goes on
         self.make_optimizers_and_scheduler()
@@ -184,11 +186,11 @@ class RecapAlgorithm(RLAlgorithm):
                 norms[name] = float(full_tensors(norm))
         return norms
 
-    def observe_held_out(self, metrics: dict[str, float]) -> None:
-        """Tell the critic's watch of an evaluation; a critic that it stops no longer trains, the actor goes on."""
-        if self.watch is not None:
-            self.watch.observe(metrics, self.optimization_step)
-            self.losses.critic_learns = not self.watch.stopped
+    def on_evaluate(self, metrics: dict[str, float]) -> None:
+        """Take note of a held-out evaluation; a critic that early stopping stops trains no more, the actor goes on."""
+        if self.early_stopping is not None:
+            self.early_stopping.on_evaluate(metrics, self.optimization_step)
+            self.losses.critic_learns = not self.early_stopping.stopped
 
     def gathered_histograms(self) -> dict[str, Tensor]:
         """The last batch's histograms over all processes, each of which must ask."""
@@ -211,20 +213,20 @@ class RecapAlgorithm(RLAlgorithm):
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the algorithm owns beside the policy: its place in the order of samples, the advantage windows, the
-        target critic, the critic's watch."""
+        target critic, early stopping."""
         target = self.losses.target_critic
         targets = {} if target is None else {f"target_critic.{k}": v for k, v in target.state_dict().items()}
-        watch = {} if self.watch is None else self.watch.state_dict()
+        early_stopping = {} if self.early_stopping is None else self.early_stopping.state_dict()
         position = {"sample_position": torch.tensor(self.sample_position)}
-        return full_tensors({**position, **self.thresholds.state_dict(), **targets, **watch})
+        return full_tensors({**position, **self.thresholds.state_dict(), **targets, **early_stopping})
 
     def load_state_dict(self, state_dict: dict[str, Tensor], device: str | torch.device = "cpu") -> None:
         """Restore :meth:`state_dict`."""
         self.sample_position = int(state_dict["sample_position"])
         self.thresholds.load_state_dict(state_dict)
-        if self.watch is not None:
-            self.watch.load_state_dict(state_dict)
-            self.losses.critic_learns = not self.watch.stopped
+        if self.early_stopping is not None:
+            self.early_stopping.load_state_dict(state_dict)
+            self.losses.critic_learns = not self.early_stopping.stopped
         if self.losses.target_critic is not None:
             prefix = "target_critic."
             own = self.losses.target_critic.state_dict()

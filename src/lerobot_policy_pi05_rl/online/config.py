@@ -79,7 +79,7 @@ class OnlineTrainConfig(PI05RLTrainConfig):
                 "dataset.labeling labels the offline data alone; online, they come from the critic. Set it to null"
             )
         if self.policy.critic_early_stop is not None:
-            raise ConfigError("policy.critic_early_stop watches held-out data that never grows; set it to null")
+            raise ConfigError("policy.critic_early_stop needs held-out data, which never grows; set it to null")
         connection = self.policy.actor_learner_config
         if not 0 <= connection.learner_port <= 65535:
             raise ConfigError(f"policy.actor_learner_config.learner_port is {connection.learner_port}")

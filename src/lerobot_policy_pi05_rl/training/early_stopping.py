@@ -1,4 +1,5 @@
-"""Keeps an eye on the critic's held-out metrics: warns when it overfits and, if asked, stops it at its best."""
+"""Early stopping of the critic: warns when its held-out metrics say that it overfits and, if asked, stops it and
+restores its best weights."""
 
 import logging
 import math
@@ -13,13 +14,14 @@ logger = logging.getLogger(__name__)
 
 RISE = 0.1  # nats above its best at which the held-out cross-entropy counts as risen, or above training's as a gap
 LEAST_AUC = 0.6  # a coin has 0.5
+STATE_KEY = "critic_watch"  # in checkpoints; its name is from before the class had its present one
 ADVICE = (
     "Its advantages say little about new episodes: set policy.critic_early_stop, lower policy.critic_lr, use "
     "policy.critic_folds, or check the outcomes"
 )
 
 
-class CriticWatch:
+class CriticEarlyStopping:
     """Best held-out cross-entropy so far, evaluations since, and the weights of that moment.
 
     ``stopped`` means that the best weights are in place and the critic no longer trains.
@@ -37,7 +39,7 @@ class CriticWatch:
             return {}
         return {name: tensor.detach().clone() for name, tensor in self.critic.state_dict().items()}
 
-    def observe(self, metrics: dict[str, float], step: int) -> None:
+    def on_evaluate(self, metrics: dict[str, float], step: int) -> None:
         """Take note of one evaluation: warn, keep the weights if they are the best, stop if it is time."""
         if "loss_critic" not in metrics or "critic_gap" not in metrics or self.stopped:
             return
@@ -91,15 +93,15 @@ class CriticWatch:
         """Tensors for the checkpoint's training state."""
         numbers = [self.best, self.training_at_best, float(self.waited), float(self.stopped)]
         weights = {f"best_critic.{name}": tensor for name, tensor in self.weights.items()}
-        return {"critic_watch": torch.tensor(numbers, dtype=torch.float64), **weights}
+        return {STATE_KEY: torch.tensor(numbers, dtype=torch.float64), **weights}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore :meth:`state_dict`. Other settings take effect: a stop that is switched on begins to watch with the
-        present critic, one that is switched off or more patient lets a stopped critic go on from its best weights."""
-        watched = any(name.startswith("best_critic.") for name in state)
-        if self.patience is not None and not watched:
+        """Restore :meth:`state_dict`. Other settings take effect: a stop that is switched on begins with the present
+        critic, one that is switched off or more patient lets a stopped critic go on from its best weights."""
+        was_on = any(name.startswith("best_critic.") for name in state)
+        if self.patience is not None and not was_on:
             return
-        self.best, self.training_at_best, waited, stopped = state["critic_watch"].tolist()
+        self.best, self.training_at_best, waited, stopped = state[STATE_KEY].tolist()
         self.waited = int(waited)
         self.stopped = bool(stopped) and self.patience is not None and self.waited >= self.patience
         self.weights = {

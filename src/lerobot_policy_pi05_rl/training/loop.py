@@ -92,8 +92,8 @@ def train(run: Run, feed: Feed, writer: MetricsWriter | NoWriter, *, desc: str =
                 log_window(run, writer, speed.flush(feed.batches), *feed.news())
             with speed.paused():
                 held_out.evaluate_if_due(algorithm, writer)
-            if step == total and algorithm.watch is not None:
-                algorithm.watch.restore_best()  # the last checkpoint holds the best critic
+            if step == total and algorithm.early_stopping is not None:
+                algorithm.early_stopping.restore_best()  # the last checkpoint holds the best critic
             if cfg.save_checkpoint and should_save_checkpoint(step, cfg.checkpoint_freq, total):
                 saved, saved_step = save(run, saver, writer), step
         if stopping and cfg.save_checkpoint and algorithm.optimization_step > saved_step:
@@ -118,7 +118,7 @@ class HeldOut:
         if self.loader is None or cfg.eval_steps <= 0 or (step % cfg.eval_steps and step != cfg.total_steps):
             return
         means = evaluate(algorithm, self.loader, self.data.held_out.frames, self.probe)
-        algorithm.observe_held_out(means)
+        algorithm.on_evaluate(means)
         writer.log(step, means, mode="eval")
         logger.info("%s Held out at step %d: %s", cfg.tag, step, summary(means))
 
