@@ -23,14 +23,11 @@ from docs_section import replace_section
 from tqdm import tqdm
 
 CONFIG = Path("configs/demo.json")
-MIXES = {
-    "demo": ["--mix", "demo"],
-    "recovers": ["--mix", "recovers"],
-    "metaworld": ["--simulator", "metaworld"],
-}
+MIXES = {"demo": ["--mix", "demo"], "recovers": ["--mix", "recovers"], "metaworld": []}
+# Who records and evaluates: the demo, or the folder of four tasks beside this file.
+MODULES = {**dict.fromkeys(("demo", "recovers"), "lerobot_policy_pi05_rl.demo"), "metaworld": "metaworld_tasks"}
 # Optimization steps of every policy: about as many epochs of each recording (Meta-World's has 1.8 times the frames).
 STEPS = {"demo": 1500, "recovers": 1500, "metaworld": 2700}
-EVAL_ENV = {"demo": "panda_pick_cube", "recovers": "panda_pick_cube", "metaworld": "metaworld_tasks"}
 
 
 @dataclass(frozen=True)
@@ -130,11 +127,11 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
     """The jobs of one mix and seed."""
     cell, steps = args.output / mix / f"seed{seed}", args.steps or STEPS[mix]
-    dataset, package = cell / "dataset", [sys.executable, "-m", "lerobot_policy_pi05_rl"]
+    dataset, package = cell / "dataset", "lerobot_policy_pi05_rl"
     recorded = dataset / "meta" / "info.json"
 
     def job(name: str, module: str, arguments: list, output: Path, needs: list[Path]) -> Job:
-        command = [*package[:2], f"{package[2]}.{module}", *map(str, arguments)]
+        command = [sys.executable, "-m", module, *map(str, arguments)]
         return Job(f"{mix}/{seed}/{name}", command, output, cell / f"{name.replace('/', '_')}.log", needs)
 
     def scripted(made: Job, script: str | None, verb: str) -> Job:
@@ -148,10 +145,10 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
         arguments = [CONFIG, "--resume=true", f"--seed={seed}", f"--policy.offline_steps={length}"]
         arguments += [f"--dataset.root={dataset}", f"--output_dir_offline={cell / name}", "--save_freq=500"]
         arguments += ["--log_freq=100", "--keep_last_checkpoints=1", *overrides]
-        return job(f"{name}/train", "offline_learner", arguments, checkpoint(cell / name, length), needs)
+        return job(f"{name}/train", f"{package}.offline_learner", arguments, checkpoint(cell / name, length), needs)
 
     record = ["--root", dataset, "--seed", seed, "--episodes", args.demonstrations, *MIXES[mix]]
-    jobs = [job("record", "demo.record", record, recorded, [])]
+    jobs = [job("record", f"{MODULES[mix]}.record", record, recorded, [])]
     for name in args.variants:
         variant = VARIANTS[name]
         trained, overrides, needs = (
@@ -173,14 +170,15 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
             jobs.append(training(critic, args.critic_steps, (*frozen, *critic_overrides), [cloned]))
             side_car = cell / "dataset.labels" / f"{variant.labels}.parquet"
             label = [cell / critic, "--name", variant.labels, *label_options]
-            jobs.append(job(f"label_{variant.labels}", "labels.command", label, side_car, [jobs[-1].output]))
+            module, critics = f"{package}.labels.command", [jobs[-1].output]
+            jobs.append(job(f"label_{variant.labels}", module, label, side_car, critics))
             overrides, needs = (*overrides, f"--dataset.labeling={variant.labels}"), [side_car]
         jobs.append(scripted(training(trained, steps, overrides, needs), variant.script, "train"))
         result = args.results / mix / f"seed{seed}" / f"eval_{name}.json"
-        evaluate = [jobs[-1].output, "--env-type", EVAL_ENV[mix], "--episodes", args.episodes, "--output", result]
+        evaluate = [jobs[-1].output, "--episodes", args.episodes, "--output", result]
         evaluate += ["--seed", 10_000 * (seed + 1), *(f"--override={override}" for override in variant.evaluation)]
-        evaluation = job(f"{name}/evaluate", "demo.evaluate", evaluate, result, [jobs[-1].output])
-        jobs.append(scripted(evaluation, variant.script, "evaluate"))
+        evaluation = job(f"{name}/evaluate", f"{MODULES[mix]}.evaluate", evaluate, result, [jobs[-1].output])
+        jobs.append(scripted(evaluation, variant.script, f"{MODULES[mix]}.evaluate"))
     return jobs
 
 
@@ -206,6 +204,7 @@ def run_jobs(jobs: list[Job], parallel: int, report: Callable[[], None]) -> list
     waiting = needed(jobs)
     running: dict[subprocess.Popen, Job] = {}
     failed: list[str] = []
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     threads = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
     with tqdm(total=len(waiting), desc="Jobs", unit="job") as bar:
         try:
@@ -216,7 +215,10 @@ def run_jobs(jobs: list[Job], parallel: int, report: Callable[[], None]) -> list
                     job.log.parent.mkdir(parents=True, exist_ok=True)
                     with job.log.open("a") as log:
                         process = subprocess.Popen(
-                            job.command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **threads}
+                            job.command,
+                            stdout=log,
+                            stderr=subprocess.STDOUT,
+                            env={**os.environ, **threads, "PYTHONPATH": path},
                         )
                     running[process] = job
                     bar.write(f"[CLOSED LOOP] {job.name} started; log: {job.log}")

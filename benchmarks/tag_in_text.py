@@ -1,13 +1,14 @@
 """Ablation: the advantage tag written into the prompt, as in the paper, in place of an attention block of its own.
 
     python benchmarks/tag_in_text.py train CONFIG --dataset.labeling=NAME [--key=value …]
-    python benchmarks/tag_in_text.py evaluate PATH [options of python -m lerobot_policy_pi05_rl.demo.evaluate]
+    python benchmarks/tag_in_text.py lerobot_policy_pi05_rl.demo.evaluate PATH [options of that module]
 
 Images, prompt and tag are then one bidirectional block: every image token sees the tag, and a prefix has to be
 computed anew for every tag. All else is as ``pi05-rl offline``: labels, dropout of the tag, weight of the positive
 frames. The checkpoint's preprocessor asks for the positive tag.
 """
 
+import importlib
 import logging
 import sys
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from lerobot_policy_pi05_rl.command.run import set_up_logging
 from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.batch import PINNED_TAG, POSITION
-from lerobot_policy_pi05_rl.demo.evaluate import main as evaluate
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.offline_learner import training_batches
 from lerobot_policy_pi05_rl.processor_pi05_rl import TAG_TEXTS, PreparePromptStep
@@ -99,4 +99,4 @@ if __name__ == "__main__":
     if verb == "train":
         logging.getLogger(__name__).info("Done: %s", train(rest))
     else:
-        evaluate(rest)
+        importlib.import_module(verb).main(rest)

@@ -3,6 +3,7 @@
 import json
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +13,20 @@ pytest.importorskip("metaworld")
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs import env_to_policy_features, make_env, make_env_config, preprocess_observation
 
-from lerobot_policy_pi05_rl.demo import evaluate, record
+from lerobot_policy_pi05_rl.demo import evaluate
 from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
-from lerobot_policy_pi05_rl.demo.evaluate import evaluate_closed_loop, summarize, wilson_interval
-from lerobot_policy_pi05_rl.demo.metaworld_env_config import MetaWorldTasksEnv
-from lerobot_policy_pi05_rl.demo.metaworld_operators import SPEEDS, MetaWorldOperator
-from lerobot_policy_pi05_rl.demo.metaworld_simulator import MetaWorldSimulator
-from lerobot_policy_pi05_rl.demo.metaworld_tasks import TASKS, split_evenly
-from lerobot_policy_pi05_rl.demo.record import MIXED_QUALITY_MIX, record_metaworld_dataset
+from lerobot_policy_pi05_rl.demo.evaluate import summarize, wilson_interval
+from lerobot_policy_pi05_rl.demo.record import MIXED_QUALITY_MIX
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from metaworld_tasks import evaluate as evaluate_command
+from metaworld_tasks import record
+from metaworld_tasks.env_config import SIMULATOR, MetaWorldTasksEnv
+from metaworld_tasks.evaluate import evaluate_tasks, summarize_tasks
+from metaworld_tasks.operators import SPEEDS, MetaWorldOperator
+from metaworld_tasks.record import record_tasks
+from metaworld_tasks.simulator import MetaWorldSimulator
+from metaworld_tasks.tasks import TASKS, split_evenly
 
 REPO_ID = "local/test_tasks"
 SEEDS = range(3)
@@ -115,7 +122,7 @@ def test_unknown_operator_is_named_in_the_error():
 
 
 def test_recording_holds_all_tasks_in_the_pick_demos_columns(tmp_path):
-    root = record_metaworld_dataset(tmp_path / "set", REPO_ID, episodes=4, seed=1, mix={"fast": 1.0})
+    root = record_tasks(tmp_path / "set", REPO_ID, episodes=4, seed=1, mix={"fast": 1.0})
     recipe = json.loads((root / "demo_recipe.json").read_text())
     assert sorted(recipe["tasks"]) == sorted(TASKS)
     dataset = LeRobotDataset(REPO_ID, root=root)
@@ -128,19 +135,19 @@ def test_recording_holds_all_tasks_in_the_pick_demos_columns(tmp_path):
         assert item["task"] == TASKS[task].instruction and bool(item["next.success"])
         assert item["observation.state"].shape == item["action"].shape == (4,)
         assert all(item[f"observation.images.{camera}"].shape == (3, 64, 64) for camera in ("front", "wrist"))
-    assert record_metaworld_dataset(root, REPO_ID, episodes=4, seed=1, mix={"fast": 1.0}) == root
+    assert record_tasks(root, REPO_ID, episodes=4, seed=1, mix={"fast": 1.0}) == root
     with pytest.raises(FileExistsError, match=r"other settings.*seed"):
-        record_metaworld_dataset(root, REPO_ID, episodes=4, seed=2, mix={"fast": 1.0})
+        record_tasks(root, REPO_ID, episodes=4, seed=2, mix={"fast": 1.0})
 
 
 def test_every_task_has_as_many_episodes_of_each_operator(tmp_path, monkeypatch):
     plans = []
     monkeypatch.setattr(record, "record_episodes", lambda root, recipe, plan, simulation: plans.append(plan))
-    record.main(["--simulator=metaworld", f"--root={tmp_path}", "--episodes=24"])
+    record.main([f"--root={tmp_path}", "--episodes=24"])
     assert {pair: plans[0].count(pair) for pair in plans[0]} == {(t, name): 2 for t in TASKS for name in SPEEDS}
     assert plans[0] != sorted(plans[0])
     with pytest.raises(ValueError, match="shares"):
-        record_metaworld_dataset(tmp_path, REPO_ID, episodes=8, mix=MIXED_QUALITY_MIX)
+        record_tasks(tmp_path, REPO_ID, episodes=8, mix=MIXED_QUALITY_MIX)
 
 
 def test_lerobot_builds_every_task_with_the_features_it_declares():
@@ -175,14 +182,14 @@ def test_configuration_rejects_what_the_simulator_cannot_do(setting):
 
 
 def test_missing_simulator_names_the_command_that_installs_it(monkeypatch):
-    from lerobot_policy_pi05_rl.demo.env_config import METAWORLD, SimulatorFactory
+    from lerobot_policy_pi05_rl.demo.env_config import SimulatorFactory
 
-    monkeypatch.delitem(sys.modules, "lerobot_policy_pi05_rl.demo.metaworld_simulator")
+    monkeypatch.delitem(sys.modules, "metaworld_tasks.simulator")
     for name in [name for name in sys.modules if name.startswith("metaworld.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "metaworld", None)
     with pytest.raises(ImportError, match=r"pip install 'lerobot_policy_pi05_rl\[demo\]'"):
-        SimulatorFactory(METAWORLD, {"task": "open_drawer"})()
+        SimulatorFactory(SIMULATOR, {"task": "open_drawer"})()
 
 
 def test_evaluation_spreads_the_episodes_over_the_tasks(checkpoint, monkeypatch):
@@ -194,18 +201,18 @@ def test_evaluation_spreads_the_episodes_over_the_tasks(checkpoint, monkeypatch)
 
     monkeypatch.setattr(evaluate, "rollout", spying)
     env_cfg = MetaWorldTasksEnv(image_size=32, episode_length=3, task="start_coffee,open_drawer")
-    result = evaluate_closed_loop(checkpoint, 5, seed=20, n_envs=2, env_cfg=env_cfg)
+    result = evaluate_tasks(checkpoint, 5, seed=20, n_envs=2, env_cfg=env_cfg)
     assert seeds == [[20, 21], [22], [23, 24]]
     assert result["task"] == ["start_coffee"] * 3 + ["open_drawer"] * 2
     assert result["steps"] == [3] * 5
     with pytest.raises(ValueError, match="each of 2 tasks"):
-        evaluate_closed_loop(checkpoint, 1, seed=20, env_cfg=env_cfg)
+        evaluate_tasks(checkpoint, 1, seed=20, env_cfg=env_cfg)
 
 
 def test_command_line_evaluates_the_tasks(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "MetaWorldTasksEnv", ShortTasks)
+    monkeypatch.setattr(evaluate_command, "MetaWorldTasksEnv", ShortTasks)
     output = tmp_path / "tasks.json"
-    evaluate.main([str(checkpoint), "--env-type=metaworld_tasks", "--episodes=4", f"--output={output}"])
+    evaluate_command.main([str(checkpoint), "--episodes=4", f"--output={output}"])
     report = json.loads(output.read_text())
     assert report["task"] == list(TASKS) and report["steps"] == [2] * 4
     assert report["tasks"]["open_drawer"]["episodes"] == 1 and report["episodes"] == 4
@@ -220,7 +227,7 @@ class ShortTasks(MetaWorldTasksEnv):
 
 def test_summary_is_pooled_and_per_task():
     result = {"success": [True, False, True], "steps": [10, 40, 30], "task": ["a", "b", "a"]}
-    summary = summarize(result)
+    summary = summarize_tasks(result)
     assert summary["successes_per_1000_steps"] == pytest.approx(25.0)
     assert summary["tasks"]["a"]["successes_per_1000_steps"] == pytest.approx(50.0)
     assert summary["tasks"]["b"]["success_rate_interval_95"] == pytest.approx(wilson_interval(0, 1))

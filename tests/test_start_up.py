@@ -63,7 +63,7 @@ def test_a_wrong_configuration_is_told_at_once(tmp_path, verb):
 
 
 def test_a_run_by_the_console_script_registers_what_lerobot_looks_up():
-    names = ("panda_pick_cube", "metaworld_tasks", "panda_sim", "panda_sim_operator", "pi05_rl")
+    names = ("panda_pick_cube", "panda_sim", "panda_sim_operator", "pi05_rl")
     code = (
         "from pi05_rl import main\nimport lerobot_policy_pi05_rl, sys\nassert 'torch' not in sys.modules\n"
         "sys.argv[1:] = ['report', '/nowhere']\ntry:\n main()\nexcept SystemExit as end:\n assert end.code == 2\n"

@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from .configuration_pi05_rl import PI05RLConfig
     from .demo.config_sim_robot import PandaSimConfig, PandaSimOperatorConfig
     from .demo.env_config import PandaPickCubeEnv
-    from .demo.metaworld_env_config import MetaWorldTasksEnv
     from .processor_pi05_rl import make_pi05_rl_pre_post_processors
 
 if "pi05_rl" not in sys.modules:
     from . import plugin as plugin
 
 __all__ = [
-    "MetaWorldTasksEnv",
     "PI05RLConfig",
     "PandaPickCubeEnv",
     "PandaSimConfig",
@@ -32,7 +30,6 @@ __all__ = [
     "make_pi05_rl_pre_post_processors",
 ]
 _MODULES = {
-    "MetaWorldTasksEnv": "demo.metaworld_env_config",
     "PI05RLConfig": "configuration_pi05_rl",
     "PandaPickCubeEnv": "demo.env_config",
     "PandaSimConfig": "demo.config_sim_robot",

@@ -29,7 +29,7 @@ from .constants import (
 _NO_SIMULATOR = (
     "The demo needs gym-hil, Meta-World and MuJoCo; to install them: pip install 'lerobot_policy_pi05_rl[demo]'"
 )
-PANDA, METAWORLD = "simulator.PandaPickCubeSimulator", "metaworld_simulator.MetaWorldSimulator"
+PANDA = "lerobot_policy_pi05_rl.demo.simulator.PandaPickCubeSimulator"
 _SIMULATOR_PACKAGES = ("gym_hil", "metaworld", "mujoco")
 _NO_OPENGL = (
     "If MuJoCo found no OpenGL: apt-get install libegl1 libopengl0 libgl1-mesa-dri "
@@ -45,7 +45,7 @@ class SimulatorFactory:
     would not find the environment's name in the registry.
 
     Attributes:
-        name: "module.Class" below `lerobot_policy_pi05_rl.demo`.
+        name: full name of the simulator's class.
         settings: of its constructor.
         freeze_finished: whether a finished episode repeats its last transition, see `PandaPickCubeEnv`.
     """
@@ -61,11 +61,9 @@ class SimulatorFactory:
             ImportError: when the simulator's packages are missing, with the command that installs them.
         """
         os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports MuJoCo
-        module, cls = self.name.split(".")
+        module, _, cls = self.name.rpartition(".")
         try:
-            env: gym.Env = getattr(importlib.import_module(f"lerobot_policy_pi05_rl.demo.{module}"), cls)(
-                **self.settings
-            )
+            env: gym.Env = getattr(importlib.import_module(module), cls)(**self.settings)
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] not in _SIMULATOR_PACKAGES:
                 raise

@@ -1,7 +1,6 @@
 """Record demonstrations of the scripted operators as a LeRobot dataset.
 
 python -m lerobot_policy_pi05_rl.demo.record --root data/demo --episodes 120
-python -m lerobot_policy_pi05_rl.demo.record --root data/tasks --episodes 120 --simulator metaworld
 """
 
 import argparse
@@ -14,9 +13,7 @@ import numpy as np
 from lerobot.utils.utils import init_logging
 
 from .constants import CUBE_JITTER_M, IMAGE_SIZE, MAX_EPISODE_STEPS
-from .env_config import METAWORLD, PANDA, SimulatorFactory
-from .metaworld_operators import SPEEDS, MetaWorldOperator
-from .metaworld_tasks import TASKS, split_evenly
+from .env_config import PANDA, SimulatorFactory
 from .operators import STYLES, ScriptedOperator
 from .recorder import Simulation, record_episodes
 
@@ -25,7 +22,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MIX = {"fast": 1 / 3, "slow": 1 / 3, "misses": 1 / 3}
 MIXED_QUALITY_MIX = {name: 1 / 4 for name in ("fast", "slow", "misses", "recovers")}
 MIXES = {"demo": DEFAULT_MIX, "recovers": MIXED_QUALITY_MIX}
-_REPO_IDS = {"panda": "local/panda_pick_cube", "metaworld": "local/metaworld_tasks"}
+_REPO_ID = "local/panda_pick_cube"
 
 
 def record_dataset(
@@ -70,57 +67,6 @@ def record_dataset(
     return record_episodes(Path(root), recipe, [("", name) for name in operators], simulation)
 
 
-def record_metaworld_dataset(
-    root: str | Path,
-    repo_id: str,
-    episodes: int = 120,
-    seed: int = 0,
-    mix: Mapping[str, float] = DEFAULT_MIX,
-    image_size: int = IMAGE_SIZE,
-) -> Path:
-    """Record demonstrations of all Meta-World tasks, or return those that the same call recorded before.
-
-    Every task has as many episodes (within one) and the same shares of the operators; the order is random.
-
-    Args:
-        root: folder of the dataset.
-        repo_id: its LeRobot name.
-        episodes: number of episodes, all tasks together.
-        seed: of start states, order and operators' noise.
-        mix: operator name to its share; shares are normalised.
-        image_size: height and width of the pictures, pixels.
-
-    Returns:
-        The root.
-
-    Raises:
-        FileExistsError: when the root holds something else than a recording with these settings.
-        ValueError: for an operator that these tasks lack, a negative share or fewer episodes than tasks.
-    """
-    counts = split_evenly(episodes, len(TASKS))
-    plan = [
-        (task, name)
-        for i, (task, count) in enumerate(zip(TASKS, counts, strict=True))
-        for name in operator_order(count, mix, seed + i, known=SPEEDS)
-    ]
-    plan = [plan[i] for i in np.random.default_rng(seed).permutation(episodes)]
-    recipe = {
-        "repo_id": repo_id,
-        "simulator": "metaworld",
-        "seed": seed,
-        "image_size": image_size,
-        "max_episode_steps": {name: task.max_episode_steps for name, task in TASKS.items()},
-        "tasks": [task for task, _ in plan],
-        "operators": [name for _, name in plan],
-    }
-    simulation = Simulation(
-        make_env=lambda task: SimulatorFactory(METAWORLD, {"task": task, "image_size": image_size})(),
-        make_operator=MetaWorldOperator,
-        robot_type="sawyer",
-    )
-    return record_episodes(Path(root), recipe, plan, simulation)
-
-
 def operator_order(
     episodes: int, mix: Mapping[str, float], seed: int, known: Collection[str] = tuple(STYLES)
 ) -> list[str]:
@@ -146,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description="Record demonstrations of the scripted operators.")
     parser.add_argument("--root", type=Path, required=True, help="folder of the dataset")
-    parser.add_argument("--simulator", choices=_REPO_IDS, default="panda", help="one pick task, or four tasks")
-    parser.add_argument("--repo-id", help="LeRobot name of the dataset (default: local/ and the environment's type)")
+    parser.add_argument("--repo-id", default=_REPO_ID, help="LeRobot name of the dataset")
     parser.add_argument("--episodes", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE)
@@ -159,9 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     shares = {name: getattr(args, name) for name in STYLES}
     mix = MIXES[args.mix] | {name: share for name, share in shares.items() if share is not None}
-    record = record_dataset if args.simulator == "panda" else record_metaworld_dataset
-    repo_id = args.repo_id or _REPO_IDS[args.simulator]
-    record(args.root, repo_id, args.episodes, args.seed, mix, args.image_size)
+    record_dataset(args.root, args.repo_id, args.episodes, args.seed, mix, args.image_size)
     logger.info(f"[DEMO] Dataset in {args.root} after {time.perf_counter() - start:.0f} s")
 
 

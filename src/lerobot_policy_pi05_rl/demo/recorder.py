@@ -13,8 +13,6 @@ import datasets
 import gymnasium as gym
 import numpy as np
 from lerobot.configs.video import RGBEncoderConfig
-from lerobot.datasets.compute_stats import get_feature_stats
-from lerobot.datasets.io_utils import write_stats
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, DONE, OBS_IMAGES, OBS_STATE, REWARD
 from tqdm import tqdm
@@ -52,11 +50,13 @@ class Simulation:
         make_env: from a task's name to its simulator.
         make_operator: from task, operator's name and generator to the operator of one episode.
         robot_type: written to the dataset.
+        finish: is given the folder and name of the complete dataset.
     """
 
     make_env: Callable[[str], gym.Env]
     make_operator: Callable[[str, str, np.random.Generator], Operator]
     robot_type: str
+    finish: Callable[[Path, str], None] = lambda root, repo_id: None
 
 
 def record_episodes(
@@ -117,8 +117,7 @@ def record_episodes(
         dataset.finalize()
         for env in envs.values():
             env.close()
-    if len(envs) > 1:
-        _write_pooled_statistics(partial, recipe["repo_id"])
+    simulation.finish(partial, recipe["repo_id"])
     (partial / RECIPE_FILE).write_text(json.dumps({**recipe, RECOVERY_START: recovery_starts}, indent=2) + "\n")
     give_name(partial, root)
     return root
@@ -169,18 +168,6 @@ def _create_dataset(root: Path, repo_id: str, image_size: int, longest: int, rob
         # wait for the encoder as a camera would.
         encoder_queue_maxsize=longest + 1,
     )
-
-
-def _write_pooled_statistics(root: Path, repo_id: str) -> None:
-    """Replace the statistics of state and action by those of all frames together.
-
-    LeRobot's quantiles of a dataset are the means of the episodes' quantiles. A gripper that some tasks keep open
-    and others closed then has equal 1 % and 99 % quantiles, which nothing can be normalised with.
-    """
-    dataset = LeRobotDataset(repo_id, root=root)
-    table = dataset.hf_dataset.with_format("numpy")
-    pooled = {key: get_feature_stats(np.asarray(table[key]), axis=0, keepdims=False) for key in (OBS_STATE, ACTION)}
-    write_stats({**dataset.meta.stats, **pooled}, root)
 
 
 def _record_episode(env: gym.Env, dataset: LeRobotDataset, operator: Operator, seed: int) -> tuple[int, bool]:

@@ -10,9 +10,12 @@ from gymnasium.vector import VectorEnv
 from lerobot.configs import PolicyFeature
 from lerobot.envs.configs import EnvConfig
 
-from .constants import CONTROL_HZ, IMAGE_SIZE
-from .env_config import METAWORLD, SimulatorFactory, demo_features, vectorize
-from .metaworld_tasks import TASKS
+from lerobot_policy_pi05_rl.demo.constants import CONTROL_HZ, IMAGE_SIZE
+from lerobot_policy_pi05_rl.demo.env_config import SimulatorFactory, demo_features, vectorize
+
+from .tasks import TASKS
+
+SIMULATOR = "metaworld_tasks.simulator.MetaWorldSimulator"
 
 
 @EnvConfig.register_subclass("metaworld_tasks")
@@ -21,7 +24,7 @@ class MetaWorldTasksEnv(EnvConfig):
     """Configuration of the Meta-World tasks.
 
     Attributes:
-        task: names from `metaworld_tasks.TASKS`, separated by commas; None for all of them.
+        task: names from `tasks.TASKS`, separated by commas; None for all of them.
         fps: control steps per second; the simulator has only this rate.
         image_size: height and width of both pictures, pixels.
         episode_length: control steps until truncation; each task's own number if None.
@@ -68,6 +71,6 @@ class MetaWorldTasksEnv(EnvConfig):
         """
         envs = {}
         for name in self.task_names:
-            factory = SimulatorFactory(METAWORLD, {"task": name, **self.gym_kwargs}, self.freeze_finished)
+            factory = SimulatorFactory(SIMULATOR, {"task": name, **self.gym_kwargs}, self.freeze_finished)
             envs[name] = {0: vectorize(factory, n_envs, use_async_envs)}
         return envs

@@ -21,9 +21,10 @@ import mujoco
 import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from .constants import CONTROL_HZ, IMAGE_SIZE, MAX_STEP_M
-from .metaworld_tasks import START_SPREAD, TASKS
-from .simulation import TwoCameras, clipped_action
+from lerobot_policy_pi05_rl.demo.constants import CONTROL_HZ, IMAGE_SIZE, MAX_STEP_M
+from lerobot_policy_pi05_rl.demo.simulation import TwoCameras, clipped_action
+
+from .tasks import START_SPREAD, TASKS
 
 _SIMULATOR_STEP_M = 0.01  # what Meta-World moves its target by for an action of 1.0
 _MAX_FACES = 3000  # of a drawn mesh; those above are links of the arm

@@ -1,4 +1,4 @@
-"""The Meta-World tasks of the multi-task demo: what simulator, operators and configuration agree on.
+"""The Meta-World tasks: what simulator, operators and configuration agree on.
 
 Importing this module needs neither MuJoCo nor Meta-World.
 """

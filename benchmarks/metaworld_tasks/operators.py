@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .metaworld_tasks import TASKS
+from .tasks import TASKS
 
 if TYPE_CHECKING:
-    from .metaworld_simulator import MetaWorldSimulator
+    from .simulator import MetaWorldSimulator
 
 SPEEDS = {"fast": 1.0, "slow": 0.3, "misses": 1.0}
 _NOISE = 0.06  # standard deviation of the noise on the three motion components, times the speed
