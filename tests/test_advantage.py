@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from commands import REPOSITORY
-from conftest import make_algorithm, make_batch, make_dataset, make_labeling, tiny_config, write_config
+from recordings import make_dataset, make_labeling
+from tiny import make_algorithm, make_batch, tiny_config, write_config
 
 from lerobot_policy_pi05_rl import advantage
 from lerobot_policy_pi05_rl.advantage import TAG_POSITIVE, PolicyExtraction, find_extraction

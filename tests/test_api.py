@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import TINY_SIZES, make_dataset, write_config
+from commands import REPOSITORY
+from recordings import make_dataset
+from tiny import TINY_SIZES, write_config
 
 from lerobot_policy_pi05_rl import api
 from lerobot_policy_pi05_rl.data.labeling import SCHEMA
 from lerobot_policy_pi05_rl.plan.command import main as plan_main
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = REPOSITORY / "examples"
 EPISODES = 4
 FRAMES = 9 + 12 + 7 + 10  # of mixed_dataset
 

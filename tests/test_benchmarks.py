@@ -3,12 +3,12 @@
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import write_config
+from commands import REPOSITORY
+from tiny import write_config
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = REPOSITORY / "benchmarks"
 
 
 @pytest.fixture

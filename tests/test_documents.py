@@ -22,15 +22,16 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from commands import DOCUMENTS, REPOSITORY, Command, commands_of, links_of, paths_of
-from conftest import TINY_SIZES, make_dataset
 from lerobot.scripts import lerobot_eval
-from test_weights import stock_checkpoint
+from recordings import make_dataset
+from stock import stock_checkpoint
+from tiny import TINY_SIZES
 
 from lerobot_policy_pi05_rl import cli
 from lerobot_policy_pi05_rl.demo import record
 
 ROBOT = "needs the robot"
-BESIDE = "needs a learner beside it: tests/test_online_*.py"
+BESIDE = "needs a learner beside it: tests/online/"
 MEASURES = "measures for minutes; its arguments are read here"
 HOURS = "closed-loop training of hours"
 OTHER = "runs in {}"
@@ -38,18 +39,18 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"make (demo|demo-online)": OTHER.format("tests/test_main_job.py, with few steps"),
     r"make (test|test-slow|lint)": "is the suite itself",
     r"make install": "installs what this suite runs in",
-    r"make configuration": "rewrites docs/configuration.md, which tests/test_config_keys.py compares",
+    r"make configuration": "rewrites docs/configuration.md, which tests/config/test_config_keys.py compares",
     r"pip install -e \.": "is how this suite was installed",
     r"pip install 'lerobot\[hilserl\]'": "installs another package",
     r"hf auth login": "needs the Hub",
     r"lerobot-rollout .*": ROBOT,
     r"lerobot-eval --policy.path=outputs/pick_lora\S* …": "of another robot; tests/test_main_job.py evaluates LoRA",
     r"pi05-rl actor configs/so101\.json .*": ROBOT,
-    r"pi05-rl actor configs/gym_hil\.json .*": "tests/test_online_gym_hil.py; " + BESIDE,
-    r"pi05-rl (learner|actor) … .*": "needs the machine `learner`; tests/test_online_transport.py has TLS",
-    r"openssl .*": "tests/test_online_transport.py makes a certificate so",
+    r"pi05-rl actor configs/gym_hil\.json .*": "tests/online/actor/test_online_gym_hil.py; " + BESIDE,
+    r"pi05-rl (learner|actor) … .*": "needs another machine; TLS: tests/online/transport/test_online_transport.py",
+    r"openssl .*": "tests/online/transport/test_online_transport.py makes a certificate so",
     r"python -m lerobot\.rl\.gym_manipulator": "LeRobot's, for a person at a keyboard",
-    r"pi05-rl label --horizon 0\.15": "names an option; tests/test_label.py",
+    r"pi05-rl label --horizon 0\.15": "names an option; tests/labels/test_label.py",
     r"pi05-rl label RUN( --from NAME --name OTHER --horizon F)?": "getting-started's `pi05-rl label outputs/critic`",
     r"pi05-rl report <output_dir>": "the README's `pi05-rl report outputs/pick`",
     r"python benchmarks/result_picture\.py": OTHER.format("tests/test_result_picture.py"),
@@ -58,8 +59,8 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"python benchmarks/label_quality\.py DATASET": "needs the recordings of benchmarks/closed_loop.py",
     r"python benchmarks/kill_resume\.py": OTHER.format("tests/test_kill_resume.py, with three kills"),
     r"python benchmarks/online_faults\.py .*": OTHER.format("tests/test_main_job.py, with two cuts"),
-    r"python benchmarks/rounds\.py .*": OTHER.format("tests/test_rounds.py"),
-    r"python benchmarks/memory\.py": OTHER.format("tests/test_plan.py"),
+    r"python benchmarks/rounds\.py .*": OTHER.format("tests/demo/test_rounds.py"),
+    r"python benchmarks/memory\.py": OTHER.format("tests/plan/test_plan.py"),
     r"python -m torch\.distributed\.run .*scaling_check\.py": OTHER.format("tests/test_scaling.py"),
     r"python benchmarks/(vs_lerobot|compile|processes|flops|plan|guidance)\.py.*": MEASURES,
     r"python benchmarks/(scaling|data_memory|control_period|slow_actor)\.py.*": MEASURES,

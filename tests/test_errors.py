@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_dataset, write_config
+from recordings import make_dataset
 from safetensors.torch import load_file, save_file
+from tiny import write_config
 
 from lerobot_policy_pi05_rl import cli
 from lerobot_policy_pi05_rl.config.train import ConfigError

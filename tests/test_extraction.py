@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import batches, make_algorithm, make_batch, read_prefix
 from double import assert_same
+from tiny import batches, make_algorithm, make_batch, read_prefix
 
 from lerobot_policy_pi05_rl.data.batch import (
     ACTION_IS_PAD,

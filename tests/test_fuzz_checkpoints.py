@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_config
 from fuzz import (
     BYTES,
     FEW,
@@ -23,6 +22,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from tiny import write_config
 
 from lerobot_policy_pi05_rl.checkpoint.resume import check_config, checkpoint_to_resume
 from lerobot_policy_pi05_rl.checkpoint.write import load_training_state

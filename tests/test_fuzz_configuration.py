@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_config
 from fuzz import FEW, JUNK, MANY, PLACES, TREE, cases, damage_tree, outcome, unchanged
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import write_config
 
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data

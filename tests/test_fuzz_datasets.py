@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_config
 from fuzz import (
     BYTES,
     FEW,
@@ -22,6 +21,7 @@ from fuzz import (
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from tiny import write_config
 
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data

@@ -108,3 +108,9 @@ def test_nobody_imports_the_command_line():
 @pytest.mark.parametrize("name", ORDER)
 def test_every_place_in_the_order_is_a_modules(name):
     assert any(f"{module}.".startswith(f"{name}.") for module in modules())
+
+
+def test_the_tests_mirror_the_folders():
+    tests = Path(__file__).parent
+    folders = {path.relative_to(tests) for path in tests.rglob("*") if any(path.glob("test_*.py"))}
+    assert Path("online/replay") in folders and [path for path in folders if not (ROOT / path).is_dir()] == []

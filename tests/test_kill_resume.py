@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import REPOSITORY
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = REPOSITORY / "benchmarks"
 
 
 def kill_resume(*arguments: str | Path) -> str:

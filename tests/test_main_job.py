@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import REPOSITORY
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.internal.datastore import DataStore
 
 SCRIPTS = Path(sys.executable).parent
-CONFIG = Path(__file__).parent.parent / "configs" / "demo.json"
+CONFIG = REPOSITORY / "configs" / "demo.json"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 
 

@@ -6,9 +6,10 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import make_dataset, write_config
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_STATE
+from recordings import make_dataset
+from tiny import write_config
 
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError

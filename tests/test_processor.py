@@ -7,10 +7,10 @@ import time
 
 import pytest
 import torch
-from conftest import CAMERAS, tiny_config
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from tiny import CAMERAS, tiny_config
 
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.processor_pi05_rl import (

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import CAMERAS, batches, make_algorithm, make_batch, read_prefix, tiny_config
 from double import assert_same
+from tiny import CAMERAS, batches, make_algorithm, make_batch, read_prefix, tiny_config
 
 from lerobot_policy_pi05_rl.data.batch import ACTION_IS_PAD, POSITION, RETURN
 from lerobot_policy_pi05_rl.draws import draw

@@ -2,12 +2,11 @@
 
 import json
 import runpy
-from pathlib import Path
 
 import pytest
+from commands import REPOSITORY
 from PIL import Image
 
-REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "benchmarks" / "result_picture.py"
 
 

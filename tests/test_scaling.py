@@ -4,11 +4,9 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).parents[1]
+from commands import REPOSITORY
 
 
 @pytest.fixture
