@@ -3,13 +3,13 @@
 import json
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("metaworld")
 
+from commands import REPOSITORY
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs import env_to_policy_features, make_env, make_env_config, preprocess_observation
 
@@ -18,7 +18,7 @@ from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
 from lerobot_policy_pi05_rl.demo.evaluate import summarize, wilson_interval
 from lerobot_policy_pi05_rl.demo.record import MIXED_QUALITY_MIX
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from metaworld_tasks import evaluate as evaluate_command
 from metaworld_tasks import record
 from metaworld_tasks.env_config import SIMULATOR, MetaWorldTasksEnv
