@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from panda_sim.sim_robot import LIFTED, NOT_LIFTED
 
 from lerobot_policy_pi05_rl.demo.constants import CONTROL_HZ, TASK
-from lerobot_policy_pi05_rl.demo.sim_robot import LIFTED, NOT_LIFTED
 from lerobot_policy_pi05_rl.labels.outcomes import format_ranges
 
 SPACE, TAB, ESC = b" ", b"\t", b"\x1b"
@@ -89,6 +89,8 @@ class Terminal:
 def terminal(command: Sequence[str]) -> Iterator[Terminal]:
     """Run ``command`` at a terminal of its own without a display, so that LeRobot reads keys from it; ends it."""
     environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    paths = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]  # of the robot below
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     keyboard, end = pty.openpty()
     try:
         with subprocess.Popen(
@@ -108,7 +110,8 @@ def rollout_command(policy: str, root: Path, seed: int, flags: Sequence[str] = (
     """`lerobot-rollout` for one attempt, appended to the dataset in ``root`` if there is one; with further flags."""
     return [
         *(sys.executable, "-m", "lerobot.scripts.lerobot_rollout", f"--policy.path={policy}"),
-        *("--robot.type=panda_sim", f"--robot.seed={seed}", "--teleop.type=panda_sim_operator"),
+        *("--robot.discover_packages_path=panda_sim", "--robot.type=panda_sim", f"--robot.seed={seed}"),
+        "--teleop.type=panda_sim_operator",
         *("--strategy.type=dagger", "--strategy.record_autonomous=true"),
         # The operator commands steps from where the arm is; there is no pose to slide to, and none to return to.
         *("--strategy.smooth_handover=false", "--return_to_initial_position=false"),

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import api
     from .configuration_pi05_rl import PI05RLConfig
-    from .demo.config_sim_robot import PandaSimConfig, PandaSimOperatorConfig
     from .demo.env_config import PandaPickCubeEnv
     from .processor_pi05_rl import make_pi05_rl_pre_post_processors
 
@@ -24,16 +23,12 @@ if "pi05_rl" not in sys.modules:
 __all__ = [
     "PI05RLConfig",
     "PandaPickCubeEnv",
-    "PandaSimConfig",
-    "PandaSimOperatorConfig",
     "api",
     "make_pi05_rl_pre_post_processors",
 ]
 _MODULES = {
     "PI05RLConfig": "configuration_pi05_rl",
     "PandaPickCubeEnv": "demo.env_config",
-    "PandaSimConfig": "demo.config_sim_robot",
-    "PandaSimOperatorConfig": "demo.config_sim_robot",
     "make_pi05_rl_pre_post_processors": "processor_pi05_rl",
 }
 

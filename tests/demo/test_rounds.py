@@ -17,18 +17,17 @@ pytest.importorskip("gym_hil")
 
 from commands import REPOSITORY
 
-import lerobot_policy_pi05_rl  # noqa: F401  registers both types, as LeRobot's plugin discovery does
 from lerobot_policy_pi05_rl.config.file import load_config
-from lerobot_policy_pi05_rl.demo.config_sim_robot import PandaSimOperatorConfig
 from lerobot_policy_pi05_rl.demo.operators import ScriptedOperator
 from lerobot_policy_pi05_rl.demo.record import record_dataset
-from lerobot_policy_pi05_rl.demo.sim_robot import ACTION_KEYS, STATE_KEYS
 from lerobot_policy_pi05_rl.demo.simulator import PandaPickCubeSimulator
 from lerobot_policy_pi05_rl.labels import command as labeler
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import rounds
+from panda_sim.config_sim_robot import PandaSimOperatorConfig
+from panda_sim.sim_robot import ACTION_KEYS, STATE_KEYS
 
 
 @dataclass

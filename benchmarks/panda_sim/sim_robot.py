@@ -13,10 +13,11 @@ from lerobot.teleoperators.teleoperator import Teleoperator
 from lerobot.utils.decorators import check_if_already_connected, check_if_not_connected
 from lerobot.utils.errors import DeviceNotConnectedError
 
+from lerobot_policy_pi05_rl.demo.constants import ACTION_NAMES, CAMERA_NAMES, CONTROL_HZ, STATE_NAMES
+from lerobot_policy_pi05_rl.demo.env_config import PANDA, SimulatorFactory
+from lerobot_policy_pi05_rl.demo.operators import STYLES, ScriptedOperator
+
 from .config_sim_robot import PandaSimConfig, PandaSimOperatorConfig
-from .constants import ACTION_NAMES, CAMERA_NAMES, CONTROL_HZ, STATE_NAMES
-from .env_config import PANDA, SimulatorFactory
-from .operators import STYLES, ScriptedOperator
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from lerobot.robots.config import RobotConfig
 from lerobot.teleoperators.config import TeleoperatorConfig
 
-from .constants import CUBE_JITTER_M, IMAGE_SIZE
-from .operators import STYLES
+from lerobot_policy_pi05_rl.demo.constants import CUBE_JITTER_M, IMAGE_SIZE
+from lerobot_policy_pi05_rl.demo.operators import STYLES
 
 
 @RobotConfig.register_subclass("panda_sim")
