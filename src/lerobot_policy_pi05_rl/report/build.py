@@ -9,13 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from ..data.labeling import labels_folder
 from ..errors import UserError
 from ..runtime.files import replacing
+from . import critic_sections, curves, sections, strips
 from .frames import DatasetFrames
 from .inputs import Subject, open_subject, read_metrics
 from .labels import Labeling, newest_labeling, read_labeling
-from .page import render_page
 from .video import write_overlay_video
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,45 @@ def report(
         aside.write_text(page, encoding="utf-8")
     logger.info("[REPORT] Wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
     return output
+
+
+def render_page(
+    subject: Subject,
+    labelings: Sequence[Labeling],
+    pictures: DatasetFrames,
+    metrics: dict[str, curves.Series],
+    videos: Sequence[str] = (),
+) -> str:
+    """The whole page.
+
+    Args:
+        labelings: the first is the page's, the others are compared with it.
+        metrics: the run's numbers, empty for a dataset.
+        videos: names of overlay videos beside the page.
+    """
+    labeling = labelings[0]
+    environment = Environment(
+        loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template("page.html.jinja").render(
+        subject=subject,
+        tasks=labeling.tasks,
+        most_tasks=sections.MOST_TASKS,
+        facts=sections.facts(subject, labeling),
+        tiles=sections.tiles(labeling),
+        data=sections.data_table(subject, labeling),
+        lengths=sections.lengths_figures(subject, labeling),
+        curves=sections.curve_figures(metrics),
+        values=critic_sections.value_figures(subject, labeling),
+        thresholds=critic_sections.threshold_table(labeling),
+        advantages=critic_sections.advantage_figures(labeling, subject.fps),
+        calibration=critic_sections.calibration_figures(labeling),
+        calibration_error=critic_sections.calibration_error(labeling),
+        cameras=strips.cameras(pictures),
+        moments=strips.moments(labeling, pictures, subject.fps),
+        **sections.comparison(labelings),
+        videos=videos,
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
 from markupsafe import Markup
 
 from . import charts, curves, statistics
@@ -108,23 +109,19 @@ def data_table(subject: Subject, labeling: Labeling) -> Table:
     headers = ["Task", "Episodes", "Successes", "Failures", "Truncated", "Intervention frames"]
     headers += ["Shortest (s)", "Median (s)", "Longest (s)"]
     rows: list[list[object]] = [
-        [
-            item.task,
-            item.episodes,
-            *(item.outcomes[outcome] for outcome in OUTCOMES),
-            item.interventions,
-            *(number(length / subject.fps, 1) for length in item.lengths),
-        ]
-        for item in statistics.task_summaries(episodes, labeling.tasks)
+        [task, *_episode_cells(episodes[episodes["task"] == task], subject.fps)] for task in labeling.tasks
     ]
     several = len(rows) > 1
     if several:
-        counts = [int((whole["outcome"] == outcome).sum()) for outcome in OUTCOMES]
-        sums = [len(whole), *counts, int(whole["interventions"].sum())]
-        lengths = whole["length"] / subject.fps
-        spread = (number(float(value), 1) for value in (lengths.min(), lengths.median(), lengths.max()))
-        rows.append(["All tasks", *sums, *spread])
+        rows.append(["All tasks", *_episode_cells(whole, subject.fps)])
     return Table(headers, rows, several)
+
+
+def _episode_cells(episodes: pd.DataFrame, fps: float) -> list[object]:
+    counts = [int((episodes["outcome"] == outcome).sum()) for outcome in OUTCOMES]
+    seconds = episodes["length"] / fps
+    spread = [number(float(value), 1) for value in (seconds.min(), seconds.median(), seconds.max())]
+    return [len(episodes), *counts, int(episodes["interventions"].sum()), *spread]
 
 
 def lengths_figures(subject: Subject, labeling: Labeling) -> list[Figure]:
@@ -180,11 +177,14 @@ def comparison(labelings: Sequence[Labeling]) -> dict[str, Any]:
 
 
 def _agreement(first: Labeling, other: Labeling) -> Table:
+    """Which frames the two tag positive, per task. Both have one row for each frame of the dataset."""
     headers = ["Task", "Frames", "Both positive", f"Only {first.name}", f"Only {other.name}", "Neither"]
-    rows = [
-        [item.task, item.frames, *map(percent, (item.both, item.only_first, item.only_second, item.neither))]
-        for item in statistics.agreement(first, other)
-    ]
+    a, b = first.frames["positive"].to_numpy(bool), other.frames["positive"].to_numpy(bool)
+    rows: list[list[object]] = []
+    for task in first.tasks:
+        of_task = (first.frames["task"] == task).to_numpy()
+        shares = [float(cell[of_task].mean()) for cell in (a & b, a & ~b, ~a & b, ~a & ~b)]
+        rows.append([task, int(of_task.sum()), *map(percent, shares)])
     return Table(headers, rows)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from ..training import critic_metrics
-from .labels import OUTCOMES, Labeling
 
 
 def episode_table(frames: pd.DataFrame, *, by_task: bool = False) -> pd.DataFrame:
@@ -24,28 +23,6 @@ def episode_table(frames: pd.DataFrame, *, by_task: bool = False) -> pd.DataFram
             "interventions": groups["intervention"].sum().astype(int),
         }
     )
-
-
-@dataclass(frozen=True)
-class TaskSummary:
-    """What one task's episodes are."""
-
-    task: str
-    episodes: int
-    outcomes: dict[str, int]
-    interventions: int  # frames
-    lengths: tuple[int, float, int]  # shortest, median, longest; frames
-
-
-def task_summaries(episodes: pd.DataFrame, tasks: list[str]) -> list[TaskSummary]:
-    """A summary per task, in the order of ``tasks``."""
-    summaries = []
-    for task in tasks:
-        rows = episodes[episodes["task"] == task]
-        outcomes = {outcome: int((rows["outcome"] == outcome).sum()) for outcome in OUTCOMES}
-        lengths = (int(rows["length"].min()), float(rows["length"].median()), int(rows["length"].max()))
-        summaries.append(TaskSummary(task, len(rows), outcomes, int(rows["interventions"].sum()), lengths))
-    return summaries
 
 
 def positive_share(frames: pd.DataFrame) -> float:
@@ -124,27 +101,3 @@ def extreme_moments(frames: pd.DataFrame, count: int = 3, *, largest: bool) -> p
     known = frames[frames["advantage"].notna()]
     ordered = known.sort_values("advantage", ascending=not largest, kind="stable")
     return ordered.drop_duplicates("episode_index").head(count)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Shares of a task's frames by what two labelings say of them."""
-
-    task: str
-    frames: int
-    both: float
-    only_first: float
-    only_second: float
-    neither: float
-
-
-def agreement(first: Labeling, second: Labeling) -> list[Agreement]:
-    """Which frames the two labelings tag positive, per task. Both have one row for each frame of the dataset."""
-    a, b = first.frames["positive"].to_numpy(bool), second.frames["positive"].to_numpy(bool)
-    tasks = first.frames["task"].to_numpy()
-    result = []
-    for task in first.tasks:
-        rows = tasks == task
-        shares = [float(np.mean(cell[rows])) for cell in (a & b, a & ~b, ~a & b, ~a & ~b)]
-        result.append(Agreement(task, int(rows.sum()), *shares))
-    return result

@@ -1,14 +1,18 @@
-"""Film strips: a few pictures around a moment of an episode, as JPEGs inside the page."""
+"""The most and the least advantageous moments as film strips: a few pictures around each, as JPEGs inside the page."""
 
 import base64
 import io
-from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from PIL import Image
 
 from .frames import DatasetFrames
+from .labels import Labeling, ending
+from .statistics import extreme_moments
+from .svg import number
 
+MOMENTS = 3  # of each kind
 STRIP_FRAMES = 6
 STRIP_BEFORE = 2  # frames before the moment, the others after it: an action shows in what follows
 SPACING_S = 0.3  # between neighbouring frames
@@ -16,22 +20,32 @@ CELL_WIDTH = 176  # px, two for each that is shown
 MOST_CAMERAS = 2
 
 
-@dataclass(frozen=True)
-class StripFrame:
-    """One picture of a strip."""
-
-    step: int
-    value: float
-    is_moment: bool
-    jpegs: list[str]  # a data: URI per camera
+def cameras(pictures: DatasetFrames) -> str:
+    """Which cameras a strip shows, in words."""
+    names = " above, ".join(camera.rsplit(".", 1)[-1] for camera in pictures.cameras[:MOST_CAMERAS])
+    return names + (" below" if len(pictures.cameras) > 1 else "")
 
 
-@dataclass(frozen=True)
-class Strip:
-    """A moment and its surroundings."""
+def moments(labeling: Labeling, pictures: DatasetFrames, fps: float) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Heading → the moments with the most and with the least advantage, at most one of an episode in each list."""
+    frames = labeling.frames
+    if not pictures.cameras or not frames["advantage"].notna().any():
+        return []
+    strips = {
+        title: [
+            (moment, strip_rows(frames, moment, fps))
+            for _, moment in extreme_moments(frames, MOMENTS, largest=largest).iterrows()
+        ]
+        for title, largest in (("Most advantageous", True), ("Least advantageous", False))
+    }
+    lowest = min(float(rows["value"].min()) for shown in strips.values() for _, rows in shown)
+    return [(title, [_strip(pictures, *strip, lowest, fps) for strip in shown]) for title, shown in strips.items()]
 
-    moment: pd.Series  # the labeling's row
-    frames: list[StripFrame]
+
+def strip_rows(frames: pd.DataFrame, moment: pd.Series, fps: float) -> pd.DataFrame:
+    """The rows of a labeling around its row ``moment``."""
+    episode = frames[frames["episode_index"] == moment["episode_index"]].set_index("frame_index", drop=False)
+    return episode.loc[strip_steps(int(moment["frame_index"]), len(episode), fps)]
 
 
 def strip_steps(moment: int, length: int, fps: float) -> list[int]:
@@ -47,19 +61,34 @@ def strip_steps(moment: int, length: int, fps: float) -> list[int]:
     return [step for step in steps if 0 <= step < length]
 
 
-def make_strip(pictures: DatasetFrames, frames: pd.DataFrame, moment: pd.Series, fps: float) -> Strip:
-    """The strip around one row of a labeling; up to two cameras above each other."""
-    episode = frames[frames["episode_index"] == moment["episode_index"]]
-    values = dict(zip(episode["frame_index"], episode["value"], strict=True))
-    steps = strip_steps(int(moment["frame_index"]), len(episode), fps)
-    rows = [pictures.read(int(moment["episode_index"]), steps, name) for name in pictures.cameras[:MOST_CAMERAS]]
-    cells = [[jpeg_uri(fitted(picture, CELL_WIDTH)) for picture in column] for column in zip(*rows, strict=True)]
-    return Strip(
-        moment,
-        [
-            StripFrame(step, float(values[step]), step == int(moment["frame_index"]), cell)
-            for step, cell in zip(steps, cells, strict=True)
+def _strip(pictures: DatasetFrames, moment: pd.Series, rows: pd.DataFrame, low: float, fps: float) -> dict[str, Any]:
+    """What the template shows of a moment, up to two cameras above each other; a bar is empty at the value ``low``."""
+    steps = rows["frame_index"].tolist()
+    columns = [pictures.read(int(moment["episode_index"]), steps, name) for name in pictures.cameras[:MOST_CAMERAS]]
+    return {
+        "episode": moment["episode_index"],
+        "step": moment["frame_index"],
+        "time": number(moment["frame_index"] / fps, 1),
+        "text": _in_words(moment),
+        "frames": [
+            {
+                "is_moment": step == moment["frame_index"],
+                "jpegs": [jpeg_uri(fitted(picture, CELL_WIDTH)) for picture in cell],
+                "time": number(step / fps, 1),
+                "value": number(value),
+                "width": f"{100.0 if low >= 0 else min(100.0, max(0.0, 100 * (1 - value / low))):.0f}",
+            }
+            for step, value, *cell in zip(steps, rows["value"].tolist(), *columns, strict=True)
         ],
+    }
+
+
+def _in_words(row: pd.Series) -> str:
+    tag = "positive" if row["positive"] else "negative"
+    sign = "+" if row["advantage"] > 0 else ""
+    return (
+        f"advantage {sign}{number(float(row['advantage']), 3)}, tagged {tag}; value {number(row['value'])}, "
+        f"return {number(row['return'])}; the episode {ending(row['outcome'])}"
     )
 
 
