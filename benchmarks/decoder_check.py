@@ -22,6 +22,7 @@ from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 
+from lerobot_policy_pi05_rl.data.files.folder import open_dataset
 from lerobot_policy_pi05_rl.data.pictures.cameras import is_camera, is_depth, picture_shape
 from lerobot_policy_pi05_rl.data.pictures.decoding import read_picture, read_pictures
 from lerobot_policy_pi05_rl.data.pictures.frame_cache import open_frame_cache
@@ -166,7 +167,7 @@ def check_camera(name: str, dataset: LeRobotDataset, source: Source, camera: str
 def check(name: str, root: Path, backend: str, folder: Path) -> int:
     """Print a line for each camera; returns how many reads were not as they should be."""
     dataset = LeRobotDataset("local/codec", root=root, video_backend=backend, return_uint8=True)
-    source = load_source("own", dataset, backend)
+    source = load_source("own", open_dataset("local/codec", root), backend)
     cameras = [key for key, feature in dataset.meta.features.items() if is_camera(feature) and not is_depth(feature)]
     return sum(check_camera(name, dataset, source, camera, folder / "frames") for camera in cameras)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.video_utils import decode_video_frames
 
-from lerobot_policy_pi05_rl.data.pictures.video import read_frame
+from lerobot_policy_pi05_rl.data.files.folder import open_dataset
+from lerobot_policy_pi05_rl.data.pictures.video import read_frames
 from lerobot_policy_pi05_rl.data.sources import load_source
 
 FRAMES = 200
@@ -23,7 +23,7 @@ def main() -> None:
     """Alternate the two readers over the same random frames; print CPU milliseconds and the ratio per round."""
     torch.set_num_threads(1)
     root = Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/demo/dataset")
-    source = load_source("benchmark", LeRobotDataset("local/benchmark", root=root), "pyav")
+    source = load_source("benchmark", open_dataset("local/benchmark", root), "pyav")
     camera = source.dataset.meta.video_keys[0]
     rows = np.random.default_rng(0).integers(0, len(source.columns["index"]), FRAMES)
     places = []
@@ -32,7 +32,7 @@ def main() -> None:
         places.append((path, start + float(source.columns["timestamp"][row])))
     readers = {
         "opened each time": lambda path, t: decode_video_frames(path, [t], 1e-4, "pyav", return_uint8=True)[0],
-        "kept open": lambda path, t: read_frame(path, t, tolerance_s=1e-4, backend="pyav"),
+        "kept open": lambda path, t: next(read_frames(path, [t], tolerance_s=1e-4, backend="pyav")),
     }
     ratios = []
     for _ in range(ROUNDS):

@@ -28,9 +28,6 @@ YES, NO = np.array([False, True]), np.array([False, False])
 @pytest.mark.parametrize(
     ("sources", "outcome"),
     [
-        ({"given": Outcome.FAILURE, "success": YES, "reward": np.array([0.0, 1.0])}, Outcome.FAILURE),
-        ({"given": Outcome.TRUNCATED, "success": YES}, Outcome.TRUNCATED),
-        ({"given": Outcome.SUCCESS, "cut_off": YES}, Outcome.SUCCESS),
         ({"cut_off": YES, "success": NO, "reward": np.array([0.0, 1.0])}, Outcome.TRUNCATED),
         ({"cut_off": YES, "success": YES}, Outcome.TRUNCATED),
         ({"cut_off": np.array([True, False]), "success": YES}, Outcome.SUCCESS),
@@ -44,7 +41,7 @@ YES, NO = np.array([False, True]), np.array([False, False])
         ({}, None),
     ],
 )
-def test_the_outcome_comes_from_file_then_cut_off_then_success_then_last_reward_then_truncation(sources, outcome):
+def test_the_outcome_comes_from_cut_off_then_success_then_last_reward_then_truncation(sources, outcome):
     assert episode_outcome(**sources) is outcome
 
 

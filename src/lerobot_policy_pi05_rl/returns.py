@@ -38,7 +38,6 @@ class RewardConfig:
 
 def episode_outcome(
     *,
-    given: Outcome | None = None,
     cut_off: np.ndarray | None = None,
     success: np.ndarray | None = None,
     reward: np.ndarray | None = None,
@@ -47,7 +46,6 @@ def episode_outcome(
     """One episode's outcome, from the first source that knows it; None if none does.
 
     Args:
-        given: from an outcome file.
         cut_off: (T,) the episode's ``next.cut_off`` column; true at the last step: nobody knows how it would have
             ended, whatever its ``next.success`` says.
         success: (T,) the episode's ``next.success`` (or ``success``) column; true at any step is a success, false at
@@ -58,8 +56,6 @@ def episode_outcome(
 
     Flags are booleans or numbers: 1 is true, 0 false, all else unknown (data/flags.py reads other types).
     """
-    if given is not None:
-        return given
     if cut_off is not None and cut_off[-1] == 1:
         return Outcome.TRUNCATED
     if success is not None:

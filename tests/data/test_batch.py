@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from commands import REPOSITORY
+from lerobot.utils.constants import OBS_IMAGES
 from recordings import MIXED_EPISODES, make_dataset, make_labeling
 from tiny import write_config
 
 from lerobot_policy_pi05_rl.config.file import load_config
-from lerobot_policy_pi05_rl.data.batch import AHEAD, KEYS, TASK, ahead, ahead_columns, describe, present_columns
+from lerobot_policy_pi05_rl.data.batch import AHEAD, KEYS, TASK, BatchKey, ahead, ahead_columns, present_columns
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader
 from lerobot_policy_pi05_rl.training.build import prepare
 
@@ -18,6 +19,19 @@ SOURCES = REPOSITORY / "src" / "lerobot_policy_pi05_rl"
 BATCHES = ("batch", "samples", "sample", "present", "later")  # what variables that hold one are called
 # Words that other tables and files have, too: there they are not keys of a batch.
 ELSEWHERE = {TASK, "return", "task_index", "intervention", "fold", "position", "reward", "discount", "info"}
+
+
+def describe(key: str) -> BatchKey:
+    """What lies under a key of a batch, the one of a camera or of a frame ahead included.
+
+    Raises:
+        KeyError: no batch has it.
+    """
+    prefix, _, name = key.partition(".")
+    if prefix.startswith(AHEAD):
+        general = f"{AHEAD}<n>.{name}"
+        return KEYS[general] if general in KEYS else describe(name)
+    return KEYS[f"{OBS_IMAGES}.<camera>" if key.startswith(f"{OBS_IMAGES}.") else key]
 
 
 @pytest.fixture(scope="module")

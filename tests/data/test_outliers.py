@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lerobot_policy_pi05_rl.data.outliers import outliers
+from lerobot_policy_pi05_rl.data.bad_values import outliers
 
 STARTS, ENDS = np.array([0, 300, 600]), np.array([300, 600, 900])
 

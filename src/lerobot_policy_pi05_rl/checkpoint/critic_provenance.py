@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 
 from ..config.train import PI05RLTrainConfig
 from ..data.dataset import OfflineData
 from ..data.episodes import LabelledEpisodes, reward_discount
 from ..data.sources import Source, dataset_fingerprint
-from ..stored.files import CRITIC_PREFIX, CheckpointError, CheckpointFiles, locate, open_tensors
+from ..stored.files import CRITIC_PREFIX, CheckpointError, CheckpointFiles, find_file, locate, open_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +89,11 @@ def read_critic_data(checkpoint: str | Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: the file is damaged.
     """
-    path = Path(checkpoint) / CRITIC_DATA
-    if not Path(checkpoint).is_dir():
-        try:
-            path = Path(hf_hub_download(repo_id=str(checkpoint), filename=CRITIC_DATA))
-        except (EntryNotFoundError, LocalEntryNotFoundError, OSError, ValueError):
-            return None
-    if not path.is_file():
+    try:
+        path = find_file(checkpoint, CRITIC_DATA)
+    except CheckpointError:  # no such checkpoint, or no way to it: whoever loads the weights says so
+        path = None
+    if path is None:
         return None
     try:
         data = json.loads(path.read_text())

@@ -7,6 +7,7 @@ taken out of the raw configuration before it is decoded, with one warning each.
 from pathlib import Path
 from typing import Any
 
+from .arguments import assign
 from .keys import KEYS, REFUSED, no_effect
 from .train import ConfigError
 
@@ -150,7 +151,7 @@ def rename_aliases(raw: dict[str, Any]) -> list[str]:
             raise ConfigError(
                 f"{alias} is {value!r} and {key} is {given!r}: two names of one setting; leave {alias} out"
             )
-        _put(raw, key, value)
+        assign(raw, key, value)
         if alias not in _SILENT:
             said.append(f"{alias} is read as {key}: {value}")
     return said
@@ -211,10 +212,3 @@ def _get(raw: dict[str, Any], name: str) -> Any:
 def _pop(raw: dict[str, Any], name: str) -> Any:
     node, last = _parent(raw, name)
     return None if node is None else node.pop(last, None)
-
-
-def _put(raw: dict[str, Any], name: str, value: Any) -> None:
-    *parents, last = name.split(".")
-    for part in parents:
-        raw = raw.setdefault(part, {})
-    raw[last] = value

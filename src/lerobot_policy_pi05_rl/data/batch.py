@@ -131,16 +131,3 @@ def ahead_columns(batch: dict) -> dict[int, dict]:
 def present_columns(batch: dict) -> dict:
     """The rest of the batch: what belongs to the samples' own frames."""
     return {key: value for key, value in batch.items() if not key.startswith(AHEAD)}
-
-
-def describe(key: str) -> BatchKey:
-    """What lies under a key of a batch, the one of a camera or of a frame ahead included.
-
-    Raises:
-        KeyError: no batch has it.
-    """
-    prefix, _, name = key.partition(".")
-    if prefix.startswith(AHEAD):
-        general = f"{AHEAD}<n>.{name}"
-        return KEYS[general] if general in KEYS else describe(name)
-    return KEYS[f"{OBS_IMAGES}.<camera>" if key.startswith(f"{OBS_IMAGES}.") else key]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE, REWARD, TRUNCATED
 
 from ..errors import DatasetError, one_line
@@ -66,16 +65,9 @@ class Source:
         values = self.columns[key]
         return values.reshape(len(values), -1)
 
-    def column(self, names: tuple[str, ...], episode: int) -> np.ndarray | None:
-        """The episode's rows of the first of these columns that exists, (T,); None if none does."""
-        for name in names:
-            if name in self.columns:
-                return self.columns[name][self.starts[episode] : self.ends[episode]].reshape(-1)
-        return None
-
 
 def load_source(
-    name: str, dataset: LocalDataset | LeRobotDataset, video_backend: str, rename_map: Mapping[str, str] | None = None
+    name: str, dataset: LocalDataset, video_backend: str, rename_map: Mapping[str, str] | None = None
 ) -> Source:
     """Read the columns that training needs into memory (pictures stay where they are) and compare them with the
     metadata.
@@ -86,8 +78,6 @@ def load_source(
     Raises:
         DatasetError: the data are not what the metadata say.
     """
-    if not isinstance(dataset, LocalDataset):
-        dataset = LocalDataset.of(dataset)
     rows = dataset.rows
     with reading(dataset.root):
         tasks = read_tasks(dataset.root)

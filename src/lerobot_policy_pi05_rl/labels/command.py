@@ -248,10 +248,7 @@ def finish(
         horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
     default = cfg.policy.advantage_positive_fraction if options.fraction is None else options.fraction
     discount, scale = reward_discount(cfg.reward, cfg.policy), reward_scale(cfg, labels)
-    try:
-        fractions = positive_fractions(labels.tasks, default, cfg.policy.advantage_positive_fraction_per_task)
-    except ValueError as error:
-        raise UserError(f"policy.advantage_positive_fraction_per_task: {error}") from error
+    fractions = positive_fractions(labels.tasks, default, cfg.policy.advantage_positive_fraction_per_task)
     by_task = dict(zip(labels.tasks, fractions, strict=True))
     tables = []
     for number, (source, own) in enumerate(zip(sources, values, strict=True)):

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from lerobot.configs import PreTrainedConfig
-
 from ..config.keys import ONLINE, RUNS
 from ..config.train import ConfigError, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
-from ..errors import one_line
+from ..stored.files import stored_config
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -46,7 +44,7 @@ class OnlineTrainConfig(PI05RLTrainConfig):
     def keeps_processors(self) -> bool:
         """The critic and the policy of one of our checkpoints are asked as they learnt."""
         checkpoint = self.policy.pi05_checkpoint
-        return checkpoint is not None and isinstance(stored_policy_config(checkpoint), PI05RLConfig)
+        return checkpoint is not None and isinstance(stored_config(checkpoint), PI05RLConfig)
 
     @property
     def checkpoint_freq(self) -> int:
@@ -85,17 +83,3 @@ class OnlineTrainConfig(PI05RLTrainConfig):
             raise ConfigError(f"policy.actor_learner_config.learner_port is {connection.learner_port}")
         if not connection.policy_parameters_push_frequency > 0:
             raise ConfigError("policy.actor_learner_config.policy_parameters_push_frequency must be above 0 seconds")
-
-
-def stored_policy_config(checkpoint: str) -> PreTrainedConfig:
-    """The policy configuration in a directory or Hub repository.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    try:
-        return PreTrainedConfig.from_pretrained(checkpoint)
-    except Exception as error:  # LeRobot, draccus and the Hub raise a dozen unrelated types
-        raise ConfigError(
-            f"policy.pi05_checkpoint {checkpoint} has no readable config.json: {one_line(error)}"
-        ) from error

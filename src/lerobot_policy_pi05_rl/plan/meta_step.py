@@ -26,7 +26,7 @@ from ..data.batch import (
     TASK_INDEX,
     ahead,
 )
-from ..data.dataset import policy_cameras
+from ..data.dataset import lookahead_steps, policy_cameras
 from ..draws import Draws
 from ..losses import RecapLosses
 from ..model.trainable import select_trainable
@@ -118,21 +118,11 @@ def make_batch(config: PI05RLConfig, shape: Shape) -> tuple[dict[str, Tensor], D
         }
         if shape.pinned:
             batch |= {PINNED_ADVANTAGE: torch.empty(size), PINNED_TAG: torch.empty(size, dtype=torch.long)}
-        for n in frames_ahead(config, pinned=shape.pinned):
+        for n in lookahead_steps(config, pinned=shape.pinned):
             later = {**observation, AHEAD_REWARD: torch.empty(size), AHEAD_DISCOUNT: torch.empty(size)}
             batch |= {ahead(n, key): value for key, value in later.items()}
         noise = torch.empty(size, config.chunk_size, config.max_action_dim)
         return batch, Draws(noise, torch.empty(size), torch.empty(size, dtype=torch.bool))
-
-
-def frames_ahead(config: PI05RLConfig, *, pinned: bool) -> set[int]:
-    """The n whose frame, n steps later, a step reads (data/loading.py: make_lookaheads)."""
-    wanted = set()
-    if config.trains_critic and config.critic_target == "td":
-        wanted.add(config.n_step)
-    if config.trains_critic and config.advantage_n_step is not None and not pinned:
-        wanted.add(config.advantage_n_step)
-    return wanted
 
 
 @contextlib.contextmanager

@@ -12,13 +12,14 @@ from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from painting import CAMERA, LENGTHS, numbers, record
 
+from lerobot_policy_pi05_rl.data.files.folder import open_dataset
 from lerobot_policy_pi05_rl.data.pictures import video
 from lerobot_policy_pi05_rl.data.pictures.decoding import read_picture, read_pictures
 from lerobot_policy_pi05_rl.data.sources import DatasetError, load_source
 
 
 def opened(root: Path, tolerance: float = 1e-4):
-    return load_source("own", LeRobotDataset("test/tiny", root=root, tolerance_s=tolerance), "pyav")
+    return load_source("own", open_dataset("test/tiny", root, tolerance_s=tolerance), "pyav")
 
 
 def rewrite(root: Path, **columns) -> None:

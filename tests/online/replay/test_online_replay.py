@@ -15,8 +15,9 @@ from tiny import CAMERAS, write_config
 
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
+from lerobot_policy_pi05_rl.data.files.folder import open_dataset
 from lerobot_policy_pi05_rl.data.outcomes import known_outcomes
-from lerobot_policy_pi05_rl.data.pictures.video import read_frame
+from lerobot_policy_pi05_rl.data.pictures.video import read_frames
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint, load_source
 from lerobot_policy_pi05_rl.online.episode import BadEpisodeError, Episode, EpisodeSpec, decode_picture
 from lerobot_policy_pi05_rl.online.replay import files as replay_files
@@ -80,7 +81,8 @@ def check_snapshot(replay: Replay, episodes: list[Episode]) -> None:
         for camera, files in source.videos.items():
             path, begin, _ = files[int(source.columns["episode_index"][start])]
             time = begin + float(source.columns["timestamp"][end - 1])
-            found = read_frame(path, time, tolerance_s=source.dataset.tolerance_s, backend=source.video_backend)
+            tolerance_s, backend = source.dataset.tolerance_s, source.video_backend
+            found = next(read_frames(path, [time], tolerance_s=tolerance_s, backend=backend))
             sent = decode_picture(episode.pictures[camera][-1]).astype(int)
             assert np.abs(found.permute(1, 2, 0).numpy() - sent).mean() < 6
 
@@ -100,7 +102,7 @@ def test_stock_lerobot_reads_every_frame_as_it_was_appended(tmp_path):
 def test_a_snapshot_is_what_the_offline_code_loads_from_the_folder(tmp_path):
     replay = filled(tmp_path / "replay", range(4))
     own = replay.source()
-    stock = load_source("test/replay", LeRobotDataset("test/replay", root=tmp_path / "replay"), "pyav")
+    stock = load_source("test/replay", open_dataset("test/replay", tmp_path / "replay"), "pyav")
     assert stock.columns.keys() <= own.columns.keys()  # offline reads what it needs, the replay keeps all
     assert {"action", "observation.state", "next.success", "next.reward", "timestamp"} <= stock.columns.keys()
     for key, values in stock.columns.items():

@@ -40,11 +40,6 @@ class LocalDataset:
     episodes: list[int] | None = None  # only these; None: all
     tolerance_s: float = TOLERANCE_S  # largest distance between a frame's timestamp and its picture's
 
-    @classmethod
-    def of(cls, dataset: LeRobotDataset) -> "LocalDataset":
-        """The same dataset."""
-        return cls(dataset.repo_id, Path(dataset.root), dataset.meta, dataset.episodes, dataset.tolerance_s)
-
     @cached_property
     def all_rows(self) -> dict[int, EpisodeRow]:
         """episode_index → its row of ``meta/episodes``, of all episodes."""

@@ -35,19 +35,8 @@ class Segment(NamedTuple):
     end: float
 
 
-def read_frame(path: Path, timestamp: float, *, tolerance_s: float, backend: str) -> Tensor:
-    """The frame of ``path`` nearest to ``timestamp`` seconds: (3, H, W) uint8.
-
-    Raises:
-        FrameTimestampError: no frame lies within ``tolerance_s`` of it.
-        OSError, RuntimeError: the file cannot be decoded.
-    """
-    return next(read_frames(path, [timestamp], tolerance_s=tolerance_s, backend=backend))
-
-
 def read_frames(path: Path, timestamps: Sequence[float], *, tolerance_s: float, backend: str) -> Iterator[Tensor]:
-    """The frames of ``path`` at ascending ``timestamps``, each as :func:`read_frame` gives it; every frame is decoded
-    once.
+    """The frames of ``path`` nearest to ascending ``timestamps`` (s), each (3, H, W) uint8; each is decoded once.
 
     Raises:
         FrameTimestampError: no frame lies within ``tolerance_s`` of one of them.
