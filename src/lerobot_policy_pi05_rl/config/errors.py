@@ -1,14 +1,12 @@
 """One clear line out of what goes wrong when a configuration is decoded."""
 
 import dataclasses
-import difflib
 import re
 import typing
 from typing import Any
 
 from draccus.utils import DecodingError, DraccusException
 from lerobot.configs import PreTrainedConfig
-from lerobot.envs import EnvConfig
 
 from ..configuration_pi05_rl import PI05RLConfig
 
@@ -25,8 +23,11 @@ def forbidden_nulls(cls: type, raw: dict[str, Any], prefix: str = "") -> list[st
     return names
 
 
-def explain(error: Exception, root: type, *, aliases: list[str]) -> str:
-    """One line out of draccus's nested messages: the innermost one, full key names and the nearest known key."""
+def explain(error: Exception) -> str:
+    """One line out of draccus's nested messages: the innermost one, with full key names.
+
+    A key that is unknown here lies below ``env``, whose types are others'; :mod:`.names` has looked at the rest.
+    """
     path: tuple[str, ...] = ()
     while True:
         path = tuple(getattr(error, "key_path", path)) or path
@@ -43,14 +44,8 @@ def explain(error: Exception, root: type, *, aliases: list[str]) -> str:
         message = re.sub(r"^Failed when parsing value='(.*)' into field .*", r"\1 is not a value of this key", message)
         message = re.sub(r"^Could not decode the value into any of.*", "the value is of the wrong type", message)
         return f"{prefix}: {message}" if prefix else message
-    known = _known_keys(root, list(path)) + ([] if path else aliases)
-    parts = []
-    for name in re.findall(r"`([^`]+)`", unknown.group(1)) or [unknown.group(1)]:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        full = f"{prefix}.{name}" if prefix else name
-        suggestion = f"; did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else ""
-        parts.append(f"unknown key {full}{suggestion}")
-    return "; ".join(parts)
+    names = re.findall(r"`([^`]+)`", unknown.group(1)) or [unknown.group(1)]
+    return "; ".join(f"unknown key {prefix}.{name}" if prefix else f"unknown key {name}" for name in names)
 
 
 def nested_dataclass(hint: Any) -> type | None:
@@ -60,12 +55,3 @@ def nested_dataclass(hint: Any) -> type | None:
         (option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None
     )
     return PI05RLConfig if nested is PreTrainedConfig else nested
-
-
-def _known_keys(cls: type, path: list[str]) -> list[str]:
-    for part in path:
-        nested = nested_dataclass(typing.get_type_hints(cls).get(part))
-        if nested is None or nested is EnvConfig:
-            return []
-        cls = nested
-    return [field.name for field in dataclasses.fields(cls)]

@@ -59,7 +59,7 @@ def load_config[C: PI05RLTrainConfig](
     except RecursionError as error:
         raise ConfigError(f"{file}: a section contains itself, or sections are nested too deep") from error
     except (DraccusException, AttributeError, ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(f"{file}: {explain(error, PI05RLTrainConfig, aliases=list(ALIASES))}") from error
+        raise ConfigError(f"{file}: {explain(error)}") from error
     say([*said, *warnings])
     return cfg
 
