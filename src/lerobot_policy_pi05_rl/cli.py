@@ -17,8 +17,8 @@ from .config.names import check_file
 # Verb → the module whose `main(arguments)` is it. All of them import torch and LeRobot.
 MODULES = {
     "offline": "offline_learner",
-    "learner": "online.learner.command",
-    "actor": "online.actor.command",
+    "learner": "online.learner.learner",
+    "actor": "online.actor.actor",
     "label": "labels.command",
     "cache": "data.command",
     "report": "report.build",

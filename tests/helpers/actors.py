@@ -4,6 +4,7 @@ import json
 import threading
 from types import SimpleNamespace
 
+import grpc
 import numpy as np
 import torch
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
@@ -20,18 +21,20 @@ from lerobot_policy_pi05_rl.online.actor.recorder import Recorder
 from lerobot_policy_pi05_rl.online.actor.safety import StaleWatch
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.episode import EpisodeSpec
+from lerobot_policy_pi05_rl.online.transport.client import Refused
+from lerobot_policy_pi05_rl.online.transport.client import Unreachable as UnreachableError
 
 NAMES = ["x", "y", "z"]
 CAMERA = "observation.images.front"
 PANDA_CAMERAS = ("observation.images.front", "observation.images.wrist")
 
 
-class UnreachableError(Exception):
-    pass
+class RefusedError(Refused):
+    """A learner's no, in words of its own."""
 
-
-class RefusedError(UserError):
-    pass
+    def __init__(self, reason, code=grpc.StatusCode.INVALID_ARGUMENT):
+        self.code = code
+        UserError.__init__(self, reason)
 
 
 class FakeClient:

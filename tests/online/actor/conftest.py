@@ -1,33 +1,30 @@
 """A learner of the demo's simulator, as an actor sees it."""
 
-import sys
-import types
 from types import SimpleNamespace
 
 import pytest
 import torch
-from actors import RefusedError, UnreachableError
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_STATE
 from tiny import tiny_config
 
+from lerobot_policy_pi05_rl.online.actor import actor, chunk_model, setup, threads
 from lerobot_policy_pi05_rl.processor_pi05_rl import build_tasks_tokenizer, make_pi05_rl_pre_post_processors
 
 
 @pytest.fixture
 def wire(monkeypatch):
-    """Stands for the modules that speak to the learner."""
-    client = types.ModuleType("client")
-    client.Unreachable, client.Refused = UnreachableError, RefusedError
-    transfer = types.ModuleType("weights_transfer")
-    transfer.pushed_tensors = lambda policy: dict(policy.named_parameters())
-    transfer.unpack_weights = lambda data, shapes: {key: torch.full(shape, data) for key, shape in shapes.items()}
-    transfer.applied = []
-    transfer.apply_weights = lambda policy, tensors: transfer.applied.append(tensors)
-    transfer.frozen_fingerprint = lambda policy, names: "mine"
-    monkeypatch.setitem(sys.modules, "lerobot_policy_pi05_rl.online.transport.client", client)
-    monkeypatch.setitem(sys.modules, "lerobot_policy_pi05_rl.online.transport.weights", transfer)
-    return transfer
+    """Weights that are numbers; ``applied`` holds what an actor was to act with."""
+
+    def unpack(data, shapes):
+        return {key: torch.full(shape, data) for key, shape in shapes.items()}
+
+    found = SimpleNamespace(applied=[])
+    monkeypatch.setattr(actor, "pushed_tensors", lambda policy: dict(policy.named_parameters()))
+    monkeypatch.setattr(threads, "unpack_weights", unpack)
+    monkeypatch.setattr(chunk_model, "apply_weights", lambda policy, tensors: found.applied.append(tensors))
+    monkeypatch.setattr(setup, "frozen_fingerprint", lambda policy, names: "mine")
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -232,7 +233,7 @@ def test_each_episode_arrives_once_over_a_failing_line_and_a_restart(tmp_path):
     draw = np.random.default_rng(0)
     client = FakeClient(fails=lambda call: call == 2 or (call > 2 and draw.random() < 0.5))
     client.deaf = True
-    sender = Sender(spool, client, UnreachableError, RefusedError)
+    sender = Sender(spool, client)
     for _ in range(3):
         try:
             sender.send_one()
@@ -242,7 +243,7 @@ def test_each_episode_arrives_once_over_a_failing_line_and_a_restart(tmp_path):
     (tmp_path / "spool" / "0-half.partial").write_bytes(b"cut off")
     again = Spool(tmp_path / "spool", 1.0)  # the actor was started anew
     uids.append(uid_of(again.put(finished())))
-    sender = Sender(again, client, UnreachableError, RefusedError)
+    sender = Sender(again, client)
     for _ in range(200):
         with contextlib.suppress(UnreachableError):
             if not sender.send_one():
@@ -259,7 +260,7 @@ def test_a_refused_episode_is_put_aside(tmp_path, caplog):
     path.write_bytes(b"refuse me")
     good = uid_of(spool.put(finished()))
     assert spool.full
-    sender = Sender(spool, client, UnreachableError, RefusedError)
+    sender = Sender(spool, client)
     sender.start()
     assert sender.drain(20) == 0
     sender.stop()
@@ -270,10 +271,9 @@ def test_a_refused_episode_is_put_aside(tmp_path, caplog):
 def test_an_actor_that_is_refused_keeps_its_episodes(tmp_path):
     spool, client = Spool(tmp_path, 1.0), FakeClient()
     path = spool.put(finished())
-    error = RefusedError("wrong token")
-    error.code = SimpleNamespace(name="UNAUTHENTICATED")
+    error = RefusedError("wrong token", grpc.StatusCode.UNAUTHENTICATED)
     client.send = lambda data, uid: (_ for _ in ()).throw(error)
-    sender = Sender(spool, client, UnreachableError, RefusedError)
+    sender = Sender(spool, client)
     assert sender.send_one()  # asks what is known
     with pytest.raises(RefusedError):
         sender.send_one()
@@ -471,9 +471,7 @@ def test_chunks_of_the_tiny_policy_continue_the_last_one(panda_setup, tmp_path, 
     config = decode_policy_config(panda_setup.policy_config, cfg)
     policy = PI05RLPolicy(config, load_critic=False)
     policy.init_rtc_processor()
-    model = ChunkModel(
-        policy, read_processors(panda_setup.processors, config), panda_setup.tasks[0], wire.apply_weights
-    )
+    model = ChunkModel(policy, read_processors(panda_setup.processors, config), panda_setup.tasks[0])
     observation = FakePanda()._observe()
     plan = torch.full((4, 4), 0.8)
     torch.manual_seed(0)

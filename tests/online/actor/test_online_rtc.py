@@ -12,7 +12,6 @@ from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.online.actor.chunk_model import ChunkModel, Weights
 from lerobot_policy_pi05_rl.online.actor.inference import ChunkSource
 from lerobot_policy_pi05_rl.online.actor.setup import read_processors
-from lerobot_policy_pi05_rl.online.transport.weights import apply_weights
 from lerobot_policy_pi05_rl.processor_pi05_rl import build_tasks_tokenizer, make_pi05_rl_pre_post_processors
 
 TASK = "pick the cube"
@@ -34,7 +33,7 @@ def make_model(folder, **overrides) -> ChunkModel:
     for pipeline in make_pi05_rl_pre_post_processors(config, stats, tokenizer=build_tasks_tokenizer([TASK])):
         pipeline.save_pretrained(folder)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return ChunkModel(policy, read_processors(files, config), TASK, apply_weights)
+    return ChunkModel(policy, read_processors(files, config), TASK)
 
 
 def observe(number: int, state=(0.0, 0.0, 0.0, 0.0)) -> dict[str, np.ndarray]:

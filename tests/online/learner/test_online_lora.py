@@ -30,7 +30,7 @@ from lerobot_policy_pi05_rl.online.learner.learner import train_online
 from lerobot_policy_pi05_rl.online.learner.setup import actor_setup, episode_spec
 from lerobot_policy_pi05_rl.online.replay.labels import ReplayLabels
 from lerobot_policy_pi05_rl.online.transport.inbox import Inbox
-from lerobot_policy_pi05_rl.online.transport.weights import apply_weights, pack_weights, pushed_tensors, unpack_weights
+from lerobot_policy_pi05_rl.online.transport.weights import pack_weights, pushed_tensors, unpack_weights
 from lerobot_policy_pi05_rl.returns import Outcome
 from lerobot_policy_pi05_rl.training.build import prepare
 
@@ -78,7 +78,7 @@ class Learner:
         self.policy = self.algorithm.policy
         spec = episode_spec(cfg, self.data)
         self.setup = actor_setup(cfg, self.data, self.algorithm, self.processors, spec, "session")
-        self.model = ChunkModel(self.policy, self.processors, TASK, apply_weights)
+        self.model = ChunkModel(self.policy, self.processors, TASK)
 
     def update(self, count: int) -> None:
         batches = OnlineBatches(self.cfg, self.data, start=self.algorithm.sample_position)
@@ -96,7 +96,7 @@ def join(cfg: OnlineTrainConfig, setup) -> tuple[PI05RLPolicy, ChunkModel]:
     config = decode_policy_config(setup.policy_config, cfg)
     policy = build_policy(config, cfg)
     check_frozen(policy, list(pushed_tensors(policy)), setup.frozen_fingerprint)
-    return policy, ChunkModel(policy, read_processors(dict(setup.processors), config), TASK, apply_weights)
+    return policy, ChunkModel(policy, read_processors(dict(setup.processors), config), TASK)
 
 
 def receive(policy: PI05RLPolicy, model: ChunkModel, data: memoryview) -> None:

@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
+from ...config.arguments import split_config_path
+from ...config.file import load_config
 from ...config.train import ConfigError
 from ...data.action_limits import cuts_of_statistics
 from ...errors import UserError
 from ...returns import Outcome
 from ...runtime.progress import StopSignal
 from ..config import OnlineTrainConfig
+from ..transport.client import LearnerClient
 from ..transport.spool import Sender, Spool
+from ..transport.weights import pushed_tensors
 from .chunk_model import ChunkModel
 from .control import SWITCH_S, Control, Ending, Stats
 from .environment import ActorEnvironment
@@ -39,6 +43,19 @@ DRAIN_S = 60.0  # how long a run that ends waits for its last episodes to be sen
 STOPPED_DRAIN_S = 1.0  # the same, of a run that was stopped
 JOIN_S = 10.0  # how long the end waits for a chunk that is being computed
 MOST_FAILURES = 3  # episodes in a row that the environment broke
+UNLIMITED = "--allow_unlimited_actions"
+
+
+def main(arguments: list[str]) -> int:
+    """``pi05-rl actor CONFIG``; returns the exit code.
+
+    Raises:
+        UserError: bad input.
+    """
+    path, overrides = split_config_path([argument for argument in arguments if argument != UNLIMITED], "actor")
+    overrides += ["--actor.allow_unlimited_actions=true"] if UNLIMITED in arguments else []
+    run_actor(load_config(path, overrides, OnlineTrainConfig))
+    return 0
 
 
 def run_actor(
@@ -61,8 +78,6 @@ def run_actor(
         if environment is not None:
             stack.callback(environment.close)
         if client is None:
-            from ..transport.client import LearnerClient
-
             client = LearnerClient(cfg.policy.actor_learner_config, name)
         stack.callback(client.close)
         setup = wait_for_learner(client, lambda: stop.requested)
@@ -97,9 +112,6 @@ class Actor:
         stack: ExitStack,
         stop: StopSignal,
     ):
-        from ..transport.client import Refused, Unreachable
-        from ..transport.weights import apply_weights, pushed_tensors
-
         self._cfg, self._name, self._spool, self._stop, self._stack = cfg, name, spool, stop, stack
         config = decode_policy_config(setup.policy_config, cfg)
         processors = read_processors(dict(setup.processors), config)
@@ -122,9 +134,9 @@ class Actor:
         self._env, self._stats = environment, Stats()
         self._recorder = Recorder(name, task, cfg.actor.jpeg_quality)
         stack.callback(self._recorder.close)
-        self._source = make_source(cfg, ChunkModel(policy, processors, task, apply_weights), environment)
+        self._source = make_source(cfg, ChunkModel(policy, processors, task), environment)
         self._weights = WeightsThread(client, setup, shapes, self._source)
-        self._sender = Sender(spool, client, Unreachable, Refused)
+        self._sender = Sender(spool, client)
         self._reporter = Reporter(client, lambda: self._weights.session, self.numbers)
         self._began = time.monotonic()
         self._control = Control(

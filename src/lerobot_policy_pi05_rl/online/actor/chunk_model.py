@@ -1,7 +1,6 @@
 """The acting policy between its processors: from one observation to one chunk of actions."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from ...data.batch import TASK
 from ...modeling_pi05_rl import PI05RLPolicy
 from ...processor_pi05_rl import Processors
+from ..transport.weights import apply_weights
 from .environment import Observation
 
 
@@ -33,18 +33,11 @@ class ChunkModel:
         policy: acts; its weights change in :meth:`load` alone.
         processors: its preprocessor and postprocessor.
         task: the instruction.
-        apply: (policy, tensors): copies pushed weights into the policy.
     """
 
-    def __init__(
-        self,
-        policy: PI05RLPolicy,
-        processors: Processors,
-        task: str,
-        apply: Callable[[PI05RLPolicy, dict[str, Tensor]], None],
-    ):
+    def __init__(self, policy: PI05RLPolicy, processors: Processors, task: str):
         self.policy, (self._before, self._after) = policy, processors
-        self._task, self._apply = task, apply
+        self._task = task
         self._device = next(policy.parameters()).device
         steps = getattr(self._before, "steps", [])
         self._relative = next((s for s in steps if isinstance(s, RelativeActionsProcessorStep) and s.enabled), None)
@@ -52,7 +45,7 @@ class ChunkModel:
 
     def load(self, weights: Weights) -> None:
         """Act with these weights from the next chunk on."""
-        self._apply(self.policy, weights.tensors)
+        apply_weights(self.policy, weights.tensors)
 
     @torch.no_grad()
     def compute(

@@ -22,6 +22,7 @@ from ...model.trainable import select_trainable
 from ...modeling_pi05_rl import PI05RLPolicy
 from ...training.build import load_processors
 from ..config import OnlineTrainConfig
+from ..transport.weights import frozen_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +111,6 @@ def check_frozen(policy: PI05RLPolicy, pushed: list[str], theirs: str) -> None:
     Raises:
         SetupError: they differ.
     """
-    from ..transport.weights import frozen_fingerprint
-
     if theirs and frozen_fingerprint(policy, pushed) != theirs:
         also = ", or the adapter's settings" if policy.adapter is not None else ""
         too = ", and --peft.* to its settings" if policy.adapter is not None else ""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from ...errors import UserError
+from ..transport.client import Refused, Unreachable
+from ..transport.weights import unpack_weights
 from .chunk_model import Weights
 from .inference import ChunkSource
 from .setup import SetupError, acts_alike
@@ -24,8 +26,6 @@ def wait_for_learner(client: Any, stopped: Callable[[], bool]) -> Any | None:
     Raises:
         Refused: the learner does not take this actor.
     """
-    from ..transport.client import Unreachable
-
     said = 0.0
     while not stopped():
         try:
@@ -61,8 +61,6 @@ class WeightsThread(threading.Thread):
         return self._setup.session
 
     def run(self) -> None:
-        from ..transport.client import Refused, Unreachable
-
         while not self._halt.is_set():
             try:
                 self._receive()
@@ -87,8 +85,6 @@ class WeightsThread(threading.Thread):
                 self._halt.wait(RETRY_S)
 
     def _receive(self) -> None:
-        from ..transport.weights import unpack_weights
-
         for header, data in self._client.stream_weights(self.session, self._known):
             if self._halt.is_set():
                 return
@@ -133,8 +129,6 @@ class Reporter(threading.Thread):
         self.learner_step: int | None = None
 
     def run(self) -> None:
-        from ..transport.client import Refused, Unreachable
-
         while not self._halt.wait(REPORT_EVERY_S):
             try:
                 self.report()

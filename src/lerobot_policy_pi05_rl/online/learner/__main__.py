@@ -2,7 +2,7 @@
 
 from ...command.run import run_as_script
 from ...plan.command import memory_in_words
-from .command import main
+from .learner import main
 
 if __name__ == "__main__":
     run_as_script("learner", main, count_memory=memory_in_words)

@@ -9,6 +9,8 @@ import os
 import uuid
 from pathlib import Path
 
+from ...config.arguments import split_config_path
+from ...config.file import load_config
 from ...config.train import ConfigError
 from ...training.loop import train
 from ...training.metrics import MetricsWriter
@@ -26,6 +28,18 @@ from .setup import actor_setup, check_fit, episode_spec, open_replay
 logger = logging.getLogger(__name__)
 
 OWN_ENTRIES = ("checkpoints", "replay", "inbox", "metrics.jsonl")  # actors may write to output_dir too
+
+
+def main(arguments: list[str]) -> int:
+    """``pi05-rl learner CONFIG``; returns the exit code.
+
+    Raises:
+        UserError: bad input.
+    """
+    path, overrides = split_config_path(arguments, "learner")
+    checkpoint = train_online(load_config(path, overrides, OnlineTrainConfig))
+    logger.info("[LEARNER] Done: %s", checkpoint)
+    return 0
 
 
 def train_online(cfg: OnlineTrainConfig) -> Path:

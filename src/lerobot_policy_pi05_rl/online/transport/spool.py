@@ -5,17 +5,24 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+import grpc
 
 from ...errors import UserError
 from ...runtime.files import replacing
 from ..episode import Episode, pack
+from .client import LearnerClient, Refused, Unreachable
 
 logger = logging.getLogger(__name__)
 
 END, UNFINISHED, REFUSED = ".safetensors", ".partial", "refused"
-# gRPC codes by which the learner refuses the actor, a wrong token for one, and not the episode it happens to send
-REFUSE_ACTOR = ("UNAUTHENTICATED", "PERMISSION_DENIED", "FAILED_PRECONDITION", "UNIMPLEMENTED")
+# The learner refuses the actor, a wrong token for one, and not the episode that it happens to send.
+REFUSE_ACTOR = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 
 
@@ -87,17 +94,11 @@ def uid_of(path: Path) -> str:
 
 
 class Sender(threading.Thread):
-    """Sends the spool's episodes, oldest first, each until the learner has it.
+    """Sends the spool's episodes, oldest first, each until the learner has it."""
 
-    Args:
-        client: a ``LearnerClient``.
-        unreachable, refused: the client's two exceptions.
-    """
-
-    def __init__(self, spool: Spool, client: Any, unreachable: type[Exception], refused: type[Exception]):
+    def __init__(self, spool: Spool, client: LearnerClient):
         super().__init__(name="sender", daemon=True)
         self._spool, self._client = spool, client
-        self._unreachable, self._refused = unreachable, refused
         self._halt, self._news = threading.Event(), threading.Event()
         self._ask = True  # a receipt may have been lost: of an earlier start, or with the connection
         self.sent = self.refused_count = self.failed_tries = 0
@@ -110,12 +111,12 @@ class Sender(threading.Thread):
                     self._news.wait(FIRST_WAIT_S)
                     self._news.clear()
                 wait = FIRST_WAIT_S
-            except self._unreachable as error:
+            except Unreachable as error:
                 self.failed_tries += 1
                 logger.debug("[ACTOR] The learner cannot be reached for an episode: %s", error)
                 self._halt.wait(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
-            except (self._refused, OSError) as error:  # not of one episode: of this actor, or of the disk
+            except (Refused, OSError) as error:  # not of one episode: of this actor, or of the disk
                 logger.error("[ACTOR] Episodes cannot be sent and wait in %s: %s", self._spool.folder, error)
                 self._halt.wait(LONGEST_WAIT_S)
 
@@ -123,8 +124,8 @@ class Sender(threading.Thread):
         """Send the oldest episode; False where none waits.
 
         Raises:
-            unreachable: the learner is away; nothing is lost.
-            refused: the learner does not take this actor; nothing is lost.
+            Unreachable: the learner is away; nothing is lost.
+            Refused: the learner does not take this actor; nothing is lost.
         """
         waiting = self._spool.waiting()
         if not waiting:
@@ -141,8 +142,8 @@ class Sender(threading.Thread):
         self._ask = True  # until the receipt is here: if it is lost, the learner may have the episode all the same
         try:
             self._client.send(path.read_bytes(), uid_of(path))
-        except self._refused as error:
-            if getattr(getattr(error, "code", None), "name", None) in REFUSE_ACTOR:
+        except Refused as error:
+            if error.code in REFUSE_ACTOR:
                 raise
             logger.error(
                 "[ACTOR] The learner refuses an episode: %s. It is kept in %s", error, self._spool.refuse(path)
