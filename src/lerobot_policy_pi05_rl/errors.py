@@ -14,6 +14,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def typed_line(error: BaseException) -> str:
+    """:func:`one_line` behind the error's type, which says what a message such as ``'root'`` does not."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed; torch says it in a RuntimeError on the CPU, in one of its own on a GPU."""
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY)

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from .configuration_pi05_rl import TASKS_TOKENIZER, PI05RLConfig
 from .data.batch import ADVANTAGE_MASKS, ADVANTAGE_TOKENS, TASK
-from .errors import UserError
+from .errors import UserError, one_line
 from .stored.files import CheckpointError
 from .stored.folders import PROCESSORS, PROCESSORS_ADVICE, damaged_processor_file
 
@@ -223,7 +223,7 @@ def stored_statistics(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
 
 def damaged_processors(path: str | Path, error: Exception) -> CheckpointError:
     """What to tell the user when the processors saved in the directory (or Hub repository) ``path`` do not load."""
-    reason = damaged_processor_file(Path(path)) or " ".join(str(error).split())[:300]
+    reason = damaged_processor_file(Path(path)) or one_line(error)
     return CheckpointError(
         f"the processors in {path} ({PROCESSORS}) are missing or damaged: {reason}. {PROCESSORS_ADVICE}"
     )

@@ -17,6 +17,7 @@ from ..config.train import ConfigError, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.dataset import OfflineData
 from ..data.sources import DatasetError, dataset_fingerprint
+from ..errors import typed_line
 from ..runtime.files import MANIFEST, damages
 from ..stored.files import CheckpointError
 from .write import DATA_STATE, checkpoints_of, has_parts, last_checkpoint
@@ -141,7 +142,7 @@ def _changes(checkpoint: Path, cfg: PI05RLTrainConfig) -> Changes:
         stored = json.loads(file.read_text())
         return compare_configs(stored, json.loads(json.dumps(draccus.encode(cfg))), cfg.reads)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is missing or damaged ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{file} is missing or damaged ({typed_line(error)})") from error
 
 
 def say_changes(checkpoint: Path, cfg: PI05RLTrainConfig) -> None:
@@ -245,7 +246,7 @@ def check_data(checkpoint: Path, data: OfflineData, cfg: PI05RLTrainConfig) -> N
     try:
         differing = data_differences(json.loads(file.read_text()), data_state(data))
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{file} is damaged ({typed_line(error)})") from error
     if differing:
         deciding = [change for change in _changes(checkpoint, cfg).learning if on_resume(change.key) == DATA]
         settings = f" (changed: {'; '.join(map(str, deciding))})" if deciding else ""

@@ -11,7 +11,7 @@ from lerobot.utils.constants import LAST_CHECKPOINT_LINK
 from safetensors import SafetensorError
 
 from ..config.train import PI05RLTrainConfig
-from ..errors import UserError
+from ..errors import UserError, one_line, typed_line
 from ..processor_pi05_rl import Processors
 from ..recap import RecapAlgorithm
 from ..stored.files import CheckpointError
@@ -113,7 +113,7 @@ class CheckpointSaver:
         goes_on = "none was saved before"
         if last.exists():
             goes_on = f"{last.resolve().name} is whole, and --resume=true goes on from it"
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
         return SaveError(
             f"the checkpoint {final} cannot be written: {reason}. It takes {size(snapshot.nbytes)}, and "
             f"{size(free_bytes(final))} are free there. {left}; {goes_on}. Make room, or set keep_last_checkpoints "
@@ -129,11 +129,10 @@ def upload(checkpoint: Path, repo_id: str, *, private: bool | None) -> None:
         push_checkpoint_to_hub(checkpoint, repo_id, private=private)
     except Exception as error:  # the Hub's client and the network below it raise a dozen unrelated types
         logger.warning(
-            "The checkpoint %s was not uploaded to %s (%s: %s); the run goes on",
+            "The checkpoint %s was not uploaded to %s (%s); the run goes on",
             checkpoint.name,
             repo_id,
-            type(error).__name__,
-            str(error).splitlines()[0] if str(error) else "",
+            typed_line(error),
         )
     else:
         logger.info("The checkpoint %s is on the Hub, in %s", checkpoint.name, repo_id)

@@ -34,6 +34,7 @@ from lerobot.utils.utils import flatten_dict
 from safetensors.torch import load_file, save_file
 
 from ..distributed.fsdp import optimizer_shards
+from ..errors import typed_line
 from ..processor_pi05_rl import Processors
 from ..recap import RecapAlgorithm
 from ..runtime.files import damages, flush, give_name, write_manifest
@@ -172,10 +173,9 @@ def _restore[T](folder: Path, name: str, load: Callable[[Path], T]) -> T:
         return load(folder)
     except Exception as error:  # whatever a damaged file raises, the user must learn which file it was
         beside = f" (with {OPTIMIZER_PARAM_GROUPS})" if name == OPTIMIZER_STATE else ""
-        reason = str(error).splitlines()[0] if str(error) else ""
         raise CheckpointError(
-            f"{folder / name}{beside} is missing, damaged or of another configuration ({type(error).__name__}: "
-            f"{reason}). Set resume_from to another checkpoint"
+            f"{folder / name}{beside} is missing, damaged or of another configuration ("
+            f"{typed_line(error)}). Set resume_from to another checkpoint"
         ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
 from ..configuration_pi05_rl import PI05RLConfig
+from ..errors import typed_line
 from ..stored.files import CheckpointError, find_file, locate, stores_critic
 from .keys import ACTOR_SIZES, CRITIC_SIZES, SIZE_FIELDS
 from .train import ConfigError
@@ -56,7 +57,7 @@ def _stored_sizes(checkpoint: str) -> dict[str, Any]:
         stored = json.loads(file.read_text(encoding="utf-8"))
         return {name: stored[name] for name in SIZE_FIELDS if stored.get(name) is not None}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"policy.pi05_checkpoint: {file} is unreadable ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"policy.pi05_checkpoint: {file} is unreadable ({typed_line(error)})") from error
 
 
 def _check(checkpoint: str, stored: dict[str, Any], given: dict[str, Any], origin: Callable[[str], str]) -> None:

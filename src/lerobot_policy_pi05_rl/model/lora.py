@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..configuration_pi05_rl import PI05RLConfig
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..stored.files import (
     ADAPTER_CONFIG,
     CRITIC_PREFIX,
@@ -230,7 +230,7 @@ def _load(policy: PreTrainedPolicy, files: CheckpointFiles, *, trainable: bool) 
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"the adapter in {files.directory} is damaged or does not fit its base {files.weights.parent}: "
-            f"{str(error).splitlines()[0]}"
+            f"{one_line(error)}"
         ) from error
     if differing:  # PEFT warns
         raise CheckpointError(

@@ -12,6 +12,7 @@ from ..data.alignment import own_names, renamed
 from ..data.dataset import policy_cameras
 from ..data.pictures.cameras import policy_features
 from ..data.sources import DatasetError
+from ..errors import typed_line
 from .meta_step import Shape, with_cameras
 
 CAMERAS, TEXT_TOKENS = 2, 64  # without a dataset: a scene and a wrist camera; a short task, its state spelled out
@@ -75,7 +76,7 @@ def _read_features(policy, file: Path, rename_map: dict[str, str]) -> None:
         recorded = json.loads(file.read_text())["features"]
         features = policy_features(renamed(recorded, own_names(recorded, rename_map)))
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{file} is damaged ({type(error).__name__}: {error})") from error
+        raise DatasetError(f"{file} is damaged ({typed_line(error)})") from error
     missing = [key for key in (OBS_STATE, ACTION) if key not in features]
     if missing:
         raise DatasetError(f"the dataset in {file.parents[1]} needs the column(s) {', '.join(missing)}")

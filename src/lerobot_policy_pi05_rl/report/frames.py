@@ -13,7 +13,7 @@ from ..data.files.metadata import read_episodes
 from ..data.pictures.cameras import is_camera, is_depth, picture_shape
 from ..data.pictures.decoding import EXACT, STORED_ERRORS, check_size, open_stored, rgb
 from ..data.pictures.video import PYAV, ROUNDING_S, VIDEO_ERRORS, Segment, frame_times, read_frames
-from ..errors import UserError, one_line
+from ..errors import UserError, typed_line
 
 
 class DatasetFrames:
@@ -45,8 +45,7 @@ class DatasetFrames:
             else:
                 found = [rgb(image) for image in _stored_images(self.root, path, camera, episode, steps)]
         except (*VIDEO_ERRORS, *STORED_ERRORS, pa.ArrowException, KeyError) as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise UserError(f"episode {episode} of {path} cannot be decoded ({reason})") from error
+            raise UserError(f"episode {episode} of {path} cannot be decoded ({typed_line(error)})") from error
         for step, picture in zip(steps, found, strict=True):
             check_size(f"{path}: episode {episode}, frame {step}: {camera}", picture, picture_shape(camera, feature))
         return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in found]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files.metadata import read_info
-from ..errors import UserError
+from ..errors import UserError, typed_line
 
 LAST_TRAIN_CONFIG = Path("checkpoints/last/pretrained_model/train_config.json")
 INFO = Path("meta/info.json")
@@ -79,9 +79,7 @@ def run_dataset(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"the run {run} has no finished checkpoint yet: {path} does not exist") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} names no dataset ({type(error).__name__}: {error}); give the dataset's folder"
-        ) from error
+        raise UserError(f"{path} names no dataset ({typed_line(error)}); give the dataset's folder") from error
     if root is None:
         from lerobot.utils.constants import HF_LEROBOT_HOME
 

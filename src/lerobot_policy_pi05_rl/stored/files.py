@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from lerobot.configs import PreTrainedConfig
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError, one_line
+from ..errors import UserError, one_line, typed_line
 from .folders import ADAPTER_WEIGHTS, why_no_weights
 from .keys import ACTOR_HEAD, EMBED_TOKENS, our_key
 
@@ -122,7 +122,7 @@ def find_weights(name_or_path: str | Path, **hub_kwargs) -> CheckpointFiles | No
         if not names or any(Path(name).name != name for name in names):
             raise ValueError("weight_map names no files beside it")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged ({type(error).__name__}: {error}); copy it again") from error
+        raise CheckpointError(f"{index} is damaged ({typed_line(error)}); copy it again") from error
     shards = {name: find_file(name_or_path, name, **hub_kwargs) for name in names}
     missing = [name for name, shard in shards.items() if shard is None]
     if missing:

@@ -7,6 +7,8 @@ from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from safetensors import SafetensorError, safe_open
 
+from ..errors import typed_line
+
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # PEFT's own name
 WEIGHTS = (SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE, ADAPTER_WEIGHTS)
 POLICY_NAMES = {"pi0": "π0", "pi0_fast": "π0-FAST", "smolvla": "SmolVLA", "act": "ACT"}
@@ -119,5 +121,5 @@ def damaged_processor_file(folder: Path) -> str | None:
                 with safe_open(file, framework="pt"):
                     pass
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            return f"{file.name} cannot be read ({type(error).__name__}: {error})"
+            return f"{file.name} cannot be read ({typed_line(error)})"
     return None

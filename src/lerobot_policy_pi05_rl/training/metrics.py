@@ -13,7 +13,7 @@ from lerobot.common.wandb_utils import WandBLogger
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..runtime.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def _make_wandb(cfg: Any, run_dir: Path) -> WandBLogger | None:
         made = WandBLogger(view)
     except wandb.errors.Error as error:
         raise UserError(
-            f"W&B: {' '.join(str(error).split())}. Set wandb.enable=false, or wandb.run_id to the run to go on with"
+            f"W&B: {one_line(error)}. Set wandb.enable=false, or wandb.run_id to the run to go on with"
         ) from error
     cfg.wandb.run_id = view.wandb.run_id  # the checkpoint's train_config.json holds it, as LeRobot's does
     return made

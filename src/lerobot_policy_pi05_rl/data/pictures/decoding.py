@@ -17,7 +17,7 @@ from datasets import Image as StoredImage
 from PIL import Image
 from torch import Tensor
 
-from ...errors import one_line
+from ...errors import typed_line
 from ..sources import DatasetError, Source
 from .cameras import PictureShape, picture_shape
 from .video import PYAV, ROUNDING_S, VIDEO_ERRORS, Segment, frame_times, read_frames
@@ -102,17 +102,13 @@ def _frame_index(source: Source, row: int) -> int:
     return row - int(source.starts[np.searchsorted(source.ends, row, side="right")])
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
-
-
 def _stored(source: Source, camera: str, rows: Sequence[int]) -> Iterator[Tensor]:
     column = source.dataset.hf_dataset.data.column(camera)
     for row in rows:
         try:
             yield rgb(open_stored(column[row].as_py(), Path(source.dataset.root)))
         except STORED_ERRORS as error:
-            raise DatasetError(f"{_frame_name(source, row)}: {camera} cannot be read ({_reason(error)})") from error
+            raise DatasetError(f"{_frame_name(source, row)}: {camera} cannot be read ({typed_line(error)})") from error
 
 
 def _frames(source: Source, camera: str, rows: Sequence[int]) -> Iterator[Tensor]:
@@ -130,7 +126,7 @@ def _frames(source: Source, camera: str, rows: Sequence[int]) -> Iterator[Tensor
             yield next(frames)
         except VIDEO_ERRORS as error:
             raise DatasetError(
-                f"{_frame_name(source, row)}: {path} cannot be decoded at {time:.3f} s ({_reason(error)})"
+                f"{_frame_name(source, row)}: {path} cannot be decoded at {time:.3f} s ({typed_line(error)})"
             ) from error
 
 
@@ -164,7 +160,9 @@ def _counted_time(source: Source, segment: Segment, row: int, wanted: float) -> 
     try:
         times = frame_times(segment, fps)
     except VIDEO_ERRORS as error:
-        raise DatasetError(f"{_frame_name(source, row)}: {segment.path} cannot be read ({_reason(error)})") from error
+        raise DatasetError(
+            f"{_frame_name(source, row)}: {segment.path} cannot be read ({typed_line(error)})"
+        ) from error
     rows = _frame_index(source, int(source.ends[np.searchsorted(source.ends, row, side="right")]) - 1) + 1
     expected = segment.start + number / fps
     time = times[number] if len(times) == rows else min(times, key=lambda time: abs(time - expected), default=math.inf)

@@ -10,7 +10,7 @@ import numpy as np
 from lerobot.utils.robot_utils import precise_sleep
 
 from ...config.actor import ActorConfig
-from ...errors import UserError
+from ...errors import UserError, typed_line
 from ...returns import Outcome
 from .environment import ActorEnvironment, Observation, Step
 from .inference import ChunkSource
@@ -99,7 +99,7 @@ class Control:
         except UserError:
             raise
         except Exception as error:  # of a simulator or a robot: anything
-            return self._cut_off(f"the reset failed: {_line(error)}", broken=True)
+            return self._cut_off(f"the reset failed: {typed_line(error)}", broken=True)
         self._source.publish(observation, intervened=False)
         last: np.ndarray | None = None
         human, fault_since, pace = False, None, Pace(self._env.fps, self._actor.realtime)
@@ -125,7 +125,7 @@ class Control:
             except UserError:
                 raise
             except Exception as error:
-                return self._cut_off(f"the environment failed: {_line(error)}", broken=True)
+                return self._cut_off(f"the environment failed: {typed_line(error)}", broken=True)
             self._recorder.add(observation, step.executed, step.reward, step.intervention, version)
             self._count(step, held=proposal is None)
             last, observation, human = step.executed, step.observation, step.intervention
@@ -204,7 +204,3 @@ class Pace:
         took, self._began = now - self._began, now
         self._deadline = self._deadline + self._period if now < self._deadline + self._period else now + self._period
         return took
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

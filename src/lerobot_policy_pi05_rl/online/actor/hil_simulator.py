@@ -18,6 +18,7 @@ from lerobot.teleoperators.utils import TeleopEvents
 from lerobot.utils.constants import ACTION
 
 from ...config.train import ConfigError
+from ...errors import one_line
 from .environment import HardwareError, to_observation
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,7 @@ def make_simulator(env_cfg: HILSerlRobotEnvConfig) -> "SeededReset":
     try:
         env, _ = make_robot_env(env_cfg)
     except Exception as error:  # of MuJoCo, OpenGL, pynput or pygame: anything
-        reason = str(error).strip().partition("\n")[0]
-        raise HardwareError(f"env.task={env_cfg.task} of gym-hil cannot be made: {reason}") from error
+        raise HardwareError(f"env.task={env_cfg.task} of gym-hil cannot be made: {one_line(error)}") from error
     try:
         _check_controller(env, env_cfg)
     except (ConfigError, HardwareError):

@@ -15,7 +15,7 @@ from lerobot.teleoperators import make_teleoperator_from_config
 from lerobot.teleoperators.utils import TeleopEvents
 
 from ...config.train import ConfigError
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..config import OnlineTrainConfig
 from .environment import HardwareError, Observation, Step, to_observation
 from .hil_simulator import SeededReset, check_fits, forget_correction, make_simulator
@@ -264,8 +264,7 @@ def _opened(key: str, config: Any, opens: Any) -> Any:
         raise
     except Exception as error:
         where = f" at {config.port}" if getattr(config, "port", None) else ""
-        reason = " ".join(str(error).split())
-        raise HardwareError(f"{key}{where} cannot be opened: {reason}") from error
+        raise HardwareError(f"{key}{where} cannot be opened: {one_line(error)}") from error
 
 
 def _close_quietly(device: Any) -> None:

@@ -16,7 +16,7 @@ from lerobot.utils.constants import ACTION
 
 from ...config.keys import NOTE, START, UNUSED, policy_fields
 from ...configuration_pi05_rl import PI05RLConfig
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...model.lora import add_adapter
 from ...model.trainable import select_trainable
 from ...modeling_pi05_rl import PI05RLPolicy
@@ -61,8 +61,7 @@ def decode_policy_config(text: str, cfg: OnlineTrainConfig) -> PI05RLConfig:
         raw |= {"pi05_checkpoint": checkpoint, "pretrained_path": checkpoint}
         config = draccus.decode(PI05RLConfig, raw)
     except (ValueError, TypeError, AttributeError, DraccusException) as error:
-        reason = str(error).partition("\n")[0]
-        raise SetupError(f"the learner's policy configuration cannot be read: {reason}") from error
+        raise SetupError(f"the learner's policy configuration cannot be read: {one_line(error)}") from error
     for key in sorted(_ACTED_WITH):
         own, theirs = getattr(cfg.policy, key), getattr(config, key)
         if own != theirs:
