@@ -23,9 +23,10 @@ from lerobot_policy_pi05_rl.command.run import set_up_logging
 from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import PI05RLTrainConfig
-from lerobot_policy_pi05_rl.data.dataset import OfflineData, worker_kwargs
+from lerobot_policy_pi05_rl.data.dataset import OfflineData
 from lerobot_policy_pi05_rl.data.frames import FrameDataset
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader, to_device
+from lerobot_policy_pi05_rl.data.workers import worker_kwargs
 from lerobot_policy_pi05_rl.training.build import prepare
 
 PARTS = ("pictures", "other columns", "collate")

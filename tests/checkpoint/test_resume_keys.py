@@ -11,7 +11,6 @@ from recordings import make_dataset
 from safetensors.torch import load_file
 from tiny import write_config
 
-from lerobot_policy_pi05_rl.checkpoint.find import find_checkpoint
 from lerobot_policy_pi05_rl.checkpoint.resume import Change, compare_configs
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.keys import (
@@ -33,6 +32,7 @@ from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.labels.command import main as label
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
+from lerobot_policy_pi05_rl.training.start import find_checkpoint
 
 NAMES = [leaf.name for leaf in leaves(PI05RLTrainConfig)]
 STEPS = {"policy__offline_steps": 24, "save_freq": 12}  # enough for windows of advantages to fill

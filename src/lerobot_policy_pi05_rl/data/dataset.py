@@ -1,12 +1,10 @@
 """From a training configuration to its data: open, label, split, check against the policy."""
 
 import logging
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from lerobot.transforms import ImageTransforms
 
 from ..config.train import PI05RLTrainConfig
@@ -32,6 +30,7 @@ from .pictures.cameras import EMPTY_CAMERA, picture_shape
 from .pictures.frame_cache import FrameCache, open_frame_cache
 from .sources import DatasetError, Source, handle_bad_values, load_source
 from .statistics import Stats
+from .workers import worker_kwargs
 
 logger = logging.getLogger(__name__)
 
@@ -283,24 +282,3 @@ def make_lookaheads(
                     column[rows] = values
             lookaheads[n].append(columns)
     return lookaheads
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process decides when the workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def worker_kwargs(cfg: PI05RLTrainConfig) -> dict:
-    """What a DataLoader needs to read ahead with ``cfg.num_workers`` processes."""
-    generator = torch.Generator()  # of the loader's own: it draws from the run's random state otherwise
-    if cfg.num_workers == 0:
-        return {"generator": generator}
-    return {
-        "generator": generator,
-        "num_workers": cfg.num_workers,
-        "prefetch_factor": cfg.prefetch_factor,
-        "multiprocessing_context": cfg.dataloader_multiprocessing_context,
-        "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": _ignore_interrupts,
-    }

@@ -9,10 +9,11 @@ from torch.utils.data import DataLoader
 
 from ..config.train import PI05RLTrainConfig
 from ..distributed.processes import ALONE, Processes
-from .dataset import OfflineData, worker_kwargs
+from .dataset import OfflineData
 from .frames import FrameDataset, FrameIndex
 from .sampling import BatchPositions, MixedOrder, SampleOrder
 from .sources import DatasetError
+from .workers import worker_kwargs
 
 
 def make_train_loader(

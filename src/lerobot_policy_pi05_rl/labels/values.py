@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config.train import PI05RLTrainConfig
-from ..data.dataset import policy_cameras, worker_kwargs
+from ..data.dataset import policy_cameras
 from ..data.episodes import LabelledEpisodes
 from ..data.frames import FrameDataset, FrameIndex
 from ..data.sources import Source
+from ..data.workers import worker_kwargs
 from ..errors import UserError
 from ..runtime.progress import StopSignal, TimedIterator, progress_bar
 

@@ -12,7 +12,6 @@ import torch
 from recordings import MIXED_EPISODES, make_dataset
 from tiny import write_config
 
-from lerobot_policy_pi05_rl.checkpoint.find import find_checkpoint
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.batch import POSITION
@@ -26,6 +25,7 @@ from lerobot_policy_pi05_rl.online.learner.learner import check_unused
 from lerobot_policy_pi05_rl.online.replay import labels as replay_labels
 from lerobot_policy_pi05_rl.online.replay.labels import ReplayLabels
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm
+from lerobot_policy_pi05_rl.training.start import find_checkpoint
 
 
 @pytest.fixture(scope="module")
