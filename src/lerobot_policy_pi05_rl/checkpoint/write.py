@@ -161,7 +161,9 @@ def load_training_state(checkpoint: Path, algorithm: RecapAlgorithm) -> dict[str
     _restore(state, OPTIMIZER_STATE, partial(load_optimizer, algorithm.optimizer))
     _restore(state, SCHEDULER_STATE, partial(load_scheduler_state, algorithm.scheduler))
     _restore(state, RECAP_STATE, lambda folder: algorithm.load_state_dict(load_file(folder / RECAP_STATE)))
-    _restore(state, METRICS_STATE, lambda folder: metrics.load_state_dict(_read_json(folder / METRICS_STATE)))
+    _restore(
+        state, METRICS_STATE, lambda folder: metrics.load_state_dict(json.loads((folder / METRICS_STATE).read_text()))
+    )
     _restore(state, RNG_STATE, load_rng_state)
     apply_settings(algorithm.optimizer, algorithm.scheduler, settings)
     return metrics.state_dict()
@@ -184,10 +186,6 @@ def _training_step(folder: Path) -> int:
     if not isinstance(step, int) or step < 0:
         raise ValueError(f"the step is {step!r}")
     return step
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, directory: Path) -> None:

@@ -34,29 +34,15 @@ class BadValue(NamedTuple):
         return f"{self.key} is {self.value} at {place}{more}"
 
 
-def find_nonfinite(columns: Mapping[str, np.ndarray], keys: tuple[str, ...]) -> list[BadValue]:
-    """Per column of ``keys`` that holds NaN or infinity (a null is NaN), where.
-
-    Args:
-        columns: (frames, D) under ``keys``, and (frames,) episode_index, frame_index.
-    """
-    return _find(columns, keys, lambda values: ~np.isfinite(values))
-
-
-def find_outliers(
-    columns: Mapping[str, np.ndarray], keys: tuple[str, ...], starts: np.ndarray, ends: np.ndarray
-) -> list[BadValue]:
-    """As :func:`find_nonfinite`, of finite columns: values far beyond all others (:func:`outliers`).
-
-    Args:
-        starts, ends: (E,) the rows of each episode.
-    """
-    return _find(columns, keys, lambda values: outliers(values, starts, ends))
-
-
-def _find(
+def find_bad(
     columns: Mapping[str, np.ndarray], keys: tuple[str, ...], is_bad: Callable[[np.ndarray], np.ndarray]
 ) -> list[BadValue]:
+    """Per column of ``keys`` that holds bad values, where.
+
+    Args:
+        columns: (frames, D) under ``keys`` (a null is NaN), and (frames,) episode_index, frame_index.
+        is_bad: (frames, D) values → bool of that shape: NaN and infinity, or :func:`outliers`.
+    """
     found = []
     for key in keys:
         values = columns[key].reshape(len(columns["episode_index"]), -1)

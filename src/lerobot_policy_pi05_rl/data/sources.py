@@ -14,7 +14,7 @@ from lerobot.utils.constants import ACTION, DEFAULT_FEATURES, OBS_STATE, REWARD,
 from ..errors import DatasetError, one_line
 from ..returns import Outcome
 from .alignment import Alignment, renamed
-from .bad_values import BadValue, find_nonfinite, find_outliers
+from .bad_values import BadValue, find_bad, outliers
 from .batch import INTERVENTION
 from .files.columns import read_columns
 from .files.folder import LocalDataset, reading, shortened
@@ -133,10 +133,12 @@ def handle_bad_values(source: Source, rename_map: Mapping[str, str], policy: str
         DatasetError: there are such values and the policy does not say what to do, or no episode is without.
     """
     keys = tuple(key for key in source.columns if rename_map.get(key, key) in (ACTION, OBS_STATE))
-    source = _without(source, find_nonfinite(source.columns, keys), drop=policy == "drop_episode")
+    source = _without(
+        source, find_bad(source.columns, keys, lambda values: ~np.isfinite(values)), drop=policy == "drop_episode"
+    )
     if policy == "keep_outliers":
         return source
-    found = find_outliers(source.columns, keys, source.starts, source.ends)
+    found = find_bad(source.columns, keys, lambda values: outliers(values, source.starts, source.ends))
     text = ", far beyond all others, which would be normalised to nearly one value beside it"
     otherwise = "; if it is right, --dataset.bad_values=keep_outliers"
     return _without(source, found, drop=policy == "drop_episode", text=text, otherwise=otherwise)

@@ -46,7 +46,9 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
     config, policy, shape = setup.config, setup.config.policy, setup.shape
     model = build(policy)
     flops = training_step_flops(model, shape)
-    critic_alone = total(training_step_flops(model, shape, train_actor=False)) if _has_critic_steps(policy) else 0
+    critic_alone = 0
+    if policy.trains_critic and (policy.utd_ratio > 1 or policy.policy_update_freq > 1):
+        critic_alone = total(training_step_flops(model, shape, train_actor=False))
     memory = {
         wanted: training_step_memory(build(_with(policy, gradient_checkpointing=wanted)), shape)
         for wanted in (False, True)
@@ -181,10 +183,6 @@ def _with(policy: PI05RLConfig, **values) -> PI05RLConfig:
     for name, value in values.items():
         setattr(policy, name, value)
     return policy
-
-
-def _has_critic_steps(policy: PI05RLConfig) -> bool:
-    return policy.trains_critic and (policy.utd_ratio > 1 or policy.policy_update_freq > 1)
 
 
 def _flops_per_step(policy: PI05RLConfig, both: int, critic_alone: int) -> int:

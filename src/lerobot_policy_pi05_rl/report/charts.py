@@ -47,7 +47,7 @@ def values_chart(frames: pd.DataFrame, outcome: str, fps: float, longest_s: floa
         height=240,
     )
     groups = [(index, rows) for index, rows in of_outcome.groupby("episode_index", sort=True)]
-    for index, rows in _evenly(groups, most_lines):
+    for index, rows in (groups[place] for place in _sample(len(groups), most_lines)):
         rows = rows.iloc[_sample(len(rows), LINE_POINTS)]
         plot.line(rows["frame_index"] / fps, rows["value"], f"thin {outcome}", f"episode {index}")
     shown = {"success", "failure", outcome} & set(frames["outcome"])
@@ -173,7 +173,3 @@ def _mean_over_episodes(frames: pd.DataFrame, fps: float) -> tuple[list[float], 
 def _sample(length: int, most: int) -> np.ndarray:
     """At most ``most`` row numbers, evenly spaced, the first and last among them."""
     return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)) if length else np.arange(0)
-
-
-def _evenly(items: list, most: int) -> list:
-    return [items[row] for row in _sample(len(items), most)]

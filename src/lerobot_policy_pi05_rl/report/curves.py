@@ -100,11 +100,6 @@ CURVES = (
 )
 
 
-def known_curves(metrics: dict[str, Series]) -> list[Curve]:
-    """The curves of which the run wrote at least one number."""
-    return [curve for curve in CURVES if any(metrics.get(name or "") for name in (curve.train, curve.held_out))]
-
-
 def curve_chart(curve: Curve, metrics: dict[str, Series]) -> Markup:
     """Training as a solid line, held-out dashed with markers."""
     train, held_out = (thinned(metrics.get(name or "", [])) for name in (curve.train, curve.held_out))

@@ -142,9 +142,11 @@ def lengths_figures(subject: Subject, labeling: Labeling) -> list[Figure]:
 
 
 def curve_figures(metrics: dict[str, curves.Series]) -> list[Figure]:
-    """Learning curves; nothing without a run."""
+    """Learning curves, those of which the run wrote at least one number; nothing without a run."""
     figures = []
-    for curve in curves.known_curves(metrics):
+    for curve in curves.CURVES:
+        if not any(metrics.get(name or "") for name in (curve.train, curve.held_out)):
+            continue
         kinds = (("train", "training", curve.train), ("held-out", "held out", curve.held_out))
         legend = [("line", f"curve {kind}", text) for kind, text, name in kinds if metrics.get(name or "")]
         figures.append(Figure(curves.curve_chart(curve, metrics), curve.caption, curve.title, legend))

@@ -4,8 +4,6 @@ Sources: rank correlation and AUC (Mann and Whitney 1947) by average ranks; the 
 et al. 2017 (arXiv 1706.04599) do.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 
@@ -59,12 +57,8 @@ def middle_frames(episodes: np.ndarray, places: np.ndarray) -> np.ndarray:
     Args:
         episodes: (frames,) ids; places: (frames,) how far into its episode a frame lies, in [0, 1].
     """
-    return np.array([rows[np.argmin(np.abs(places[rows] - 0.5))] for rows in _rows_of(episodes)], dtype=int)
-
-
-def _rows_of(episodes: np.ndarray) -> Iterator[np.ndarray]:
-    for episode in np.unique(episodes):
-        yield np.flatnonzero(episodes == episode)
+    each = [np.flatnonzero(episodes == episode) for episode in np.unique(episodes)]
+    return np.array([rows[np.argmin(np.abs(places[rows] - 0.5))] for rows in each], dtype=int)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

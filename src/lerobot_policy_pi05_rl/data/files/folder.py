@@ -165,7 +165,7 @@ def _download(repo_id: str, root: str | Path | None, folder: Path, key: str, **k
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         if isinstance(error, BackwardCompatibilityError | NotImplementedError):
-            version = _hub_format(repo_id)
+            version = f"v{max(get_repo_versions(repo_id))}"  # the newest that the Hub has
             raise DatasetError(old_format(version, folder, repo_id, there=False)) from error
         if (folder / INFO_PATH).is_file():
             raise DatasetError(
@@ -179,11 +179,6 @@ def _download(repo_id: str, root: str | Path | None, folder: Path, key: str, **k
             f"no dataset {repo_id!r}: {folder} has no meta/info.json and the Hub gave none "
             f"({type(error).__name__}). {advice}"
         ) from error
-
-
-def _hub_format(repo_id: str) -> str:
-    """The newest format in which the Hub has a dataset that is too old for LeRobot."""
-    return f"v{max(get_repo_versions(repo_id))}"
 
 
 def _say_gaps(dataset: LocalDataset) -> None:

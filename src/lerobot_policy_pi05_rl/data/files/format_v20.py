@@ -11,9 +11,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from lerobot.datasets.compute_stats import compute_episode_stats
 from lerobot.datasets.utils import (
     INFO_PATH,
@@ -52,7 +50,7 @@ def upgrade(root: Path) -> None:
     for episode in sorted(episodes, key=lambda row: row["episode_index"]):
         number = episode["episode_index"]
         path = root / info["data_path"].format(episode_chunk=number // info["chunks_size"], episode_index=number)
-        stats = _episode_stats(read_columns([path], counted, vectors=tuple(counted)), counted)
+        stats = compute_episode_stats(read_columns([path], counted, vectors=tuple(counted)), counted)
         for key in info["features"].keys() & recorded.keys() - counted.keys():
             stats[key] = {**recorded[key], "count": [episode["length"]]}
         lines.append(json.dumps({"episode_index": number, "stats": serialize_dict(stats)}))
@@ -60,11 +58,6 @@ def upgrade(root: Path) -> None:
         aside.write_text("\n".join(lines) + "\n")
     with replacing(root / INFO_PATH) as aside:
         aside.write_text(json.dumps({**info, "codebase_version": "v2.1"}, indent=4))
-
-
-def _episode_stats(columns: dict[str, np.ndarray], features: dict[str, dict]) -> dict[str, Any]:
-    """LeRobot's statistics of one episode's (T, D) columns."""
-    return compute_episode_stats({key: np.asarray(values) for key, values in columns.items()}, features)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -70,15 +70,11 @@ def read_info(root: Path, repo_id: str) -> dict[str, Any]:
     if not 0 < info["fps"] < float("inf"):
         raise DatasetError(f"{path}: fps is {info['fps']}; it must be a positive number")
     for key, feature in info["features"].items():
-        _check_feature(path, key, feature)
+        if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
+            raise DatasetError(f"{path}: features.{key} must be a mapping with a dtype, got {feature!r:.100}")
     for key in ("data_path", "video_path"):
         _check_template(path, key, info.get(key))
     return info
-
-
-def _check_feature(path: Path, key: str, feature: Any) -> None:
-    if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
-        raise DatasetError(f"{path}: features.{key} must be a mapping with a dtype, got {feature!r:.100}")
 
 
 def is_shape(shape: Any) -> bool:

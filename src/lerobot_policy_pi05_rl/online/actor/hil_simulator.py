@@ -43,7 +43,7 @@ def make_simulator(env_cfg: HILSerlRobotEnvConfig) -> "SeededReset":
     if spec.kwargs.get("use_viewer") and not _screen_opens():
         raise HardwareError(
             f"env.task={env_cfg.task} opens a window for the person at its keyboard or gamepad, and there is no "
-            f"screen; {_headless(env_cfg.task)} runs without one"
+            f"screen; {env_cfg.task.replace('Gamepad', '').replace('Keyboard', '')} runs without one"
         )
     from lerobot.rl.gym_manipulator import make_robot_env
 
@@ -83,10 +83,6 @@ def playable_tasks() -> list[str]:
     made = "gym_hil.wrappers.factory:make_env"
     specs = [spec for spec in gym.registry.values() if spec.namespace == "gym_hil" and spec.entry_point == made]
     return sorted(spec.id.removeprefix("gym_hil/") for spec in specs)
-
-
-def _headless(task: str) -> str:
-    return task.replace("Gamepad", "").replace("Keyboard", "")
 
 
 def _screen_opens() -> bool:
