@@ -14,7 +14,7 @@ from tiny import write_config
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
-from lerobot_policy_pi05_rl.online.actor.make_environment import make_environment
+from lerobot_policy_pi05_rl.online.actor.setup import make_environment
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.plan.setup import make_setup
 

@@ -34,7 +34,6 @@ from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.online.actor.actor import run_actor
 from lerobot_policy_pi05_rl.online.actor.chunk_model import Weights
 from lerobot_policy_pi05_rl.online.actor.control import time_limit_outcome
-from lerobot_policy_pi05_rl.online.actor.make_environment import make_environment
 from lerobot_policy_pi05_rl.online.actor.recorder import Recorder
 from lerobot_policy_pi05_rl.online.actor.safety import (
     ActionLimits,
@@ -42,7 +41,13 @@ from lerobot_policy_pi05_rl.online.actor.safety import (
     check_limits,
     hold_action,
 )
-from lerobot_policy_pi05_rl.online.actor.setup import SetupError, choose_task, decode_policy_config, read_processors
+from lerobot_policy_pi05_rl.online.actor.setup import (
+    SetupError,
+    choose_task,
+    decode_policy_config,
+    make_environment,
+    read_processors,
+)
 from lerobot_policy_pi05_rl.online.actor.threads import WeightsThread
 from lerobot_policy_pi05_rl.online.episode import EpisodeSpec, decode_picture, unpack
 from lerobot_policy_pi05_rl.online.transport.spool import Sender, Spool, uid_of

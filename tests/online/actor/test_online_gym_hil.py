@@ -24,7 +24,7 @@ from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.online.actor import hil_simulator
 from lerobot_policy_pi05_rl.online.actor.environment import HardwareError
 from lerobot_policy_pi05_rl.online.actor.hil_simulator import ACTIONS, SeededReset, ignored_options
-from lerobot_policy_pi05_rl.online.actor.make_environment import make_environment
+from lerobot_policy_pi05_rl.online.actor.setup import make_environment
 
 pytest.importorskip("gym_hil")
 

@@ -18,9 +18,9 @@ from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.online.actor import manipulator
 from lerobot_policy_pi05_rl.online.actor.leader import LeaderWithKeys
-from lerobot_policy_pi05_rl.online.actor.make_environment import make_environment
 from lerobot_policy_pi05_rl.online.actor.manipulator import HardwareError
 from lerobot_policy_pi05_rl.online.actor.safety import UnsafeActionError
+from lerobot_policy_pi05_rl.online.actor.setup import make_environment
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 
 SO101 = REPOSITORY / "configs" / "so101.json"

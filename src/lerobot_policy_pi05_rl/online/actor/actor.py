@@ -31,10 +31,17 @@ from .chunk_model import ChunkModel
 from .control import SWITCH_S, Control, Ending, Stats
 from .environment import ActorEnvironment
 from .inference import ChunkSource, ChunkThread
-from .make_environment import make_environment
 from .recorder import Recorder
 from .safety import StaleWatch, check_names
-from .setup import absolute_statistics, build_policy, check_frozen, choose_task, decode_policy_config, read_processors
+from .setup import (
+    absolute_statistics,
+    build_policy,
+    check_frozen,
+    choose_task,
+    decode_policy_config,
+    make_environment,
+    read_processors,
+)
 from .threads import Reporter, WeightsThread, wait_for_learner
 
 logger = logging.getLogger(__name__)

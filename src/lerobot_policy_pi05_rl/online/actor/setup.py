@@ -1,4 +1,5 @@
-"""From what the learner says at the join to a policy, its processors and its task."""
+"""From the configuration to an environment, and from what the learner says at the join to a policy, its processors and
+its task."""
 
 import json
 import logging
@@ -10,11 +11,14 @@ import draccus
 import numpy as np
 import torch
 from draccus.utils import DraccusException
+from lerobot.configs import PolicyFeature
+from lerobot.envs import HILSerlRobotEnvConfig
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 from lerobot.utils.constants import ACTION
 
 from ...config.keys import NOTE, START, UNUSED, policy_fields
+from ...config.train import ConfigError
 from ...configuration_pi05_rl import PI05RLConfig
 from ...errors import UserError, one_line
 from ...model.lora import add_adapter
@@ -23,6 +27,8 @@ from ...modeling_pi05_rl import PI05RLPolicy
 from ...training.build import load_processors
 from ..config import OnlineTrainConfig
 from ..transport.weights import frozen_fingerprint
+from .environment import ActorEnvironment
+from .registered import RegisteredEnvironment
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +76,31 @@ def decode_policy_config(text: str, cfg: OnlineTrainConfig) -> PI05RLConfig:
             )
     config.rtc_config = None if cfg.actor.inference == "sync" else cfg.policy.rtc_config or RTCConfig()
     return config
+
+
+def make_environment(
+    cfg: OnlineTrainConfig, features: dict[str, PolicyFeature], action_names: list[str]
+) -> ActorEnvironment:
+    """The configuration's environment, with the limits of its actions inside.
+
+    Args:
+        features: the policy's inputs and its action, by the policy's keys.
+        action_names: of the policy's actions, as the dataset has them; empty: it has none.
+
+    Raises:
+        UserError: there is no such environment, it lacks a limit, or its hardware cannot be opened.
+    """
+    if cfg.env is None:
+        raise ConfigError("env is missing: what shall the actor act in? Set env.type")
+    width = features[ACTION].shape[0]
+    if action_names and len(action_names) != width:
+        raise ConfigError(f"the learner names {len(action_names)} actions, but its policy has {width}")
+    names = action_names or [str(index) for index in range(width)]
+    if isinstance(cfg.env, HILSerlRobotEnvConfig):
+        from .manipulator import make_manipulator  # with all of LeRobot's robots, which a simulator does not need
+
+        return make_manipulator(cfg, features, names)
+    return RegisteredEnvironment(cfg, features, names)
 
 
 def acts_alike(text: str, other: str) -> bool:

@@ -75,9 +75,7 @@ def open_replay(cfg: OnlineTrainConfig, data: OfflineData, spec: EpisodeSpec) ->
         capacity=cfg.policy.online_buffer_capacity,
         encoder=cfg.replay.rgb_encoder,
     )
-    logger.info(
-        "[LEARNER] Replay: %d transitions of %d episodes in %s", len(replay), len(replay.outcomes), replay.root
-    )
+    logger.info("[LEARNER] Replay: %d transitions of %d episodes in %s", len(replay), replay.episodes, replay.root)
     return replay
 
 

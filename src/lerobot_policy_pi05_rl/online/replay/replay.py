@@ -116,12 +116,6 @@ class Replay:
         return uid in self._uids
 
     @property
-    def uids(self) -> set[str]:
-        """Of every episode that was ever stored."""
-        with self._lock:
-            return set(self._uids)
-
-    @property
     def transitions_received(self) -> int:
         """Transitions that were ever stored, those of evicted episodes included."""
         return self._ledger.transitions
@@ -132,19 +126,10 @@ class Replay:
         return len(self._ledger.receipts)
 
     @property
-    def lengths(self) -> list[int]:
-        """Frames of each episode that may be drawn, oldest first."""
-        return [episode.length for episode in self._held()]
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """Of each episode that may be drawn, oldest first."""
-        return [episode.outcome for episode in self._held()]
-
-    @property
-    def tasks(self) -> list[str]:
-        """Of each episode that may be drawn, oldest first."""
-        return [episode.task for episode in self._held()]
+    def episodes(self) -> int:
+        """Episodes that may be drawn."""
+        with self._lock:
+            return len(self._memory.episodes)
 
     def source(self) -> Source:
         """What may be drawn now, as the data code reads it; it never changes. ``episode_index`` is a running number,
@@ -185,10 +170,6 @@ class Replay:
             evicted = len(self._rows) > len(self._memory.episodes)
             if evicted or self._tables >= MANY_TABLES:
                 self._compact()
-
-    def _held(self) -> list[Held]:
-        with self._lock:
-            return list(self._memory.episodes)
 
     def _row_videos(self, row: Row) -> dict[str, Path]:
         """Camera → the episode's file."""
