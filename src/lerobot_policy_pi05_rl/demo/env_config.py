@@ -107,7 +107,6 @@ class PandaPickCubeEnv(EnvConfig):
     """Configuration of the demo environment.
 
     Attributes:
-        task: instruction given to the policy.
         fps: control steps per second; the simulator has only this rate.
         image_size: height and width of both pictures, pixels.
         episode_length: control steps until truncation.

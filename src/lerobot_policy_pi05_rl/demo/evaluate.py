@@ -54,15 +54,10 @@ def evaluate_closed_loop(
 
     Args:
         policy_path: folder (or Hub id) with `config.json`, `model.safetensors` and the two processors.
-        n_episodes: number of episodes.
-        seed: of the first episode.
         n_envs: simulators stepped together in this process; the policy sees them as one batch.
         overrides: changes to the policy's configuration as on `lerobot-eval`'s command line without the
             `policy.` prefix, e.g. `["--device=cpu", "--n_action_steps=1"]`.
         env_cfg: environment with one task; the pick task if None. Its `freeze_finished` is set.
-
-    Returns:
-        Success flag and number of steps of every episode.
 
     Raises:
         ValueError: for n_episodes < 1 or n_envs < 1.

@@ -7,12 +7,7 @@ import numpy as np
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a success rate (E. B. Wilson, JASA 22, 1927, p. 209).
-
-    Args:
-        successes: number of successes among the trials.
-        n: number of trials.
-        confidence: coverage of the two-sided interval, between 0 and 1.
+    """Wilson score interval of the rate of `successes` among `n` trials (E. B. Wilson, JASA 22, 1927, p. 209).
 
     Returns:
         Lower and upper bound, both in [0, 1].
@@ -35,8 +30,7 @@ def successes_per_1000_steps(success: Sequence[bool], steps: Sequence[int]) -> f
     """Throughput: successes per thousand environment steps, failed episodes' steps counted as well.
 
     Args:
-        success: one entry per episode.
-        steps: environment steps until success or truncation, one entry per episode.
+        success, steps: of each episode; environment steps until success or truncation.
 
     Raises:
         ValueError: when the lengths differ, nothing was given, or a step count is not positive.
@@ -53,13 +47,6 @@ def bootstrap_interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of `successes_per_1000_steps`, episodes drawn with replacement.
-
-    Args:
-        success: one entry per episode.
-        steps: one entry per episode.
-        confidence: coverage of the two-sided interval.
-        resamples: number of bootstrap samples.
-        seed: of the NumPy generator that draws them.
 
     Returns:
         Lower and upper bound, successes per thousand steps.

@@ -63,8 +63,7 @@ class ScriptedOperator:
     """
 
     def __init__(self, name: str, rng: np.random.Generator) -> None:
-        """Choose the style `name`.
-
+        """
         Raises:
             ValueError: for a name that is not in `STYLES`.
         """

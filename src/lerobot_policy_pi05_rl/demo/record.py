@@ -40,17 +40,10 @@ def record_dataset(
     What the frames and the recipe file hold: see `recorder.record_episodes`.
 
     Args:
-        root: folder of the dataset.
-        repo_id: its LeRobot name.
-        episodes: number of episodes.
         seed: of start states, operators' order and operators' noise.
         mix: operator name to its share; shares are normalised.
         image_size: height and width of the pictures, pixels.
-        max_episode_steps: steps until an episode is truncated.
         cube_jitter: half width of the cube's uniform jitter, metres.
-
-    Returns:
-        The root.
 
     Raises:
         FileExistsError: when the root holds something else than a recording with these settings.

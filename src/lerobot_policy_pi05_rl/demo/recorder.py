@@ -73,13 +73,8 @@ def record_episodes(
     Recording goes to `<root>.partial`, renamed when complete: after an interruption, call again.
 
     Args:
-        root: folder of the dataset.
         recipe: every setting that decides the recording, with at least `repo_id`, `seed` and `image_size`.
         plan: task and operator of every episode.
-        simulation: what to record from.
-
-    Returns:
-        The root.
 
     Raises:
         FileExistsError: when the root holds something else than a recording with this recipe.

@@ -66,13 +66,11 @@ class PandaPickCubeSimulator(TwoCameras, PandaPickCubeGymEnv):
         cube_jitter: float = CUBE_JITTER_M,
         render_mode: str = "rgb_array",
     ) -> None:
-        """Build the simulator.
-
+        """
         Args:
             image_size: height and width of both pictures, pixels.
             max_episode_steps: control steps until truncation.
             cube_jitter: half width of the uniform jitter of the cube's x and y, metres.
-            render_mode: only `rgb_array`.
 
         Raises:
             ValueError: for another render mode or a size, length or jitter out of range.
