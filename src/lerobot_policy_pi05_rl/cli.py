@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .command.help import HELP, help_of, unknown_verb, usage
+from .command.help import HELP, help_of, own_options, unknown_verb, usage
 from .command.help import VERBS as VERBS
 from .command.run import BAD_INPUT, run_verb, set_up_logging, split_debug
 from .config.arguments import split_config_path
-from .config.names import check_file
+from .config.names import check_file, check_options
 
 # Verb → the module whose `main(arguments)` is it. All of them import torch and LeRobot.
 MODULES = {
@@ -27,8 +27,9 @@ MODULES = {
     "demo-online": "demo.online",
 }
 TRAINING = ("offline", "learner")  # plan counts what they need where memory does not suffice
-# Of these the arguments are a configuration and overrides; of the others the first may be a configuration.
-CONFIG_ALONE, CONFIG_FIRST = ("offline", "learner", "cache"), ("actor", "label", "plan")
+# Of these the arguments are a configuration and overrides; of the others the first may be a configuration, and options
+# of their own stand among the overrides.
+CONFIG_ALONE, CONFIG_FIRST, WITH_OWN = ("offline", "learner", "cache"), ("actor", "label", "plan"), ("demo-online",)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,6 +74,8 @@ def first_look(verb: str) -> Callable[[list[str]], int]:
         path = arguments[0] if verb in CONFIG_FIRST and arguments and not arguments[0].startswith("-") else None
         if path is not None and not (verb == "label" and Path(path).is_dir()):  # a run's folder
             check_file(path, [])
+        if verb in CONFIG_FIRST + WITH_OWN:
+            check_options(arguments, {"--config_path", *own_options(verb)})
         return 0
 
     return look

@@ -12,10 +12,14 @@ from lerobot.utils import constants
 from tiny import write_config
 
 from lerobot_policy_pi05_rl import cli
-from lerobot_policy_pi05_rl.command.help import KEYS_OF, VERBS, help_of
+from lerobot_policy_pi05_rl.command.help import KEYS_OF, VERBS, help_of, own_options
 from lerobot_policy_pi05_rl.config import names, page, reading
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.demo.online import make_parser as demo_parser
 from lerobot_policy_pi05_rl.errors import ConfigError
+from lerobot_policy_pi05_rl.labels.options import make_parser as label_parser
+from lerobot_policy_pi05_rl.online.actor.command import UNLIMITED
+from lerobot_policy_pi05_rl.plan.command import make_parser as plan_parser
 
 HEAVY = ("torch", "lerobot", "transformers", "draccus", "datasets", "pandas")
 PROBE = f"""
@@ -60,6 +64,32 @@ def test_a_wrong_configuration_is_told_at_once(tmp_path, verb):
     code, _, errors, imported = pi05_rl(verb, path)
     expected = f"pi05-rl: error: {path}: unknown key policy.critic_lrs; did you mean policy.critic_lr?"
     assert (code, errors, imported) == (2, expected, "[]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("label --polic.critic_lr=3", "unknown key polic; did you mean policy?"),
+        ("label --name x --policy.critic_lrs 3", "unknown key policy.critic_lrs; did you mean policy.critic_lr?"),
+        ("label --positive_fraction=.3", "unknown option --positive_fraction; did you mean --positive-fraction?"),
+        ("plan --efficency=.3", "unknown option --efficency; did you mean --efficiency?"),
+        ("actor --policy.guidance_scal=2", "unknown key policy.guidance_scal; did you mean policy.guidance_scale?"),
+        ("demo-online --step 3", "unknown option --step; did you mean --steps?"),
+    ],
+)
+def test_a_misspelt_override_or_option_is_told_at_once(tmp_path, arguments, told):
+    verb, *options = arguments.split()
+    path = write_config(tmp_path / "c.json", tmp_path / "data", tmp_path / "run")
+    code, _, errors, imported = pi05_rl(verb, *([] if verb == "demo-online" else [path]), *options)
+    assert (code, errors, imported) == (2, f"pi05-rl: error: {told}", "[]")
+
+
+def test_help_names_every_option_that_a_verb_has_besides_keys():
+    parsers = {"label": label_parser(), "plan": plan_parser(), "demo-online": demo_parser()}
+    for verb, parser in parsers.items():
+        options = [option for action in parser._actions for option in action.option_strings]
+        assert sorted(own_options(verb)) == sorted(options)
+    assert own_options("actor") == [UNLIMITED]
 
 
 def test_a_run_by_the_console_script_registers_what_lerobot_looks_up():

@@ -1,6 +1,7 @@
 """What ``pi05-rl --help`` and ``pi05-rl VERB --help`` print. Imports neither torch nor LeRobot."""
 
 import difflib
+import re
 import textwrap
 
 from ..config.names import names
@@ -28,7 +29,8 @@ DETAILS = {
   --trace L             the same with this λ for every task
   --n-step N|none       advantages over N steps; none: to the episode's end; default: policy.advantage_n_step
   --positive-fraction F share of positive frames; default: policy.advantage_positive_fraction
-  --success 0-40,52     these episodes of the first dataset are successes; --failure likewise
+  --success 0-40,52     these episodes of the first dataset are successes
+  --failure 41-51       these are failures
   --of DATASET          of this one of dataset.additional_offline_dataset_paths instead
   --outcomes CSV        episode_index,outcome[,dataset]
   --list-unlabelled     print the episodes without an outcome, and stop
@@ -91,6 +93,11 @@ def help_of(verb: str) -> str:
         if key.readers in KEYS_OF[verb]
     ]
     return f"{text}\n\nKeys of the configuration; docs/configuration.md has all of them:\n" + "\n".join(lines)
+
+
+def own_options(verb: str) -> list[str]:
+    """The verb's options that are no keys of the configuration, as ``--name``."""
+    return re.findall(r"^ +(--[\w-]+) ", DETAILS.get(verb, ""), re.MULTILINE)
 
 
 def unknown_verb(verb: str) -> str:

@@ -6,6 +6,7 @@ classes and a test compares with them.
 
 import difflib
 import json
+from collections.abc import Set
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,24 @@ def check_names(raw: dict[str, Any]) -> None:
     unknown = _unknown(raw, "")
     if unknown:
         raise ConfigError("; ".join(unknown))
+
+
+def check_options(arguments: list[str], own: Set[str]) -> None:
+    """The same of a command line on which overrides stand among a verb's ``own`` options (``--name``).
+
+    Raises:
+        ConfigError: as :func:`check_names`; it knows the options, too.
+    """
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if not option.startswith("--") or option in own:
+            continue
+        near = difflib.get_close_matches(option, own, n=1, cutoff=0.8)
+        if near and "." not in option and option[2:] not in _tree()[""][0]:
+            raise ConfigError(f"unknown option {option}; did you mean {near[0]}?")
+        assign(given, option[2:], None)
+    check_names(given)
 
 
 def _unknown(node: dict[Any, Any], section: str) -> list[str]:

@@ -43,15 +43,20 @@ REPORT_S = 30.0
 ENDING_S = 90.0
 
 
-def main(argv: list[str]) -> int:
-    """Run the online demo; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="pi05-rl demo-online", description="offline checkpoint → online RL")
+def make_parser() -> argparse.ArgumentParser:
+    """The options that ``pi05-rl demo-online --help`` names; overrides of the configuration stand among them."""
+    parser = argparse.ArgumentParser(prog="pi05-rl demo-online", add_help=False, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--config", type=Path, default=Path("configs/demo.json"))
     parser.add_argument("--steps", type=int, help="optimization steps (default: the configuration's online_steps)")
     parser.add_argument("--eval-episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    args, keys = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the online demo; returns the exit code."""
+    args, keys = make_parser().parse_known_args(argv)
     began = time.perf_counter()
     configured = load_config(args.config, keys).policy.online_steps  # a wrong key is told before anything runs
     steps = args.steps or configured

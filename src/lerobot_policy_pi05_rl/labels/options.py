@@ -47,12 +47,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"pi05-rl label: {message}")
 
 
-def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
-    """The options, and the rest: the configuration's path and overrides.
-
-    Raises:
-        ConfigError: an option has no or an impossible value, or two contradict each other.
-    """
+def make_parser() -> argparse.ArgumentParser:
+    """The options that ``pi05-rl label --help`` names."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     for name in ("--name", "--checkpoint", "--n-step", "--success", "--failure", "--outcomes", "--of"):
         parser.add_argument(name)
@@ -61,7 +57,16 @@ def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
     parser.add_argument("--horizon", type=float)
     parser.add_argument("--positive-fraction", dest="fraction", type=float)
     parser.add_argument("--list-unlabelled", action="store_true")
-    known, rest = parser.parse_known_args(arguments)
+    return parser
+
+
+def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
+    """The options, and the rest: the configuration's path and overrides.
+
+    Raises:
+        ConfigError: an option has no or an impossible value, or two contradict each other.
+    """
+    known, rest = make_parser().parse_known_args(arguments)
     values = vars(known)
     text = values.pop("n_step")
     options = LabelOptions(**values, n_step=_steps(text), n_step_given=text is not None)

@@ -16,19 +16,24 @@ from .report import gib, print_plan
 from .setup import make_setup
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The options that ``pi05-rl plan --help`` names."""
+    parser = argparse.ArgumentParser(prog="pi05-rl plan", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--cameras", type=int)
+    parser.add_argument("--text", type=int)
+    parser.add_argument("--efficiency", type=float, default=EFFICIENCY)
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
 def main(arguments: list[str]) -> int:
     """Plan the run of a configuration and print it.
 
     Raises:
         UserError: bad input.
     """
-    parser = argparse.ArgumentParser(prog="pi05-rl plan", add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--cameras", type=int)
-    parser.add_argument("--text", type=int)
-    parser.add_argument("--efficiency", type=float, default=EFFICIENCY)
-    parser.add_argument("--json", action="store_true")
     try:
-        options, rest = parser.parse_known_args(arguments)
+        options, rest = make_parser().parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
     path, overrides = split_config_path(rest, "plan")
