@@ -13,6 +13,7 @@ ROOT = Path(lerobot_policy_pi05_rl.__file__).parent
 # From the ground up; the longest name that fits a module is its place.
 ORDER = [
     "errors",
+    "options",
     "returns",
     "thresholds",
     "advantage",

@@ -8,41 +8,10 @@ from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 
 from .advantage import PolicyExtraction, extraction_names, find_extraction
+from .options import ACTOR, CRITIC, DATA, LEARNING, NOTE, OFFLINE, ONLINE, OTHER_RUN, START, check_options, option
 
-INFERENCE_ADVANTAGES = ("positive", "negative", "none")
-FILTERS = ("outcome", "advantage")
-CRITIC_TARGETS = ("monte_carlo", "td")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's
-LEAST_VALUES = {
-    "offline_steps": 1,
-    "policy_update_freq": 1,
-    "utd_ratio": 1,
-    "gradient_accumulation_steps": 1,
-    "offline_buffer_capacity": 1,
-    "advantage_window": 1,
-    "num_value_queries": 1,
-    "critic_image_pooling": 1,
-    "num_value_bins": 2,
-    "critic_folds": 1,
-    "n_step": 1,
-    "critic_early_stop": 1,
-    "advantage_n_step": 1,
-    "guidance_scale": 0,
-    "hl_gauss_sigma_ratio": 0,
-    **dict.fromkeys(("llm_width", "llm_mlp_dim", "llm_depth", "expert_width", "expert_mlp_dim", "head_dim"), 1),
-    **dict.fromkeys(("num_kv_heads", "vision_width", "vision_mlp_dim", "vision_depth", "vision_heads"), 1),
-    **dict.fromkeys(("vision_patch_size", "vocab_size", "chunk_size", "n_action_steps", "max_action_dim"), 1),
-    **dict.fromkeys(("max_state_dim", "tokenizer_max_length", "num_inference_steps"), 1),
-    **dict.fromkeys(("critic_warmup_steps", "online_step_before_learning", "episode_logging_freq"), 0),
-    **dict.fromkeys(("online_steps", "online_buffer_capacity", "scheduler_decay_steps"), 1),
-    **dict.fromkeys(("scheduler_warmup_steps", "scheduler_decay_lr", "optimizer_weight_decay", "actor_lr"), 0),
-    **dict.fromkeys(("critic_lr", "empty_cameras"), 0),
-}
-ABOVE_ZERO = (
-    *("awr_temperature", "awr_max_weight", "reward_normalization_constant", "optimizer_lr", "optimizer_eps"),
-    *("optimizer_grad_clip_norm", "grad_clip_norm", "min_period", "max_period", "online_updates_per_transition"),
-    *("time_sampling_beta_alpha", "time_sampling_beta_beta"),
-)
+NOT_THREADS = "learner and actor are processes with threads inside"
 ATTENTION_HEADS = 8  # of the joint attention of LeRobot's π0.5, which is not configurable
 TASKS_TOKENIZER = "tasks"  # value of `tokenizer`: build a small one from the dataset's tasks
 
@@ -51,32 +20,32 @@ TASKS_TOKENIZER = "tasks"  # value of `tokenizer`: build a small one from the da
 class ActorLearnerConfig:
     """Where the online learner listens and how often it pushes weights (names as in LeRobot's RL configs)."""
 
-    learner_host: str = "127.0.0.1"
-    learner_port: int = 50051
-    policy_parameters_push_frequency: float = 4  # seconds
-    queue_get_timeout: float = 2  # seconds; LeRobot's RL configs carry it, here nothing polls a queue
+    learner_host: str = option("127.0.0.1", NOTE, ONLINE)
+    learner_port: int = option(50051, NOTE, ONLINE, least=0, most=65535)
+    policy_parameters_push_frequency: float = option(4, NOTE, ONLINE, above=0)  # seconds
+    # Seconds; LeRobot's RL configs carry it.
+    queue_get_timeout: float = option(2, advice="nothing polls a queue")
     # Any other address than loopback needs a shared secret and TLS. The secret stays out of the configuration, which
     # every checkpoint carries: it is the text of this file, or the environment variable PI05_RL_TOKEN.
-    token_file: str | None = None
-    tls_certificate: str | None = None  # PEM; the learner's, and what its actors trust
-    tls_key: str | None = None  # PEM; the learner's alone
-    # float32 or bfloat16: what weights travel as; None: as policy.dtype computes
-    push_dtype: str | None = None
+    token_file: str | None = option(None, NOTE, ONLINE)
+    tls_certificate: str | None = option(None, NOTE, ONLINE)  # PEM; the learner's, and what its actors trust
+    tls_key: str | None = option(None, NOTE, ONLINE)  # PEM; the learner's alone
+    # float32 or bfloat16: what weights travel as; None: as policy.dtype computes.
+    push_dtype: str | None = option(None, NOTE, ONLINE, choices=("float32", "bfloat16"))
 
     def __post_init__(self) -> None:
-        if self.push_dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(
-                f"policy.actor_learner_config.push_dtype must be float32 or bfloat16, got {self.push_dtype!r}"
-            )
+        check_options(self, "policy.actor_learner_config")
 
 
 @dataclass
 class ConcurrencyConfig:
     """Threads or processes for the online actor and learner (names as in LeRobot's RL configs)."""
 
-    actor: str = "threads"
-    learner: str = "threads"
-    multiprocessing_context: str | None = "spawn"
+    actor: str = option("threads", advice=NOT_THREADS)
+    learner: str = option("threads", advice=NOT_THREADS)
+    multiprocessing_context: str | None = option(
+        "spawn", advice=f"{NOT_THREADS}; the data loader's is dataloader_multiprocessing_context"
+    )
 
 
 @PreTrainedConfig.register_subclass("pi05_rl")
@@ -88,116 +57,133 @@ class PI05RLConfig(PI05Config):
     """
 
     # What to start from: a directory or Hub id of a stock π0.5 or of one of our checkpoints. None: random weights.
-    pi05_checkpoint: str | None = None
-    task: str | None = None  # replaces the dataset's task text when set
+    pi05_checkpoint: str | None = option(None, START)
+    task: str | None = option(None, OTHER_RUN)  # replaces the dataset's task text when set
 
     # Sizes. Source of the defaults: lerobot/policies/pi05/modeling_pi05.py (get_gemma_config) and PaliGemma's
     # vision config. Depth, head size and key-value heads are shared by both towers; 8 heads are fixed by the
     # joint attention of LeRobot's π0.5.
-    llm_width: int = 2048
-    llm_mlp_dim: int = 16_384
-    expert_width: int = 1024
-    expert_mlp_dim: int = 4096
-    llm_depth: int = 18
-    head_dim: int = 256
-    num_kv_heads: int = 1
-    vision_width: int = 1152
-    vision_mlp_dim: int = 4304
-    vision_depth: int = 27
-    vision_heads: int = 16
-    vision_patch_size: int = 14
-    vocab_size: int = 257_152
+    llm_width: int = option(2048, OTHER_RUN, least=1, size=ACTOR)
+    llm_mlp_dim: int = option(16_384, OTHER_RUN, least=1, size=ACTOR)
+    expert_width: int = option(1024, OTHER_RUN, least=1, size=ACTOR)
+    expert_mlp_dim: int = option(4096, OTHER_RUN, least=1, size=ACTOR)
+    llm_depth: int = option(18, OTHER_RUN, least=1, size=ACTOR)
+    head_dim: int = option(256, OTHER_RUN, least=1, size=ACTOR)
+    num_kv_heads: int = option(1, OTHER_RUN, least=1, size=ACTOR)
+    vision_width: int = option(1152, OTHER_RUN, least=1, size=ACTOR)
+    vision_mlp_dim: int = option(4304, OTHER_RUN, least=1, size=ACTOR)
+    vision_depth: int = option(27, OTHER_RUN, least=1, size=ACTOR)
+    vision_heads: int = option(16, OTHER_RUN, least=1, size=ACTOR)
+    vision_patch_size: int = option(14, OTHER_RUN, least=1, size=ACTOR)
+    vocab_size: int = option(257_152, OTHER_RUN, least=1, size=ACTOR)
 
     # A Hub id, a local directory, or "tasks" (a small word tokenizer built from the dataset's tasks).
-    tokenizer: str = "google/paligemma-3b-pt-224"
+    tokenizer: str = option("google/paligemma-3b-pt-224", OTHER_RUN)
 
     # Parts that train, chosen by module (freeze_vision_encoder and train_expert_only are stock fields).
     # Language layers below this one, and the token embedding if it is above 0, stay frozen.
-    train_language_from_layer: int = 0
+    train_language_from_layer: int = option(0, OTHER_RUN)
 
     # Critic
-    num_value_bins: int = 201  # RECAP, section IV-B
-    value_support_min: float = -1.0  # RECAP: returns normalised to [-1, 0]
-    value_support_max: float = 0.0
-    hl_gauss_sigma_ratio: float = 0.75  # σ / bin width; Farebrother et al. 2024 (arXiv 2403.03950); 0: two-hot
+    num_value_bins: int = option(201, OTHER_RUN, least=2, size=CRITIC)  # RECAP, section IV-B
+    value_support_min: float = option(-1.0, LEARNING)  # RECAP: returns normalised to [-1, 0]
+    value_support_max: float = option(0.0, LEARNING)
+    # σ / bin width; 0: two-hot. Farebrother et al. 2024 (arXiv 2403.03950).
+    hl_gauss_sigma_ratio: float = option(0.75, LEARNING, least=0)
     # A separate critic has critic_llm_depth language layers of its own. A shared one (false) reads what that many of
-    # the actor's layers make of the observation: cheaper by far, but its features are the actor's.
-    use_separate_critic: bool | None = True  # null, in checkpoints of the first version, is true
-    critic_llm_depth: int = 6
-    num_value_queries: int = 4
+    # the actor's layers make of the observation: cheaper by far, but its features are the actor's. Null, in
+    # checkpoints of the first version, is true.
+    use_separate_critic: bool | None = option(True, OTHER_RUN, size=CRITIC)
+    critic_llm_depth: int = option(6, OTHER_RUN, size=CRITIC)
+    num_value_queries: int = option(4, OTHER_RUN, least=1, size=CRITIC)
     # A separate critic reads the mean of each square of so many by so many image tokens; 1: every token. Two by two
     # costs a third and labels as well (docs/results.md).
-    critic_image_pooling: int = 2
+    critic_image_pooling: int = option(2, OTHER_RUN, least=1, size=CRITIC)
     # Critics, each blind to its part of the episodes and asked about that part alone (cross-fitting); 1: one critic,
     # which also labels the episodes it has learnt from.
-    critic_folds: int = 1
-    critic_target: str = "monte_carlo"  # monte_carlo (RECAP) | td: n_step rewards and a Polyak target's value
-    n_step: int = 10  # of critic_target td
-    critic_target_update_weight: float = 0.005  # of critic_target td, per critic update
+    critic_folds: int = option(1, OTHER_RUN, least=1, size=CRITIC)
+    # monte_carlo: RECAP. td: n_step rewards and a Polyak target's value.
+    critic_target: str = option("monte_carlo", OTHER_RUN, choices=("monte_carlo", "td"))
+    n_step: int = option(10, LEARNING, least=1)  # of critic_target td
+    # Of critic_target td, per critic update.
+    critic_target_update_weight: float = option(0.005, LEARNING, least=0, most=1)
     # Held-out evaluations without a new best cross-entropy after which the critic's best weights are restored and it
     # stops; None: it trains to the end (and a warning says when it overfits).
-    critic_early_stop: int | None = None
-    train_critic: bool = True  # false: only with dataset.labeling, whose tags need no critic
+    critic_early_stop: int | None = option(None, LEARNING, least=1)
+    train_critic: bool = option(True, OTHER_RUN)  # false: only with dataset.labeling, whose tags need no critic
 
     # Advantage
     # conditioning: RECAP. weighted: AWR (arXiv 1910.00177). filtered: cloning of the good part. none: cloning. Or one
     # of your own (docs/extending.md).
-    policy_extraction: str = "conditioning"
-    filter_by: str = "outcome"  # of filtered: outcome (successful episodes) | advantage (positive frames)
-    awr_temperature: float = 1.0  # of weighted, in standard deviations of the task's advantages
-    awr_max_weight: float = 20.0  # of weighted; AWR's own limit
-    advantage_n_step: int | None = None  # N of RECAP, section IV-C; None: the whole rest of the episode
-    advantage_positive_fraction: float = 0.3  # RECAP, App. F
-    advantage_positive_fraction_per_task: dict[str, float] = field(default_factory=dict)  # task text → fraction
-    advantage_dropout: float = 0.3  # RECAP, section IV-C
+    policy_extraction: str = option("conditioning", DATA, choices=extraction_names)
+    # Of filtered: outcome (successful episodes) | advantage (positive frames).
+    filter_by: str = option("outcome", DATA, choices=("outcome", "advantage"))
+    # Of weighted, in standard deviations of the task's advantages.
+    awr_temperature: float = option(1.0, LEARNING, above=0)
+    awr_max_weight: float = option(20.0, LEARNING, above=0)  # of weighted; AWR's own limit
+    # N of RECAP, section IV-C; None: the whole rest of the episode.
+    advantage_n_step: int | None = option(None, LEARNING, least=1)
+    advantage_positive_fraction: float = option(0.3, LEARNING, least=0, most=1)  # RECAP, App. F
+    # Task text → fraction.
+    advantage_positive_fraction_per_task: dict[str, float] = option(dict, LEARNING, least=0, most=1)
+    advantage_dropout: float = option(0.3, LEARNING, least=0, most=1)  # RECAP, section IV-C
     # How much more a positive action counts than another: under dataset.labeling it is drawn so many times as often,
     # else its loss weighs so much more. The critic never sees it. 1: RECAP. docs/results.md says why.
-    advantage_positive_weight: float = 1.0
-    advantage_window: int = 4096  # recent advantages per task from which the threshold is taken
-    inference_advantage: str = "positive"  # positive | negative | none
-    guidance_scale: float = 1.0  # β of classifier-free guidance on the tag (RECAP, App. E); 1: plain conditioning
+    advantage_positive_weight: float = option(1.0, DATA, least=1)
+    # Recent advantages per task from which the threshold is taken.
+    advantage_window: int = option(4096, OTHER_RUN, least=1)
+    # positive | negative | none: the tag that actions are asked for with.
+    inference_advantage: str = option("positive", NOTE, choices=("positive", "negative", "none"), acts=True)
+    # β of classifier-free guidance on the tag (RECAP, App. E); 1: plain conditioning.
+    guidance_scale: float = option(1.0, NOTE, least=0, acts=True)
 
     # Schedule
-    offline_steps: int = 10_000
-    offline_buffer_capacity: int | None = None  # cap on the transitions drawn from; None: all
-    policy_update_freq: int = 1  # the actor trains every so many steps
-    critic_warmup_steps: int = 0  # the actor waits that long
-    utd_ratio: int = 1  # critic updates per step, each on a fresh batch
-    gradient_accumulation_steps: int = 1
+    offline_steps: int = option(10_000, LEARNING, OFFLINE, least=1)
+    offline_buffer_capacity: int | None = option(None, DATA, least=1)  # cap on the transitions drawn from; None: all
+    policy_update_freq: int = option(1, LEARNING, least=1)  # the actor trains every so many steps
+    critic_warmup_steps: int = option(0, LEARNING, least=0)  # the actor waits that long
+    utd_ratio: int = option(1, LEARNING, least=1)  # critic updates per step, each on a fresh batch
+    gradient_accumulation_steps: int = option(1, LEARNING, least=1)
 
     # torch.compile mode of compile_model (a stock field), which compiles single layers for training and sampling.
     # Stock's max-autotune tries many kernels for each matrix product: minutes, of every start.
-    compile_mode: str = "default"
+    compile_mode: str = option("default", NOTE, choices=COMPILE_MODES)
 
     # Optimisation; None: π0.5's own preset (optimizer_lr, optimizer_grad_clip_norm)
-    actor_lr: float | None = None
-    critic_lr: float = 5e-5
-    grad_clip_norm: float | None = None
+    actor_lr: float | None = option(None, LEARNING, least=0)
+    critic_lr: float = option(5e-5, LEARNING, least=0)
+    grad_clip_norm: float | None = option(None, LEARNING, above=0)
 
     # Rewards of `reward.source: dataset`
-    discount: float = 1.0
-    reward_normalization_constant: float = 1.0
-    terminal_failure_reward: float = 0.0
+    discount: float = option(1.0, LEARNING, least=0, most=1)
+    reward_normalization_constant: float = option(1.0, LEARNING, above=0)
+    terminal_failure_reward: float = option(0.0, LEARNING)
 
     # Online (the learner and the actor read these)
-    online_steps: int = 1_000_000
-    online_buffer_capacity: int = 100_000
-    online_step_before_learning: int = 100  # transitions of whole episodes before the first update
+    online_steps: int = option(1_000_000, LEARNING, ONLINE, least=1)
+    online_buffer_capacity: int = option(100_000, LEARNING, ONLINE, least=1)
+    # Transitions of whole episodes before the first update.
+    online_step_before_learning: int = option(100, LEARNING, ONLINE, least=0)
     # The learner waits rather than make more updates per online transition than this; None: as many as it can.
-    online_updates_per_transition: float | None = None
-    episode_logging_freq: int = 50  # episodes between videos with the critic's value drawn into them; 0: none
+    online_updates_per_transition: float | None = option(None, LEARNING, ONLINE, above=0)
+    # Episodes between videos with the critic's value drawn into them; 0: none.
+    episode_logging_freq: int = option(50, NOTE, ONLINE, least=0)
     actor_learner_config: ActorLearnerConfig = field(default_factory=ActorLearnerConfig)
     concurrency: ConcurrencyConfig = field(default_factory=ConcurrencyConfig)
-    learner_device: str | None = None
-    actor_device: str | None = None
+    learner_device: str | None = option(None, NOTE)
+    actor_device: str | None = option(None, NOTE, ONLINE)
 
-    # Carried by configs of earlier π0.5 RL learners; accepted with a warning (config.py says what replaces them).
-    advantage_scaling: float | None = None
-    storage_device: str | None = None
-    async_prefetch: bool | None = None
+    # Carried by configs of earlier π0.5 RL learners.
+    advantage_scaling: float | None = option(
+        None, advice="the advantage is a tag, not a number: set policy.advantage_positive_fraction"
+    )
+    storage_device: str | None = option(
+        None, advice="frames stay in the dataset's own files and are decoded when drawn"
+    )
+    async_prefetch: bool | None = option(None, advice="num_workers and prefetch_factor of the data loader prefetch")
 
     # Publishing needs a repo_id; people who train on their own robot rarely want it by default.
-    push_to_hub: bool = False
+    push_to_hub: bool = option(False, advice="save_checkpoint_to_hub=true sends each checkpoint to policy.repo_id")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,56 +195,25 @@ class PI05RLConfig(PI05Config):
         if self.use_separate_critic is None:
             self.use_separate_critic = True
         self.inference_advantage = _named_advantage(self.inference_advantage)
-        _require_choice("inference_advantage", self.inference_advantage, INFERENCE_ADVANTAGES)
-        _require_choice("policy_extraction", self.policy_extraction, extraction_names())
-        _require_choice("critic_target", self.critic_target, CRITIC_TARGETS)
-        _require_choice("filter_by", self.filter_by, FILTERS)
-        _require_choice("compile_mode", self.compile_mode, COMPILE_MODES)
-        shares = {
-            f"advantage_positive_fraction_per_task[{task!r}]": fraction
-            for task, fraction in self.advantage_positive_fraction_per_task.items()
-        }
-        for name in (
-            "advantage_positive_fraction",
-            "advantage_dropout",
-            "discount",
-            "critic_target_update_weight",
-        ):
-            shares[name] = getattr(self, name)
-        for name, value in shares.items():
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"policy.{name} must be in [0, 1], got {value}")
-        if not self.advantage_positive_weight >= 1:
-            raise ValueError(
-                f"policy.advantage_positive_weight must be at least 1, got {self.advantage_positive_weight}"
-            )
-        for name in ABOVE_ZERO:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"policy.{name} must be above 0, got {value}")
-        for name, least in LEAST_VALUES.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"policy.{name} must be at least {least}, got {value}")
+        check_options(self, "policy")
+        self._check_values_together()
+
+    def _check_values_together(self) -> None:
         if self.value_support_min >= self.value_support_max:
             raise ValueError(
                 f"policy.value_support_min ({self.value_support_min}) must be below "
                 f"policy.value_support_max ({self.value_support_max})"
             )
-        if not 1 <= self.critic_llm_depth <= self.llm_depth:
-            raise ValueError(
-                f"policy.critic_llm_depth must be between 1 and llm_depth ({self.llm_depth}), "
-                f"got {self.critic_llm_depth}"
-            )
+        for name, least in (("critic_llm_depth", 1), ("train_language_from_layer", 0)):
+            layer = getattr(self, name)
+            if not least <= layer <= self.llm_depth:
+                raise ValueError(
+                    f"policy.{name} must be between {least} and llm_depth ({self.llm_depth}), got {layer}"
+                )
         if not self.use_separate_critic and self.critic_llm_depth == self.llm_depth:
             raise ValueError(
                 f"policy.critic_llm_depth must be below llm_depth ({self.llm_depth}) with use_separate_critic=false: "
                 "the output of the actor's last language layer is never computed"
-            )
-        if not 0 <= self.train_language_from_layer <= self.llm_depth:
-            raise ValueError(
-                f"policy.train_language_from_layer must be between 0 and llm_depth ({self.llm_depth}), "
-                f"got {self.train_language_from_layer}"
             )
         if self.image_resolution[0] != self.image_resolution[1]:
             raise ValueError(f"policy.image_resolution must be square, got {tuple(self.image_resolution)}")
@@ -355,8 +310,3 @@ def _named_advantage(value: str | float) -> str:
     except ValueError:
         return str(value).lower()
     return "positive" if number > 0 else "negative"
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"policy.{name} must be one of {', '.join(choices)}; got {value!r}")

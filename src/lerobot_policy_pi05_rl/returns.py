@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-REWARD_SOURCES = ("steps_to_success", "dataset")
-UNLABELLED = ("error", "success", "failure")
+from .options import DATA, LEARNING, check_options, option
 
 
 class Outcome(Enum):
@@ -25,15 +24,14 @@ class Outcome(Enum):
 class RewardConfig:
     """Where rewards and outcomes come from."""
 
-    source: str = "steps_to_success"  # steps_to_success (RECAP, Eq. 5) | dataset (the next.reward column)
-    outcome_file: str | None = None  # CSV: episode_index,outcome[,dataset]; wins over the dataset's columns
-    unlabelled: str = "error"  # error | success | failure: what an episode without any label is
+    # steps_to_success (RECAP, Eq. 5) | dataset (the next.reward column).
+    source: str = option("steps_to_success", LEARNING, choices=("steps_to_success", "dataset"))
+    outcome_file: str | None = option(None, DATA)  # CSV: episode_index,outcome[,dataset]; wins over the columns
+    # error | success | failure: what an episode without any label is.
+    unlabelled: str = option("error", DATA, choices=("error", "success", "failure"))
 
     def __post_init__(self) -> None:
-        if self.source not in REWARD_SOURCES:
-            raise ValueError(f"reward.source must be one of {', '.join(REWARD_SOURCES)}; got {self.source!r}")
-        if self.unlabelled not in UNLABELLED:
-            raise ValueError(f"reward.unlabelled must be one of {', '.join(UNLABELLED)}; got {self.unlabelled!r}")
+        check_options(self, "reward")
 
 
 def episode_outcome(

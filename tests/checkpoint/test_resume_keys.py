@@ -13,25 +13,14 @@ from tiny import write_config
 
 from lerobot_policy_pi05_rl.checkpoint.resume import Change, compare_configs
 from lerobot_policy_pi05_rl.config.file import load_config
-from lerobot_policy_pi05_rl.config.keys import (
-    DATA,
-    FILLED,
-    KEYS,
-    LEARNING,
-    NOTE,
-    ONLINE,
-    OTHER_RUN,
-    READ,
-    START,
-    entry,
-    leaves,
-    on_resume,
-)
+from lerobot_policy_pi05_rl.config.keys import KEYS, entry, on_resume
+from lerobot_policy_pi05_rl.config.leaves import leaves
 from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.labels.command import main as label
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
+from lerobot_policy_pi05_rl.options import DATA, FILLED, LEARNING, NOTE, ONLINE, OTHER_RUN, READ, START
 from lerobot_policy_pi05_rl.training.start import find_checkpoint
 
 NAMES = [leaf.name for leaf in leaves(PI05RLTrainConfig)]

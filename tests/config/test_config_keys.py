@@ -16,9 +16,11 @@ import lerobot_policy_pi05_rl
 from lerobot_policy_pi05_rl.config import page as config_page
 from lerobot_policy_pi05_rl.config.earlier_keys import ALIASES
 from lerobot_policy_pi05_rl.config.file import load_config
-from lerobot_policy_pi05_rl.config.keys import ACTOR_SIZES, CRITIC_SIZES, KEYS, READ, REFUSED, WARNED, entry, leaves
+from lerobot_policy_pi05_rl.config.keys import ACTOR_SIZES, CRITIC_SIZES, KEYS, entry
+from lerobot_policy_pi05_rl.config.leaves import leaves
 from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
+from lerobot_policy_pi05_rl.options import INHERITED, READ, REFUSED, WARNED
 
 LEAVES = {leaf.name: leaf for leaf in leaves(PI05RLTrainConfig)}
 OURS, STOCK = Path(lerobot_policy_pi05_rl.__file__).parent, Path(lerobot.__file__).parent
@@ -80,15 +82,33 @@ def with_key(tmp_path: Path, name: str, value: object, kind=PI05RLTrainConfig):
     return cfg
 
 
+def limited(option) -> bool:
+    return bool(option.choices) or option.least is not None or option.above is not None
+
+
 def messages(caplog) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name.startswith("lerobot_policy_pi05_rl")]
 
 
 def test_no_key_is_missing_from_the_table_and_none_is_too_many():
     missing = [name for name in LEAVES if entry(name) is None]
-    assert missing == [], "say in config_keys.py who reads it and what a resume makes of another value"
+    assert missing == [], "say beside it, by options.option, who reads it and what a resume makes of another value"
     known = {*LEAVES, "policy.type"}
     assert [key for key in KEYS if not any(name == key or name.startswith(f"{key}.") for name in known)] == []
+
+
+def test_only_of_lerobots_fields_something_is_said_elsewhere():
+    assert [name for name, option in INHERITED.items() if KEYS[name] is not option] == []
+
+
+@pytest.mark.parametrize("name", [name for name, leaf in LEAVES.items() if limited(leaf.option)])
+def test_a_value_outside_of_what_is_said_is_an_error_that_names_the_key(tmp_path, name):
+    option = LEAVES[name].option
+    value = "other" if option.choices else option.least - 1 if option.above is None else option.above
+    changed = {"task": value} if isinstance(LEAVES[name].default, dict) else value
+    last = name.rpartition(".")[2]  # LeRobot itself refuses a chunk shorter than the steps of it that are executed
+    with pytest.raises(ConfigError, match=rf"{last}(\['task'\])? (must be|\({value}\))"):
+        with_key(tmp_path, name, changed, OnlineTrainConfig)
 
 
 def test_the_page_of_all_keys_is_up_to_date():

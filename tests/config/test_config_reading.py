@@ -10,7 +10,7 @@ from tiny import tiny_config, write_config
 from lerobot_policy_pi05_rl.config import reading as config_reading
 from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
-from lerobot_policy_pi05_rl.config.keys import leaves
+from lerobot_policy_pi05_rl.config.leaves import leaves
 from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 
 NAMES = [leaf.name for leaf in leaves(PI05RLTrainConfig)]

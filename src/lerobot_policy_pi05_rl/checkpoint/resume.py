@@ -12,12 +12,13 @@ from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
 
 from ..advantage import find_extraction
-from ..config.keys import DATA, FILLED, LEARNING, NOTE, OTHER_RUN, OWN, START, on_resume, readers
+from ..config.keys import on_resume, readers
 from ..config.train import ConfigError, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.dataset import OfflineData
 from ..data.sources import DatasetError, dataset_fingerprint
 from ..errors import typed_line
+from ..options import DATA, FILLED, LEARNING, NOTE, OTHER_RUN, OWN, START
 from ..runtime.files import MANIFEST, damages
 from ..stored.files import CheckpointError
 from .write import DATA_STATE, checkpoints_of, has_parts, last_checkpoint
@@ -164,7 +165,7 @@ def compare_configs(old: dict[str, Any], new: dict[str, Any], reads: frozenset[s
     """What differs between two configurations as JSON has them.
 
     Args:
-        reads: the readers (:mod:`.config_keys`) that this run is among.
+        reads: the readers (:mod:`..options`) that this run is among.
     """
     changes = Changes([], [], [], [])
     for change in differences(old, new):

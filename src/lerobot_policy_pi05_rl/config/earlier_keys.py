@@ -7,9 +7,10 @@ taken out of the raw configuration before it is decoded, with one warning each.
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
+from ..options import INHERITED, REFUSED
 from .arguments import assign
-from .keys import KEYS, REFUSED, no_effect
-from .train import ConfigError
+from .leaves import no_effect, not_supported
 
 # Another name → the key. Those of LeRobot's own tools are said, a second spelling is not.
 ALIASES = {
@@ -172,10 +173,10 @@ def take_out(raw: dict[str, Any]) -> tuple[list[str], list[str]]:
         value = _pop(raw, name)
         if value is None:
             continue
-        if KEYS[name].status == REFUSED:
-            refused.append(f"{', '.join(_names(name, value))} is not supported: {KEYS[name].advice}")
+        if INHERITED[name].status == REFUSED:
+            refused.append(not_supported(_names(name, value), INHERITED[name].advice))
         else:
-            said.append(no_effect(_names(name, value), KEYS[name].advice))
+            said.append(no_effect(_names(name, value), INHERITED[name].advice))
     env = raw.get("env")
     manipulator = isinstance(env, dict) and env.get("type") == "gym_manipulator"
     for name, advice in EARLIER.items():

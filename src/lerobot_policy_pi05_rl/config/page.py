@@ -1,4 +1,4 @@
-"""``docs/configuration.md`` and ``keys.json`` out of :mod:`.keys`.
+"""``docs/configuration.md`` and ``keys.json`` out of what is said beside the fields.
 
 ``python -m lerobot_policy_pi05_rl.config.page`` prints the page, and with ``--names`` what :mod:`.names` reads.
 """
@@ -8,8 +8,9 @@ import sys
 import typing
 from typing import Any
 
+from ..options import READ, REFUSED, WARNED, Option
 from .earlier_keys import ALIASES, EARLIER
-from .keys import KEYS, READ, REFUSED, WARNED, Key, entry, leaves
+from .leaves import Leaf, leaves
 from .train import PI05RLTrainConfig
 
 LONG = 60
@@ -20,7 +21,7 @@ def counts() -> dict[str, int]:
     """Status → how many keys have it."""
     found = dict.fromkeys((READ, WARNED, REFUSED), 0)
     for leaf in leaves(PI05RLTrainConfig):
-        found[_key(leaf.name).status] += 1
+        found[_said(leaf).status] += 1
     return found
 
 
@@ -64,26 +65,25 @@ def names_file() -> str:
     """``keys.json``: a line for each key."""
     rows = []
     for leaf in leaves(PI05RLTrainConfig):
-        key = _key(leaf.name)
+        key = _said(leaf)
         row = (leaf.name, _type(leaf.type), _default(leaf), key.readers if key.status == READ else "")
         rows.append(json.dumps([text.replace("\\|", "|").strip("`") for text in row]))
     keys, aliases, earlier = ",\n".join(rows), json.dumps(list(ALIASES)), json.dumps(list(EARLIER))
     return f'{{"keys": [\n{keys}\n],\n"aliases": {aliases},\n"earlier": {earlier}}}\n'
 
 
-def _key(name: str) -> Key:
-    node = entry(name)
-    assert node is not None  # a test finds a key that the table lacks
-    return KEYS[node]
+def _said(leaf: Leaf) -> Option:
+    assert leaf.option is not None  # a test finds a key of which nothing is said
+    return leaf.option
 
 
-def _default(leaf: Any) -> str:
+def _default(leaf: Leaf) -> str:
     default = MACHINES.get(leaf.name) or _text(leaf.default)
     return default if len(default) <= LONG else "as in LeRobot"
 
 
-def _row(leaf: Any) -> str:
-    key = _key(leaf.name)
+def _row(leaf: Leaf) -> str:
+    key = _said(leaf)
     default = _default(leaf)
     answer = f"read: {key.readers}" if key.status == READ else f"{key.status}: {key.advice}"
     return f"| `{leaf.name}` | {_type(leaf.type)} | {default} | {answer} | {key.on_resume} |"

@@ -14,21 +14,14 @@ from lerobot.utils.device_utils import is_torch_device_available
 
 from ..configuration_pi05_rl import PI05RLConfig
 from ..errors import ConfigError as ConfigError  # where other modules look for it
+from ..options import DATA, LEARNING, NOTE, OFFLINE, OTHER_RUN, OWN, REFUSED, RUNS, WARNED, check_options, option
 from ..returns import RewardConfig
 from . import encoding as config_encoding  # noqa: F401 - registers an encoder
 from .actor import ActorConfig, ReplayConfig
-from .keys import KEYS, OFFLINE, REFUSED, RUNS, WARNED, no_effect, set_names
+from .leaves import answered, no_effect, not_supported
 
 logger = logging.getLogger(__name__)
 
-LEAST_VALUES = {
-    **dict.fromkeys(("batch_size", "keep_last_checkpoints", "prefetch_factor", "log_freq"), 1),
-    **dict.fromkeys(("num_workers", "seed", "eval_steps", "max_eval_samples", "tolerance_s"), 0),
-}
-WANDB_MODES = ("online", "offline", "disabled")
-STATISTICS = ("pooled", "own")
-VIDEO_BACKENDS = ("torchcodec", "pyav", "video_reader")  # LeRobot's; the last is its old name of pyav
-BAD_VALUES = ("error", "drop_episode", "keep_outliers")
 LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the ones that leave the base as it is
 
 
@@ -36,21 +29,27 @@ LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the on
 class OfflineDatasetConfig(DatasetConfig):
     """LeRobot's dataset configuration, and more datasets of the same robot to learn from."""
 
-    eval_split: float = 0.1  # share of each task's episodes held out, both outcomes among them; 0: none
-    additional_offline_dataset_paths: list[str] = field(default_factory=list)  # folders or Hub ids
-    weights: list[float] | None = None  # share of the draws, the first dataset's first; None: all frames alike
-    statistics: str = "pooled"  # pooled | own: each dataset is brought from its own scale to the first one's
-    resample_actions: bool = False  # read datasets of other frame rates at the first one's; absolute actions only
-    frame_cache: str | None = None  # folder of decoded frames (pi05-rl cache); None: decode what is drawn
-    bad_values: str = "error"  # NaN, infinity, outliers in state or action: error | drop_episode | keep_outliers
-    labeling: str | None = None  # advantages come from the side-car of this name (pi05-rl label), not from the critic
+    eval_split: float = option(0.1, DATA)  # share of each task's episodes held out, both outcomes among them; 0: none
+    additional_offline_dataset_paths: list[str] = option(list, NOTE)  # folders or Hub ids
+    # Share of the draws, the first dataset's first; None: all frames alike.
+    weights: list[float] | None = option(None, LEARNING)
+    # pooled | own: each dataset is brought from its own scale to the first one's.
+    statistics: str = option("pooled", OTHER_RUN, choices=("pooled", "own"))
+    # Read datasets of other frame rates at the first one's; absolute actions only.
+    resample_actions: bool = option(False, NOTE)
+    # Folder of decoded frames (pi05-rl cache); None: decode what is drawn.
+    frame_cache: str | None = option(None, NOTE)
+    # NaN, infinity, outliers in state or action: error | drop_episode | keep_outliers.
+    bad_values: str = option("error", DATA, choices=("error", "drop_episode", "keep_outliers"))
+    # Advantages come from the side-car of this name (pi05-rl label), not from the critic.
+    labeling: str | None = option(None, DATA)
 
 
 @dataclass
 class OfflineWandBConfig(WandBConfig):
     """LeRobot's W&B configuration; the offline run may go to a project of its own."""
 
-    offline_project: str | None = None
+    offline_project: str | None = option(None, NOTE, OFFLINE)
 
 
 @dataclass(kw_only=True)
@@ -62,16 +61,19 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     reward: RewardConfig = field(default_factory=RewardConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
-    output_dir_offline: Path | None = None  # the offline run writes here; None: output_dir
-    offline_save_freq: int | None = None  # wins over save_freq offline
-    keep_last_checkpoints: int | None = None  # None: all
+    output_dir_offline: Path | None = option(None, OWN, OFFLINE)  # the offline run writes here; None: output_dir
+    offline_save_freq: int | None = option(None, NOTE, OFFLINE)  # wins over save_freq offline
+    keep_last_checkpoints: int | None = option(None, NOTE, least=1)  # None: all
     # Training goes on while a checkpoint is written. Off by default: it holds a copy of all that trains, weights and
     # optimizer state, in host memory, and a run that has not got that room would be killed hours after its start.
-    save_in_background: bool = False
-    resume_from: str | int | None = None  # step, or folder of a checkpoint of this run; None: the newest
-    eval_steps: int = 1000  # steps between held-out evaluations (there is one at the end, too); 0: never
-    max_eval_samples: int = 512  # held-out frames per evaluation, spread over all held-out episodes; 0: all
-    seed: int = 1000  # LeRobot's default; here it also orders samples and draws noise, so it cannot be None
+    save_in_background: bool = option(False, NOTE)
+    resume_from: str | int | None = option(None, OWN)  # step, or folder of a checkpoint of this run; None: the newest
+    # Steps between held-out evaluations (there is one at the end, too); 0: never.
+    eval_steps: int = option(1000, NOTE, least=0)
+    # Held-out frames per evaluation, spread over all held-out episodes; 0: all.
+    max_eval_samples: int = option(512, NOTE, least=0)
+    # LeRobot's default; here it also orders samples and draws noise, so it cannot be None.
+    seed: int = option(1000, LEARNING, least=0)
 
     def validate(self, device_key: str | None = "learner_device") -> None:
         """Check what does not need the data. LeRobot's own ``validate`` reads ``sys.argv`` and knows SAC only.
@@ -88,21 +90,11 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             raise ConfigError(f"policy.type must be pi05_rl, got {getattr(self.policy, 'type', None)!r}")
         if self.dataset is None:
             raise ConfigError("dataset.repo_id is missing: the offline learner learns from a LeRobot dataset")
-        refused = set_names(self, REFUSED)
+        refused = answered(self, REFUSED)
         if refused:
-            each = [f"{', '.join(names)} is not supported: {KEYS[node].advice}" for node, names in refused.items()]
-            raise ConfigError("; ".join(each))
+            raise ConfigError("; ".join(not_supported(names, advice) for names, advice in refused))
+        self._check_options()
         self._check_mixture()
-        if self.dataset.video_backend not in VIDEO_BACKENDS:
-            raise ConfigError(
-                f"dataset.video_backend must be one of {', '.join(VIDEO_BACKENDS)}, got {self.dataset.video_backend!r}"
-            )
-        if self.wandb.mode not in (None, *WANDB_MODES):
-            raise ConfigError(f"wandb.mode must be one of {', '.join(WANDB_MODES)}, got {self.wandb.mode!r}")
-        for name, least in LEAST_VALUES.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} must be at least {least}, got {value}")
         if self.output_dir_offline and self.output_dir:
             offline, online = Path(self.output_dir_offline).resolve(), Path(self.output_dir).resolve()
             if offline == online:
@@ -130,16 +122,21 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             )
         if device_key is not None:
             self.check_device(device_key)
-        say([no_effect(names, KEYS[node].advice) for node, names in set_names(self, WARNED).items()])
+        say([no_effect(names, advice) for names, advice in answered(self, WARNED)])
         self.job_name = self.job_name or "pi05_rl_offline"  # type: ignore[has-type]
+
+    def _check_options(self) -> None:
+        sections = {"": self, "dataset": self.dataset, "wandb": self.wandb, "peft": self.peft}
+        try:
+            for section, config in sections.items():
+                if config is not None:
+                    check_options(config, section, self.reads)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def _check_mixture(self) -> None:
         dataset = self.dataset
         assert dataset is not None  # validate has looked
-        if dataset.statistics not in STATISTICS:
-            raise ConfigError(f"dataset.statistics must be one of {', '.join(STATISTICS)}, got {dataset.statistics!r}")
-        if dataset.bad_values not in BAD_VALUES:
-            raise ConfigError(f"dataset.bad_values must be one of {', '.join(BAD_VALUES)}, got {dataset.bad_values!r}")
         if dataset.statistics == "own" and self.policy.use_relative_actions:
             raise ConfigError(
                 "dataset.statistics is own, but with policy.use_relative_actions differences of scaled actions and "
@@ -180,10 +177,6 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
                 f"peft.init_type must be null or one of {', '.join(LORA_INITS)}, got {self.peft.init_type!r}: others "
                 "change the base's weights, which the checkpoint does not store"
             )
-        for name in ("r", "lora_alpha"):
-            value = getattr(self.peft, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"peft.{name} must be at least 1, got {value}")
         if importlib.util.find_spec("peft") is None:
             raise ConfigError("the package peft is not installed: pip install 'lerobot[peft]'")
 
@@ -194,7 +187,7 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
 
     @property
     def reads(self) -> frozenset[str]:
-        """The readers (:mod:`.config_keys`) that this run is among."""
+        """The readers (:mod:`..options`) that this run is among."""
         return frozenset({RUNS, OFFLINE})
 
     @property

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ..config.keys import ONLINE, RUNS
 from ..config.train import ConfigError, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
+from ..options import ONLINE, RUNS
 from ..stored.files import stored_config
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -21,7 +21,7 @@ class OnlineTrainConfig(PI05RLTrainConfig):
 
     @property
     def reads(self) -> frozenset[str]:
-        """The readers (:mod:`..config_keys`) that this run is among."""
+        """The readers (:mod:`..options`) that this run is among."""
         return frozenset({RUNS, ONLINE})
 
     @property
@@ -70,16 +70,9 @@ class OnlineTrainConfig(PI05RLTrainConfig):
         super().validate(device_key)
         self.job_name = "pi05_rl_online" if self.job_name == "pi05_rl_offline" else self.job_name
         _ = self.run_dir
-        if not 0 < self.online_ratio <= 1:
-            raise ConfigError(f"online_ratio must be above 0 and at most 1, got {self.online_ratio}")
         if self.dataset.labeling is not None:
             raise ConfigError(
                 "dataset.labeling labels the offline data alone; online, they come from the critic. Set it to null"
             )
         if self.policy.critic_early_stop is not None:
             raise ConfigError("policy.critic_early_stop needs held-out data, which never grows; set it to null")
-        connection = self.policy.actor_learner_config
-        if not 0 <= connection.learner_port <= 65535:
-            raise ConfigError(f"policy.actor_learner_config.learner_port is {connection.learner_port}")
-        if not connection.policy_parameters_push_frequency > 0:
-            raise ConfigError("policy.actor_learner_config.policy_parameters_push_frequency must be above 0 seconds")

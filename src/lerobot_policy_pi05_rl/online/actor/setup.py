@@ -17,7 +17,7 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 from lerobot.utils.constants import ACTION
 
-from ...config.keys import NOTE, START, UNUSED, policy_fields
+from ...config.keys import ACTED_WITH, LEARNERS_OWN
 from ...config.train import ConfigError
 from ...configuration_pi05_rl import PI05RLConfig
 from ...errors import UserError, one_line
@@ -31,14 +31,6 @@ from .environment import ActorEnvironment
 from .registered import RegisteredEnvironment
 
 logger = logging.getLogger(__name__)
-
-# Fields of the policy that an actor acts with. The others of those that may change between two starts of a learner
-# (config_keys) mean nothing to an actor.
-_ACTED_WITH = {"inference_advantage", "guidance_scale", "num_inference_steps", "n_action_steps"}
-_LEARNERS_OWN = {
-    *policy_fields({NOTE, START, UNUSED}),
-    *("online_steps", "online_buffer_capacity", "online_step_before_learning", "online_updates_per_transition"),
-} - _ACTED_WITH
 
 
 class SetupError(UserError):
@@ -68,7 +60,7 @@ def decode_policy_config(text: str, cfg: OnlineTrainConfig) -> PI05RLConfig:
         config = draccus.decode(PI05RLConfig, raw)
     except (ValueError, TypeError, AttributeError, DraccusException) as error:
         raise SetupError(f"the learner's policy configuration cannot be read: {one_line(error)}") from error
-    for key in sorted(_ACTED_WITH):
+    for key in ACTED_WITH:
         own, theirs = getattr(cfg.policy, key), getattr(config, key)
         if own != theirs:
             logger.warning(
@@ -110,7 +102,7 @@ def acts_alike(text: str, other: str) -> bool:
     """
 
     def acting(config: str) -> dict[str, Any]:
-        return {key: value for key, value in json.loads(config).items() if key not in _LEARNERS_OWN}
+        return {key: value for key, value in json.loads(config).items() if key not in LEARNERS_OWN}
 
     return acting(text) == acting(other)
 
