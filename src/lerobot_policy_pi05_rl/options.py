@@ -108,6 +108,16 @@ def check_options(config: Any, section: str, readers: Set[str] = frozenset({RUNS
                 raise ValueError(f"{which} {wrong}")
 
 
+def by_name[T](table: dict[str, dict[str, T]]) -> dict[str, T]:
+    """Section → names, apart by spaces → what is said of each: as full name → what is said."""
+    return {
+        f"{section}.{name}".removeprefix("."): said
+        for section, rows in table.items()
+        for names, said in rows.items()
+        for name in names.split()
+    }
+
+
 # Section of the configuration → names → what they mean.
 _READ = {
     "": {
@@ -191,12 +201,7 @@ _REFUSED = {
     "set policy.pi05_checkpoint to the folder",
 }
 INHERITED: dict[str, Option] = {
-    **{
-        f"{section}.{name}".removeprefix("."): meaning
-        for section, groups in _READ.items()
-        for names, meaning in groups.items()
-        for name in names.split()
-    },
-    **{name: Option(advice=advice) for names, advice in _WARNED.items() for name in names.split()},
+    **by_name(_READ),
+    **{name: Option(advice=advice) for name, advice in by_name({"": _WARNED}).items()},
     **{name: Option(advice=advice, refused=True) for name, advice in _REFUSED.items()},
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..options import INHERITED, REFUSED
+from ..options import INHERITED, REFUSED, by_name
 from .arguments import assign
 from .leaves import no_effect, not_supported
 
@@ -21,116 +21,87 @@ ALIASES = {
 }
 _SILENT = {"offline_output_dir", "episode_logging_freq"}
 
-_CRITIC = "the critic predicts returns from π0.5's layers; set policy.critic_llm_depth, policy.critic_folds"
-_ACTOR = "the actor is π0.5; its sizes are policy.llm_width, policy.expert_width, …"
-_ENTROPY = "RECAP has no entropy term; policy.advantage_dropout and policy.guidance_scale say how sharp the policy is"
-_STATE = "π0.5 reads the state as text in its prompt"
-_VISION = "π0.5 has its own vision tower; policy.freeze_vision_encoder freezes it"
-_HELD_OUT = "dataset.eval_split holds episodes out, eval_steps says how often they are evaluated"
-_PROBES = "pi05-rl report RUN shows what the critic and the policy learnt"
-_SUBTASKS = "the prompt is the dataset's task, or policy.task; no subtask is generated"
-_FAST = "actions are learnt by flow matching alone; no action tokens"
 _FRAMES = "frames are decoded when drawn; dataset.frame_cache keeps them decoded"
-_ADVANTAGE_WEIGHTS = "frames are weighed by policy.policy_extraction and policy.advantage_positive_weight"
-_SCREEN = "pi05-rl report RUN and W&B show a run; policy.episode_logging_freq says how often videos are written"
-_NO_PULL = "weights are not pulled back; lower policy.actor_lr, or train an adapter (peft.r)"
 _RECORDING = "record with lerobot-record"
-EARLIER = {
-    "eval_freq": "no episode is run while a policy trains; evaluate its checkpoints with lerobot-eval",
-    "mode": "pi05-rl has a verb for each of them: offline, learner, actor",
-    "device": "set policy.device",
-    "interactive": _SCREEN,
-    "use_rerun": _SCREEN,
-    "video_logging_cameras": _SCREEN,
-    "episode_save_freq": "the replay is saved after every episode",
-    "buffer_cache_dir": _FRAMES,
-    "cache_policy": _FRAMES,
-    "skip_critic": "set policy.policy_extraction=none for cloning without a critic",
-    "val_dataset_path": _HELD_OUT,
-    "val_split": _HELD_OUT,
-    "val_freq": _HELD_OUT,
-    "val_on_start": _HELD_OUT,
-    "val_loss_frames": "max_eval_samples says how many held-out frames are evaluated",
-    "probe_parameters": _PROBES,
-    "use_rabc": _ADVANTAGE_WEIGHTS,
-    "rabc_progress_path": _ADVANTAGE_WEIGHTS,
-    "rabc_kappa": _ADVANTAGE_WEIGHTS,
-    "rabc_epsilon": _ADVANTAGE_WEIGHTS,
-    "rabc_head_mode": _ADVANTAGE_WEIGHTS,
-    "dataset.max_episodes": "dataset.episodes lists the episodes to learn from",
-    "dataset.local_files_only": "dataset.root is the folder of a local dataset; HF_HUB_OFFLINE=1 keeps off the Hub",
-    "dataset.task": "set policy.task",
-    "dataset.num_episodes_to_record": _RECORDING,
-    "dataset.replay_episode": _RECORDING,
-    "dataset.push_to_hub": _RECORDING,
-    "policy.dataset_stats": "statistics are those of the data that a run trains on, or of its checkpoint",
-    "policy.use_dataset_stats": "a fresh run always takes its data's statistics",
-    "policy.num_critics": _CRITIC,
-    "policy.num_subsample_critics": _CRITIC,
-    "policy.critic_network_kwargs": _CRITIC,
-    "policy.discrete_critic_network_kwargs": _CRITIC,
-    "policy.critic_target_update_every": "the target moves at each update, by policy.critic_target_update_weight",
-    "policy.actor_network_kwargs": _ACTOR,
-    "policy.policy_kwargs": _ACTOR,
-    "policy.latent_dim": _ACTOR,
-    "policy.state_encoder_hidden_dim": _STATE,
-    "policy.vision_encoder_name": _VISION,
-    "policy.image_encoder_hidden_dim": _VISION,
-    "policy.image_embedding_pooling_dim": "policy.critic_image_pooling pools what the critic sees",
-    "policy.camera_number": "cameras are those of the dataset, or of policy.input_features",
-    "policy.shared_encoder": "set policy.use_separate_critic=false for a critic on the actor's features",
-    "policy.num_discrete_actions": "π0.5's actions are continuous, the gripper's too",
-    "policy.temperature_init": _ENTROPY,
-    "policy.temperature_lr": _ENTROPY,
-    "policy.target_entropy": _ENTROPY,
-    "policy.use_backup_entropy": _ENTROPY,
-    "policy.online_env_seed": "set seed",
-    "policy.use_torch_compile": "set policy.compile_model",
-    "policy.torch_compile": "set policy.compile_model",
-    "policy.action_dim": "actions have the dimensions of the dataset",
-    "policy.drop_n_last_frames": "the last frames of an episode train like any other; chunks are cut at its end",
-    "policy.trainable_params": "set policy.freeze_vision_encoder and policy.train_language_from_layer",
-    "policy.freeze_vision_tower": "set policy.freeze_vision_encoder",
-    "policy.freeze_language_model": "set policy.train_expert_only, or policy.train_language_from_layer",
-    "policy.freeze_action_expert": "the action expert always trains",
-    "policy.action_encoding": "set policy.use_relative_actions for actions relative to the state",
-    "policy.action_encoding_stats_path": "statistics of relative actions are computed from the data",
-    "policy.action_tokenizer_name": _FAST,
-    "policy.max_action_tokens": _FAST,
-    "policy.fast_skip_tokens": _FAST,
-    "policy.knowledge_insulation": _FAST,
-    "policy.loss_weight_flow": _FAST,
-    "policy.loss_weight_action_ce": _FAST,
-    "policy.loss_weight_subtask_ce": _SUBTASKS,
-    "policy.subtask_regeneration_interval": _SUBTASKS,
-    "policy.max_decoding_steps": _SUBTASKS,
-    "policy.temperature": _SUBTASKS,
-    "policy.text_tokenizer_name": "set policy.tokenizer",
-    "policy.image_storage_size": _FRAMES,
-    "policy.image_storage_dtype": _FRAMES,
-    "policy.image_stride": _FRAMES,
-    "policy.weights_push_interval": "set policy.actor_learner_config.policy_parameters_push_frequency",
-    "policy.action_clamp_limits": "set actor.action_clamp_limits",
-    "policy.pretrained_merge_alpha": _NO_PULL,
-    "policy.pretrained_merge_every_n_steps": _NO_PULL,
-    "policy.pretrained_merge_targets": _NO_PULL,
-}
 # Of an environment of type gym_manipulator alone: others have fields of these names.
-EARLIER_ENV = {
-    "env.wrapper": "its settings are below env.processor: observation, image_preprocessing, gripper, reset",
-    "env.mode": _RECORDING,
-    "env.repo_id": _RECORDING,
-    "env.dataset_root": _RECORDING,
-    "env.num_episodes": "set actor.episodes",
-    "env.episode": _RECORDING,
-    "env.push_to_hub": _RECORDING,
-    "env.video_record": "set policy.episode_logging_freq",
-    "env.device": "set policy.actor_device",
-    "env.pretrained_policy_name_or_path": "set policy.pi05_checkpoint",
-    "env.reward_classifier_pretrained_path": "set env.processor.reward_classifier.pretrained_path",
-    "env.number_of_steps_after_success": "an episode ends with its success; env.processor.reset.terminate_on_success",
+_EARLIER_ENV = {
+    "env": {
+        "wrapper": "its settings are below env.processor: observation, image_preprocessing, gripper, reset",
+        "mode repo_id dataset_root": _RECORDING,
+        "num_episodes": "set actor.episodes",
+        "episode push_to_hub": _RECORDING,
+        "video_record": "set policy.episode_logging_freq",
+        "device": "set policy.actor_device",
+        "pretrained_policy_name_or_path": "set policy.pi05_checkpoint",
+        "reward_classifier_pretrained_path": "set env.processor.reward_classifier.pretrained_path",
+        "number_of_steps_after_success": "an episode ends with its success; env.processor.reset.terminate_on_success",
+    }
 }
-EARLIER |= EARLIER_ENV
+# Section → names → what to use instead.
+_EARLIER = {
+    "": {
+        "eval_freq": "no episode is run while a policy trains; evaluate its checkpoints with lerobot-eval",
+        "mode": "pi05-rl has a verb for each of them: offline, learner, actor",
+        "device": "set policy.device",
+        "interactive use_rerun video_logging_cameras": "pi05-rl report RUN and W&B show a run; "
+        "policy.episode_logging_freq says how often videos are written",
+        "episode_save_freq": "the replay is saved after every episode",
+        "buffer_cache_dir cache_policy": _FRAMES,
+        "skip_critic": "set policy.policy_extraction=none for cloning without a critic",
+        "val_dataset_path val_split val_freq val_on_start": "dataset.eval_split holds episodes out, "
+        "eval_steps says how often they are evaluated",
+        "val_loss_frames": "max_eval_samples says how many held-out frames are evaluated",
+        "probe_parameters": "pi05-rl report RUN shows what the critic and the policy learnt",
+        "use_rabc rabc_progress_path rabc_kappa rabc_epsilon rabc_head_mode": "frames are weighed by "
+        "policy.policy_extraction and policy.advantage_positive_weight",
+    },
+    "dataset": {
+        "max_episodes": "dataset.episodes lists the episodes to learn from",
+        "local_files_only": "dataset.root is the folder of a local dataset; HF_HUB_OFFLINE=1 keeps off the Hub",
+        "task": "set policy.task",
+        "num_episodes_to_record replay_episode push_to_hub": _RECORDING,
+    },
+    "policy": {
+        "dataset_stats": "statistics are those of the data that a run trains on, or of its checkpoint",
+        "use_dataset_stats": "a fresh run always takes its data's statistics",
+        "num_critics num_subsample_critics critic_network_kwargs discrete_critic_network_kwargs": "the critic "
+        "predicts returns from π0.5's layers; set policy.critic_llm_depth, policy.critic_folds",
+        "critic_target_update_every": "the target moves at each update, by policy.critic_target_update_weight",
+        "actor_network_kwargs policy_kwargs latent_dim": "the actor is π0.5; its sizes are policy.llm_width, "
+        "policy.expert_width, …",
+        "state_encoder_hidden_dim": "π0.5 reads the state as text in its prompt",
+        "vision_encoder_name image_encoder_hidden_dim": "π0.5 has its own vision tower; "
+        "policy.freeze_vision_encoder freezes it",
+        "image_embedding_pooling_dim": "policy.critic_image_pooling pools what the critic sees",
+        "camera_number": "cameras are those of the dataset, or of policy.input_features",
+        "shared_encoder": "set policy.use_separate_critic=false for a critic on the actor's features",
+        "num_discrete_actions": "π0.5's actions are continuous, the gripper's too",
+        "temperature_init temperature_lr target_entropy use_backup_entropy": "RECAP has no entropy term; "
+        "policy.advantage_dropout and policy.guidance_scale say how sharp the policy is",
+        "online_env_seed": "set seed",
+        "use_torch_compile torch_compile": "set policy.compile_model",
+        "action_dim": "actions have the dimensions of the dataset",
+        "drop_n_last_frames": "the last frames of an episode train like any other; chunks are cut at its end",
+        "trainable_params": "set policy.freeze_vision_encoder and policy.train_language_from_layer",
+        "freeze_vision_tower": "set policy.freeze_vision_encoder",
+        "freeze_language_model": "set policy.train_expert_only, or policy.train_language_from_layer",
+        "freeze_action_expert": "the action expert always trains",
+        "action_encoding": "set policy.use_relative_actions for actions relative to the state",
+        "action_encoding_stats_path": "statistics of relative actions are computed from the data",
+        "action_tokenizer_name max_action_tokens fast_skip_tokens knowledge_insulation loss_weight_flow "
+        "loss_weight_action_ce": "actions are learnt by flow matching alone; no action tokens",
+        "loss_weight_subtask_ce subtask_regeneration_interval max_decoding_steps temperature": "the prompt is the "
+        "dataset's task, or policy.task; no subtask is generated",
+        "text_tokenizer_name": "set policy.tokenizer",
+        "image_storage_size image_storage_dtype image_stride": _FRAMES,
+        "weights_push_interval": "set policy.actor_learner_config.policy_parameters_push_frequency",
+        "action_clamp_limits": "set actor.action_clamp_limits",
+        "pretrained_merge_alpha pretrained_merge_every_n_steps pretrained_merge_targets": "weights are not pulled "
+        "back; lower policy.actor_lr, or train an adapter (peft.r)",
+    },
+}
+EARLIER_ENV = by_name(_EARLIER_ENV)
+EARLIER = by_name(_EARLIER) | EARLIER_ENV
 _FEW = 6
 # Nodes that draccus would have to decode, though nothing reads what comes out.
 _NODES = ("optimizer", "scheduler", "algorithm", "checkpoint_path", "reward_model", "sample_weighting")
