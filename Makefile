@@ -6,6 +6,8 @@ export MUJOCO_GL ?= egl
 export HF_HUB_OFFLINE ?= 1
 # A CUDA build of torch is large; a slow mirror must not end the installation.
 export UV_HTTP_TIMEOUT ?= 600
+# Compiled modules are kept: without them every process takes ten more seconds to import LeRobot.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON := .venv/bin/python
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -35,11 +37,14 @@ demo: install
 demo-online: install
 	.venv/bin/pi05-rl demo-online
 
+# As many workers as cores and memory allow; a file's tests stay together, so that they share its fixtures.
+PARALLEL := --numprocesses=auto --dist=loadfile --no-loadscope-reorder --durations=20
+
 test: install
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(PARALLEL)
 
 test-slow: install
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m slow $(PARALLEL)
 
 lint: install
 	$(PYTHON) -m ruff check .

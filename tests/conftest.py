@@ -28,6 +28,22 @@ for name in list(os.environ):  # what a person or a cluster has set for other ru
         del os.environ[name]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `make test`: each has one thread and, with PyTorch and LeRobot, up to 3 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, memory // 3_000_000_000))
+
+
+LONGEST = {"test_processes.py", "test_main_job.py", "test_documents.py", "test_kill_resume.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first: no worker is left with one while the others are done."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def no_handler_of_an_earlier_test():
     """A command run in a test logs to that test's captured stream, which is closed when the next one starts."""
