@@ -27,22 +27,22 @@ from lerobot_policy_pi05_rl.runtime.files import damages
     ],
     ids=["log_freq=1", "log_freq=3", "td", "folds", "weighted"],
 )
-def test_forty_steps_equal_twenty_stop_resume_twenty(tmp_path, mixed_dataset, changes):
+def test_a_run_equals_its_half_stopped_and_resumed(tmp_path, mixed_dataset, changes):
     """Warm-up, critic-only steps, accumulation and a log window across the stop are all in play."""
     options = {
-        "policy__offline_steps": 40,
+        "policy__offline_steps": 16,
         "policy__policy_update_freq": 2,
         "policy__critic_warmup_steps": 3,
         "policy__gradient_accumulation_steps": 2,
         "policy__advantage_window": 32,
-        "save_freq": 20,
+        "save_freq": 8,
         "log_freq": 1,
         **changes,
     }
     whole = run(write_config(tmp_path / "a.json", mixed_dataset, tmp_path / "a", **options))
     config = write_config(tmp_path / "b.json", mixed_dataset, tmp_path / "b", **options)
     run(config)
-    step_back(tmp_path / "b", "000020")
+    step_back(tmp_path / "b", "000008")
     torch.manual_seed(12345)  # a new process has another random state
     resumed = run(config, resume="true")
 
