@@ -18,7 +18,7 @@ from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.demo.online import make_parser as demo_parser
 from lerobot_policy_pi05_rl.errors import ConfigError
 from lerobot_policy_pi05_rl.labels.options import make_parser as label_parser
-from lerobot_policy_pi05_rl.online.actor.command import UNLIMITED
+from lerobot_policy_pi05_rl.online.actor.actor import UNLIMITED
 from lerobot_policy_pi05_rl.plan.command import make_parser as plan_parser
 
 HEAVY = ("torch", "lerobot", "transformers", "draccus", "datasets", "pandas")
