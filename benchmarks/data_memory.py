@@ -33,9 +33,10 @@ def train_and_measure(root: Path, steps: int) -> dict[str, float]:
     import torch
 
     from lerobot_policy_pi05_rl.config.file import load_config
+    from lerobot_policy_pi05_rl.config.resolve import resolved
     from lerobot_policy_pi05_rl.data import dataset as loading
     from lerobot_policy_pi05_rl.data import loaders
-    from lerobot_policy_pi05_rl.training.build import prepare
+    from lerobot_policy_pi05_rl.training.start import prepare
 
     found = {"import": time.perf_counter() - BEGIN}
     torch.set_num_threads(1)
@@ -53,14 +54,13 @@ def train_and_measure(root: Path, steps: int) -> dict[str, float]:
     loading.label_episodes = timed("label", loading.label_episodes)
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"--dataset.root={root}", f"--output_dir_offline={folder}/run", "--num_workers=2"]
-        cfg = load_config(CONFIG, overrides)
-        cfg.validate()
+        cfg = resolved(load_config(CONFIG, overrides))
         begin = time.perf_counter()
         data, algorithm, _ = prepare(cfg, None)
         found["model and the rest"] = time.perf_counter() - begin - found["open"] - found["label"]
         begin = time.perf_counter()
         last = steps * algorithm.batches_per_step
-        batches = iter(loaders.make_train_loader(cfg, data, batches=last))
+        batches = iter(loaders.make_train_loader(data, batch_size=cfg.batch_size, batches=last))
         algorithm.update(batches)
         found["first step"] = time.perf_counter() - begin
         found["start-up"] = time.perf_counter() - BEGIN

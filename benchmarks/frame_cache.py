@@ -15,6 +15,7 @@ from docs_section import write_section
 
 from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.resolve import changed, resolved
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.frames import FrameDataset
 
@@ -28,11 +29,10 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--write-docs"]
     path, overrides = split_config_path(arguments)
     with tempfile.TemporaryDirectory() as temporary:
-        cfg = load_config(path, overrides)
-        cfg.validate()
-        folder, cfg.dataset.frame_cache = cfg.dataset.frame_cache or temporary, None
-        decoded = open_offline_data(cfg).train
-        cfg.dataset.frame_cache = folder
+        cfg = resolved(load_config(path, overrides))
+        without, folder = changed(cfg.dataset, frame_cache=None), cfg.dataset.frame_cache or temporary
+        decoded = open_offline_data(changed(cfg, dataset=without)).train
+        cfg = changed(cfg, dataset=changed(cfg.dataset, frame_cache=folder))
         begin = time.perf_counter()
         cached = open_offline_data(cfg).train
         opened = time.perf_counter() - begin

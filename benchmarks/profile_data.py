@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, default_collate
 from lerobot_policy_pi05_rl.command.run import set_up_logging
 from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.resolve import resolved
 from lerobot_policy_pi05_rl.config.train import PI05RLTrainConfig
 from lerobot_policy_pi05_rl.data.dataset import OfflineData
 from lerobot_policy_pi05_rl.data.frames import FrameDataset
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader, to_device
-from lerobot_policy_pi05_rl.data.workers import worker_kwargs
-from lerobot_policy_pi05_rl.training.build import prepare
+from lerobot_policy_pi05_rl.training.start import prepare
 
 PARTS = ("pictures", "other columns", "collate")
 SECONDS = "seconds_in_worker"  # the key under which they travel
@@ -83,8 +83,9 @@ class Watch:
 
 def timed_loader(cfg: PI05RLTrainConfig, data: OfflineData, batches: int) -> DataLoader:
     """The run's loader, timed."""
-    order = make_train_loader(cfg, data, batches=batches).batch_sampler
-    return DataLoader(TimedFrames(data.train), batch_sampler=order, collate_fn=timed_collate, **worker_kwargs(cfg))
+    order = make_train_loader(data, batch_size=cfg.batch_size, batches=batches).batch_sampler
+    kwargs = data.workers.loader_kwargs
+    return DataLoader(TimedFrames(data.train), batch_sampler=order, collate_fn=timed_collate, **kwargs)
 
 
 def main() -> None:
@@ -99,8 +100,7 @@ def main() -> None:
     path, overrides = split_config_path(rest)
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        cfg = load_config(path, [*overrides, f"--output_dir_offline={folder}/run"])
-        cfg.validate()
+        cfg = resolved(load_config(path, [*overrides, f"--output_dir_offline={folder}/run"]))
         data, algorithm, _ = prepare(cfg, None)
         device = next(algorithm.policy.parameters()).device
         samples = args.batches * cfg.batch_size

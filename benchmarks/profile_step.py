@@ -20,8 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 from lerobot_policy_pi05_rl.command.run import set_up_logging
 from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.resolve import resolved
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader
-from lerobot_policy_pi05_rl.training.build import prepare
+from lerobot_policy_pi05_rl.training.start import prepare
 
 PHASES = ("data", "preprocess", "forward", "backward", "clip", "optimizer")  # as recap.py names them
 OPERATORS = 12
@@ -39,10 +40,10 @@ def main() -> None:
     set_up_logging()
     path, overrides = split_config_path(rest)
     with tempfile.TemporaryDirectory() as folder:
-        cfg = load_config(path, [*overrides, f"--output_dir_offline={folder}/run"])
-        cfg.validate()
+        cfg = resolved(load_config(path, [*overrides, f"--output_dir_offline={folder}/run"]))
         data, algorithm, _ = prepare(cfg, None)
-        batches = iter(make_train_loader(cfg, data, batches=(args.skip + args.steps) * algorithm.batches_per_step))
+        count = (args.skip + args.steps) * algorithm.batches_per_step
+        batches = iter(make_train_loader(data, batch_size=cfg.batch_size, batches=count))
         for _ in range(args.skip):
             algorithm.update(batches)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]

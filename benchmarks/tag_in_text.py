@@ -12,7 +12,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lerobot.processor import ComplementaryDataProcessorStep, PolicyProcessorPipeline, ProcessorStepRegistry
@@ -21,13 +21,13 @@ from lerobot_policy_pi05_rl.advantage import TAG_NONE, TAG_POSITIVE
 from lerobot_policy_pi05_rl.command.run import set_up_logging
 from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.resolve import changed, resolved
 from lerobot_policy_pi05_rl.data.batch import PINNED_TAG, POSITION
 from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.offline_learner import training_batches
 from lerobot_policy_pi05_rl.processor_pi05_rl import TAG_TEXTS, PreparePromptStep
 from lerobot_policy_pi05_rl.training import loop
-from lerobot_policy_pi05_rl.training.metrics import MetricsWriter
-from lerobot_policy_pi05_rl.training.start import start
+from lerobot_policy_pi05_rl.training.start import make_writer, start
 
 ACTION_WORD = "Action: "  # the end of π0.5's prompt
 
@@ -69,13 +69,12 @@ def train(arguments: list[str]) -> Path | None:
     """:func:`lerobot_policy_pi05_rl.offline_learner.train_offline` with the tag in the text."""
     path, overrides = split_config_path(arguments)
     cfg = load_config(path, [*overrides, "--policy.inference_advantage=none", "--policy.train_critic=false"])
-    cfg.validate()
-    with_dropout = replace(cfg.policy)
-    cfg.policy.advantage_dropout = 1.0  # no tag block: the text says it
-    run = start(cfg)
+    cfg = resolved(cfg)
+    with_dropout = cfg.policy
+    run = start(changed(cfg, policy=changed(cfg.policy, advantage_dropout=1.0)))  # no tag block: the text says it
     step = tag_step(run.processors[0])
     run.algorithm.preprocess = with_tags(run.algorithm.preprocess, step, cfg.seed, with_dropout)
-    writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=run.resumed_step)
+    writer = make_writer(run)
     try:
         return loop.train(run, loop.Feed(training_batches(run)), writer)
     finally:

@@ -26,6 +26,7 @@ from tiny import write_config
 
 from lerobot_policy_pi05_rl.checkpoint.resume import check_config, checkpoint_to_resume
 from lerobot_policy_pi05_rl.checkpoint.write import load_training_state
+from lerobot_policy_pi05_rl.config.encoding import encoded
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline
@@ -119,7 +120,7 @@ def resume(path: Path) -> RecapAlgorithm:
     cfg = load_config(path)
     cfg.validate()
     checkpoint = checkpoint_to_resume(cfg.run_dir)
-    check_config(checkpoint, cfg)
+    check_config(checkpoint, encoded(cfg), cfg.reads)
     folder = checkpoint / "pretrained_model"
     cfg.policy.input_features, cfg.policy.output_features = (
         getattr(stored_config(folder), name) for name in ("input_features", "output_features")

@@ -16,7 +16,7 @@ from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.plan.compute import make_plan
 from lerobot_policy_pi05_rl.plan.setup import make_setup
-from lerobot_policy_pi05_rl.training.build import prepare
+from lerobot_policy_pi05_rl.training.start import prepare
 
 # Keys of parts that are absent by default, misspelt ones, and such as other tools have.
 MORE_KEYS = (

@@ -6,6 +6,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from actors import environment_of
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_STATE
 from recordings import make_dataset
@@ -14,7 +15,6 @@ from tiny import write_config
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
-from lerobot_policy_pi05_rl.online.actor.setup import make_environment
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.plan.setup import make_setup
 
@@ -133,7 +133,7 @@ FEATURES = {
 
 def test_a_plugins_environment_is_acted_in_under_the_policys_names(tmp_path, plugins):
     cfg = configuration(tmp_path, "--env.length=4", env={"type": "reach_of_a_plugin"}, rename_map=RENAMED)
-    env = make_environment(cfg, FEATURES, ["x", "y", "grip"])
+    env = environment_of(cfg, FEATURES, ["x", "y", "grip"])
     assert env.action_names == ["x", "y", "grip"] and env.fps == 10
     first = env.reset(0)
     assert first[OBS_STATE].tolist() == [0] * 4 and first["observation.images.front"].shape == (32, 32, 3)
@@ -144,7 +144,7 @@ def test_a_plugins_environment_is_acted_in_under_the_policys_names(tmp_path, plu
 
 
 def test_a_missing_observation_says_how_to_rename(tmp_path, plugins):
-    env = make_environment(configuration(tmp_path, env={"type": "reach_of_a_plugin"}), FEATURES, [])
+    env = environment_of(configuration(tmp_path, env={"type": "reach_of_a_plugin"}), FEATURES, [])
     with pytest.raises(ConfigError, match=r"it gives observation\.images\.top, .*rename_map="):
         env.reset(0)
     env.close()
@@ -197,7 +197,7 @@ def test_any_column_may_have_another_name_in_the_dataset(tmp_path, recorded, nam
     for key in (ACTION, OBS_STATE):
         assert want.stats[key]["q99"].tolist() == found.stats[key]["q99"].tolist()
     setup = make_setup(configuration(tmp_path, **changes))
-    assert setup.config.policy.input_features.keys() == plain.policy.input_features.keys()
+    assert setup.config.policy.input_features.keys() == want.policy.input_features.keys()
     assert tuple(setup.config.policy.output_features[ACTION].shape) == (3,)
 
 

@@ -14,7 +14,6 @@ A configuration is built of dataclasses, or read from a file by :func:`load_conf
 a :class:`UserError`.
 """
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -65,7 +64,7 @@ def train_offline(config: TrainConfig) -> Path:
     Raises:
         UserError: bad input; nothing of an earlier run is lost.
     """
-    return train(copy.deepcopy(config))
+    return train(config)
 
 
 def label(
@@ -118,4 +117,4 @@ def label(
         of=of,
     )
     check_options(options)
-    return labels_command.label(copy.deepcopy(config), options, None)
+    return labels_command.label(config, options, None)

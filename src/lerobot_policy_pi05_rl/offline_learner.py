@@ -11,14 +11,15 @@ from pathlib import Path
 
 from .config.arguments import split_config_path
 from .config.file import load_config
+from .config.resolve import resolved
 from .config.train import PI05RLTrainConfig
 from .data.loaders import make_train_loader
 from .distributed.fsdp import check_fsdp
 from .distributed.processes import Processes, lost_peer_as_user_error, start_processes
 from .runtime.progress import TimedIterator
 from .training.loop import Feed, train
-from .training.metrics import MetricsWriter, NoWriter
-from .training.start import Run, start
+from .training.metrics import NoWriter
+from .training.start import Run, make_writer, start
 
 
 def train_offline(cfg: PI05RLTrainConfig) -> Path:
@@ -29,8 +30,8 @@ def train_offline(cfg: PI05RLTrainConfig) -> Path:
     Raises:
         UserError: bad input; nothing of an earlier run is lost.
     """
-    cfg.validate()
-    processes = start_processes(cfg.policy.learner_device or cfg.policy.device)
+    cfg = resolved(cfg)
+    processes = start_processes(cfg.policy.device)
     with lost_peer_as_user_error(processes):
         return train_in(processes, cfg)
 
@@ -39,9 +40,10 @@ def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
     """:func:`train_offline` as one of ``processes``; the main one alone writes and speaks."""
     if not processes.is_main:
         logging.getLogger().setLevel(logging.ERROR)
-    processes.once(partial(check_fsdp, processes.fsdp, cfg))
+    adapts, compiles = cfg.peft is not None, cfg.policy.compile_model
+    processes.once(partial(check_fsdp, processes.fsdp, adapts=adapts, compiles=compiles))
     run = start(cfg, processes)
-    writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=run.resumed_step) if processes.is_main else NoWriter()
+    writer = make_writer(run) if processes.is_main else NoWriter()
     try:
         saved = train(run, Feed(training_batches(run)), writer)
     finally:
@@ -55,7 +57,9 @@ def training_batches(run: Run) -> TimedIterator:
     algorithm = run.algorithm
     left = (run.cfg.total_steps - algorithm.optimization_step) * algorithm.batches_per_step
     start_at, processes = algorithm.sample_position, algorithm.processes
-    return TimedIterator(make_train_loader(run.cfg, run.data, batches=left, start=start_at, processes=processes))
+    return TimedIterator(
+        make_train_loader(run.data, batch_size=run.cfg.batch_size, batches=left, start=start_at, processes=processes)
+    )
 
 
 def main(arguments: list[str]) -> int:

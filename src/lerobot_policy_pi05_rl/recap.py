@@ -4,7 +4,7 @@ One pass per image serves critic and actor, one backward serves both losses, one
 and "critic". The offline and the online learner call the same :class:`RecapAlgorithm`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from .configuration_pi05_rl import PI05RLConfig
-from .data.batch import POSITION
+from .data.batch import POSITION, Batch, Preprocess
 from .distributed.fsdp import Sharded, full_tensors, shard_like
 from .distributed.processes import Processes, Replicated
 from .draws import Draws, draw
 from .errors import UserError
-from .losses import RecapLosses
+from .losses import Metrics, RecapLosses
 from .model.trainable import select_trainable
 from .modeling_pi05_rl import PI05RLPolicy
 from .stored.files import CRITIC_PREFIX
@@ -54,7 +54,7 @@ class RecapAlgorithm(RLAlgorithm):
         config: RecapConfig,
         *,
         tasks: list[str],
-        preprocess: Callable[[dict], dict] = lambda batch: batch,
+        preprocess: Preprocess = lambda batch: batch,
         processes: Processes | None = None,
     ):
         """Args:
@@ -89,7 +89,9 @@ class RecapAlgorithm(RLAlgorithm):
             return None
         return Replicated(self.losses, groups) if self.processes.fsdp is None else Sharded(self.losses, self.processes)
 
-    def _forward(self, batch: dict, draws: Draws, *, train_actor: bool, synchronise: bool) -> tuple:
+    def _forward(
+        self, batch: Batch, draws: Draws, *, train_actor: bool, synchronise: bool
+    ) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
         """The losses' forward, through the wrapper where there are several processes."""
         if self.wrapped is None:
             return self.losses(batch, draws, train_actor=train_actor)
@@ -132,7 +134,7 @@ class RecapAlgorithm(RLAlgorithm):
             return True
         return step >= cfg.critic_warmup_steps and step % cfg.policy_update_freq == 0
 
-    def update(self, batch_iterator: Iterator[dict]) -> TrainingStats:
+    def update(self, batch_iterator: Iterator[Batch]) -> TrainingStats:
         """One optimization step: ``utd_ratio`` critic updates, the last of which may train the actor too."""
         for _ in range(self._critic_updates - 1):
             self._gradient_step(batch_iterator, train_actor=False)
@@ -141,7 +143,7 @@ class RecapAlgorithm(RLAlgorithm):
         self.optimization_step += 1
         return stats
 
-    def _gradient_step(self, batch_iterator: Iterator[dict], *, train_actor: bool) -> TrainingStats:
+    def _gradient_step(self, batch_iterator: Iterator[Batch], *, train_actor: bool) -> TrainingStats:
         accumulation = self.policy.config.gradient_accumulation_steps
         totals: dict[str, float] = {}
         for number in range(accumulation):

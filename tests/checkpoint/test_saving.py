@@ -55,7 +55,16 @@ def saver(tmp_path, mixed_dataset):
 
     def make(**changes) -> CheckpointSaver:
         path = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", policy__offline_steps=10, **changes)
-        return CheckpointSaver(load_config(path), (NoProcessor(), NoProcessor()), data_state={}, critic_data=None)
+        cfg = load_config(path)
+        return CheckpointSaver(
+            cfg.run_dir,
+            cfg.total_steps,
+            in_background=cfg.save_in_background,
+            keep_last=cfg.keep_last_checkpoints,
+            config=cfg,
+            processors=(NoProcessor(), NoProcessor()),
+            data_state={},
+        )
 
     return make
 

@@ -11,8 +11,8 @@ from tiny import TINY_SIZES, write_config
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
+from lerobot_policy_pi05_rl.labels.command import load_label_config
 from lerobot_policy_pi05_rl.labels.command import main as label
-from lerobot_policy_pi05_rl.labels.options import load_label_config
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 

@@ -13,7 +13,7 @@ from tiny import write_config
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.batch import AHEAD, KEYS, TASK, BatchKey, ahead, ahead_columns, present_columns
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader
-from lerobot_policy_pi05_rl.training.build import prepare
+from lerobot_policy_pi05_rl.training.start import prepare
 
 SOURCES = REPOSITORY / "src" / "lerobot_policy_pi05_rl"
 BATCHES = ("batch", "samples", "sample", "present", "later")  # what variables that hold one are called
@@ -44,7 +44,7 @@ def seen(tmp_path_factory) -> tuple[dict, dict]:
     make_labeling(cfg, "mine", lambda count: np.arange(count) < count // 4)
     cfg.validate()
     data, algorithm, _ = prepare(cfg, None)
-    (samples,) = make_train_loader(cfg, data, batches=1)
+    (samples,) = make_train_loader(data, batch_size=cfg.batch_size, batches=1)
     return samples, algorithm.preprocess(samples)
 
 

@@ -187,7 +187,7 @@ def test_each_epoch_draws_every_frame_exactly_once_in_an_order_of_its_own():
 
 def test_the_loader_draws_every_frame_once_per_epoch_the_last_of_each_episode_too(mixed_dataset, open_data):
     data = open_data(mixed_dataset, batch_size=TOTAL)
-    (batch,) = make_train_loader(open_data.cfg, data, batches=1)
+    (batch,) = make_train_loader(data, batch_size=open_data.cfg.batch_size, batches=1)
     assert batch["position"].tolist() == list(range(TOTAL))
     drawn = {tuple(state) for state in batch["observation.state"].tolist()}
     assert drawn == {tuple(state) for state in data.sources[0].columns["observation.state"].tolist()}
@@ -344,7 +344,7 @@ def test_additional_datasets_are_drawn_with_their_own_outcomes(mixed_dataset, ot
         assert sample["task"] == stock[row]["task"]
     assert data.labels.task_lengths.tolist() == [15, 4]  # the longest of a task, whichever dataset it is in
     assert data.labels.returns[0][0] == pytest.approx(-8 / 30)
-    (batch,) = make_train_loader(open_data.cfg, data, batches=1)
+    (batch,) = make_train_loader(data, batch_size=open_data.cfg.batch_size, batches=1)
     assert sorted(set(batch["task"])) == ["pick the cube", "push"]
     low = min(source.columns["action"].min() for source in data.sources)
     assert data.stats["action"]["min"].min() == pytest.approx(low)
@@ -434,7 +434,8 @@ def test_both_outcomes_of_each_task_are_held_out_and_never_drawn(tmp_path, open_
     assert Counter(held_out) == {("lift", True): 2, ("lift", False): 2, ("push", True): 1, ("push", False): 1}
     indices = [[e.index for e in part.frames.episodes] for part in (data.train, data.held_out)]
     assert sorted(indices[0] + indices[1]) == list(range(14))
-    seen = [batch["position"] for batch in make_held_out_loader(open_data.cfg, data)]
+    loader = make_held_out_loader(data, batch_size=4, most=open_data.cfg.max_eval_samples)
+    seen = [batch["position"] for batch in loader]
     assert torch.cat(seen).tolist() == list(range(12))  # each held-out frame once
     first = data.held_out.frames.episodes[0]
     assert data.held_out[(0, 0)]["action"][0].tolist() == data.sources[0].columns["action"][first.start].tolist()
@@ -452,14 +453,15 @@ def test_a_task_keeps_its_only_episode(tmp_path, open_data, caplog):
 
 def test_the_held_out_frames_can_be_thinned(video_dataset, open_data):
     data = open_data(video_dataset, dataset__eval_split=0.5, max_eval_samples=5)
-    seen = [batch["position"] for batch in make_held_out_loader(open_data.cfg, data)]
+    loader = make_held_out_loader(data, batch_size=4, most=open_data.cfg.max_eval_samples)
+    seen = [batch["position"] for batch in loader]
     assert torch.cat(seen).tolist() == [0, 3, 6, 8, 11, 14]  # of eight and seven frames, from their middles on
 
 
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(mixed_dataset, open_data):
     with pytest.raises(DatasetError, match=r"eval_split=0\.9 leaves no episode"):
         open_data(mixed_dataset, dataset__eval_split=0.9)
-    assert make_held_out_loader(None, open_data(mixed_dataset)) is None
+    assert make_held_out_loader(open_data(mixed_dataset), batch_size=4, most=0) is None
 
 
 # ── Frames ahead, folds, filters ─────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.alignment import Alignment, affine_to, own_names
 from lerobot_policy_pi05_rl.data.dataset import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.labeling import advantages, frame_columns
-from lerobot_policy_pi05_rl.data.loaders import make_train_loader, sample_order
+from lerobot_policy_pi05_rl.data.loaders import make_train_loader
 from lerobot_policy_pi05_rl.data.sampling import MixedOrder
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 
@@ -93,8 +93,8 @@ def test_a_mixed_order_is_a_function_of_the_position_alone():
 
 def test_batches_hold_the_datasets_in_their_share(opened, second):
     data = opened(second, dataset__weights=[1, 3], batch_size=64)
-    batches = list(make_train_loader(opened.cfg, data, batches=16))
-    numbers = [sample_order(opened.cfg, data)[position] for position in range(1024)]
+    batches = list(make_train_loader(data, batch_size=opened.cfg.batch_size, batches=16))
+    numbers = [data.order[position] for position in range(1024)]
     assert sum(number >= TOTAL for number in numbers) == 768
     first = data.train[(0, numbers[0])]
     assert torch.equal(batches[0]["action"][0], first["action"])
@@ -105,9 +105,8 @@ def test_weights_count_what_is_left_of_each_dataset_after_filtering(opened, seco
     assert data.train.frames.frames_per_source(2) == [9, 5]
     failures = tmp_path / "failures"
     make_dataset(failures, [{"length": 4, "success": False}])
-    data = opened(failures, dataset__weights=[1, 1], policy__policy_extraction="filtered")
     with pytest.raises(DatasetError, match=f"nothing is left to draw of the dataset {failures}"):
-        sample_order(opened.cfg, data)
+        opened(failures, dataset__weights=[1, 1], policy__policy_extraction="filtered")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data.batch import FOLD, NATURAL_WEIGHT, POSITION, RETURN
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.frames import FrameIndex
-from lerobot_policy_pi05_rl.data.loaders import make_probe_loader, make_train_loader, sample_order
+from lerobot_policy_pi05_rl.data.loaders import make_probe_loader, make_train_loader
 from lerobot_policy_pi05_rl.data.sampling import BatchPositions, MixedOrder, SampleOrder
 from lerobot_policy_pi05_rl.losses import weighted_moments
 
@@ -90,9 +90,9 @@ def drawn(order, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("weight", "epochs"), [(1.5, 2), (2.7, 10), (20.0, 1)])
 def test_the_weighted_mean_over_epochs_of_draws_is_the_mean_over_the_frames(pinned, weight, epochs):
-    cfg, data = pinned(policy__advantage_positive_weight=weight)
+    _, data = pinned(policy__advantage_positive_weight=weight)
     frames = data.train.frames
-    numbers = drawn(sample_order(cfg, data), round(epochs * frames.draws.sum()))
+    numbers = drawn(data.order, round(epochs * frames.draws.sum()))
     natural = data.labels.returns[0].astype(np.float64)
     mean = (natural[numbers] * frames.natural_weights[numbers]).mean()
     assert mean == pytest.approx(natural.mean(), rel=1e-12)
@@ -100,12 +100,12 @@ def test_the_weighted_mean_over_epochs_of_draws_is_the_mean_over_the_frames(pinn
 
 
 def test_shares_of_datasets_stay_and_within_each_the_mean_is_the_recorded_one(pinned):
-    cfg, data = pinned(
+    _, data = pinned(
         policy__advantage_positive_weight=3.0,
         dataset__weights=[3, 1],
         dataset__additional_offline_dataset_paths=[pinned.second],
     )
-    frames, order = data.train.frames, sample_order(cfg, data)
+    frames, order = data.train.frames, data.order
     counts = frames.frames_per_source(2)
     assert counts == [TOTAL, 13]
     per_source = [frames.draws[:TOTAL].sum(), frames.draws[TOTAL:].sum()]
@@ -154,8 +154,8 @@ def test_moments_without_weights_are_torchs_own():
 def test_samples_carry_their_weight_and_frames_not_draws_are_counted(pinned):
     cfg, data = pinned(policy__advantage_positive_weight=2.5)
     assert f"{TOTAL} frames to train on" in data.description
-    (batch,) = make_train_loader(cfg, data, batches=1)
-    rows = drawn(sample_order(cfg, data), len(batch[POSITION]))
+    (batch,) = make_train_loader(data, batch_size=cfg.batch_size, batches=1)
+    rows = drawn(data.order, len(batch[POSITION]))
     mean = (2.5 * positive(TOTAL).sum() + (~positive(TOTAL)).sum()) / TOTAL
     expected = np.where(positive(TOTAL)[rows], mean / 2.5, mean)
     np.testing.assert_allclose(batch[NATURAL_WEIGHT].numpy(), expected, rtol=1e-6)
@@ -164,7 +164,8 @@ def test_samples_carry_their_weight_and_frames_not_draws_are_counted(pinned):
 def test_the_probe_behind_the_critics_gap_reads_every_frame_alike(pinned):
     cfg, data = pinned(policy__advantage_positive_weight=20, dataset__eval_split=0.25, max_eval_samples=0)
     cfg.max_eval_samples = 0
-    probe = torch.cat([batch[POSITION] for batch in make_probe_loader(cfg, data)]).tolist()
+    loader = make_probe_loader(data, batch_size=cfg.batch_size, most=0)
+    probe = torch.cat([batch[POSITION] for batch in loader]).tolist()
     held_out = len(data.held_out)
     assert len(probe) == min(held_out, len(data.train)) == len(set(probe))
     np.testing.assert_array_equal(probe, np.linspace(0, len(data.train) - 1, len(probe)).astype(int))

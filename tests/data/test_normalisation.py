@@ -1,11 +1,11 @@
 """What a run normalises with: true statistics of the frames it trains on, whatever was recorded of them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.processor import NormalizerProcessorStep
 from states import FRONT, assert_statistics_of, record
 from tiny import write_config
@@ -172,26 +172,18 @@ def test_a_continued_run_keeps_the_checkpoints_statistics_and_a_fresh_one_says_w
 ):
     earlier = opened(record(tmp_path / "earlier", [uniform(0, 1, 30, 0)]))
     data = opened(record(tmp_path / "later", [uniform(0, 1, 30, 0) + 5 * np.eye(7)[5]]))
-    cfg = load_config(tmp_path / "run.json")
-    cfg.policy.input_features, cfg.policy.output_features = features()
     folder = tmp_path / "checkpoint" / "pretrained_model"
-    tokenizer = make_tokenizer(cfg.policy, data.labels.tasks)
-    for processor in make_pi05_rl_pre_post_processors(cfg.policy, earlier.stats, tokenizer=tokenizer):
+    tokenizer = make_tokenizer(data.policy, data.labels.tasks)
+    for processor in make_pi05_rl_pre_post_processors(data.policy, earlier.stats, tokenizer=tokenizer):
         processor.save_pretrained(folder)
-    cfg.policy.pi05_checkpoint = str(folder)
-    before, _ = make_processors(cfg, data, None, folder.parent if resumed else None)
+    data = replace(data, policy=replace(data.policy, pi05_checkpoint=str(folder)))
+    before, _ = make_processors(data, folder.parent if resumed else None, keeps=False, tag="")
     normalizer = next(step for step in before.steps if isinstance(step, NormalizerProcessorStep))
     used = (earlier if resumed else data).stats["action"]
     np.testing.assert_allclose(normalizer.stats["action"]["q99"], used["q99"], rtol=1e-6)
     (said,) = [line.getMessage() for line in caplog.records if "statistics of the data are not" in line.getMessage()]
     whose = "the checkpoint's are used" if resumed else "the data's are used, which the weights must get used to"
     assert said.endswith(f"of {folder} in dimension 1 of action: {whose}")
-
-
-def features() -> tuple[dict, dict]:
-    shapes = {FRONT: (FeatureType.VISUAL, (3, 8, 8)), "observation.state": (FeatureType.STATE, (4,))}
-    inputs = {key: PolicyFeature(*feature) for key, feature in shapes.items()}
-    return inputs, {"action": PolicyFeature(FeatureType.ACTION, (3,))}
 
 
 # ── Outliers ─────────────────────────────────────────────────────────────────────────────────────────────────────

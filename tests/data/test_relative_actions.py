@@ -57,9 +57,7 @@ def opened(tmp_path):
 def test_statistics_are_those_of_the_chunks_as_they_are_trained(tmp_path, opened):
     data = opened(record(tmp_path / "one", EPISODES))
     assert_statistics_of(data.stats[ACTION], chunks_of(EPISODES, np.ones(3), np.arange(CHUNK)))
-    processors = make_pi05_rl_pre_post_processors(
-        opened.cfg.policy, data.stats, tokenizer=build_tasks_tokenizer([TASK])
-    )
+    processors = make_pi05_rl_pre_post_processors(data.policy, data.stats, tokenizer=build_tasks_tokenizer([TASK]))
     normalised = []
     for number in range(len(data.train)):
         sample = data.train[(number, number)]
@@ -79,7 +77,7 @@ def test_several_datasets_and_frame_rates_are_pooled(tmp_path, opened):
 
 def test_large_data_are_counted_without_being_held(tmp_path, opened, monkeypatch):
     data = opened(record(tmp_path / "one", EPISODES))
-    policy, source = opened.cfg.policy, data.sources[0]
+    policy, source = data.policy, data.sources[0]
     largest = []
     blocks = feature_statistics.__globals__["_relative_blocks"]
 
@@ -111,9 +109,7 @@ def test_excluded_joints_stay_absolute_whatever_form_their_names_have(tmp_path, 
     data = opened(record(tmp_path / "one", EPISODES, names={ACTION: names}))
     relative = np.array([1, 1, 0])
     assert_statistics_of(data.stats[ACTION], chunks_of(EPISODES, relative, np.arange(CHUNK)))
-    before, _ = make_pi05_rl_pre_post_processors(
-        opened.cfg.policy, data.stats, tokenizer=build_tasks_tokenizer([TASK])
-    )
+    before, _ = make_pi05_rl_pre_post_processors(data.policy, data.stats, tokenizer=build_tasks_tokenizer([TASK]))
     states = torch.tensor(EPISODES[1][:1, :4])
     actions = torch.tensor(EPISODES[1][:1, None, 4:])
     read = before({OBS_STATE: states, ACTION: actions, CAMERAS[0]: torch.zeros(1, 3, 8, 8), "task": [TASK]})[ACTION]

@@ -12,13 +12,15 @@ from lerobot.utils.constants import OBS_STATE
 
 from lerobot_policy_pi05_rl.config.actor import ActorConfig
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.online.actor.chunk_model import Weights
 from lerobot_policy_pi05_rl.online.actor.control import Control, Stats
-from lerobot_policy_pi05_rl.online.actor.environment import Step
+from lerobot_policy_pi05_rl.online.actor.environment import ActorEnvironment, Step
 from lerobot_policy_pi05_rl.online.actor.inference import ChunkSource, ChunkThread
 from lerobot_policy_pi05_rl.online.actor.recorder import Recorder
 from lerobot_policy_pi05_rl.online.actor.safety import StaleWatch
+from lerobot_policy_pi05_rl.online.actor.setup import decode_policy_config, make_environment
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.episode import EpisodeSpec
 from lerobot_policy_pi05_rl.online.transport.client import Refused
@@ -27,6 +29,17 @@ from lerobot_policy_pi05_rl.online.transport.client import Unreachable as Unreac
 NAMES = ["x", "y", "z"]
 CAMERA = "observation.images.front"
 PANDA_CAMERAS = ("observation.images.front", "observation.images.wrist")
+
+
+def environment_of(cfg, features: dict, action_names: list[str]) -> ActorEnvironment:
+    """The environment of a configuration."""
+    return make_environment(cfg.env, cfg.actor, features, action_names, rename_map=cfg.rename_map)
+
+
+def decoded(setup, cfg) -> PI05RLConfig:
+    """What an actor of a configuration makes of the learner's policy configuration."""
+    adapts, inference = cfg.peft is not None, cfg.actor.inference
+    return decode_policy_config(setup.policy_config, cfg.policy, adapts=adapts, inference=inference)
 
 
 class RefusedError(Refused):

@@ -26,7 +26,7 @@ from lerobot_policy_pi05_rl.distributed.processes import Replicated
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm
-from lerobot_policy_pi05_rl.training import build as preparation
+from lerobot_policy_pi05_rl.training import start as preparation
 
 
 class Observed(RecapAlgorithm):

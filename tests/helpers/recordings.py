@@ -102,7 +102,7 @@ def make_labeling(cfg, name: str, positive: Callable[[int], np.ndarray], **meta)
         positive: number of frames → (frames,) bool, those tagged positive.
         meta: what else they say of themselves.
     """
-    sources = open_sources(cfg)
+    sources, _ = open_sources(cfg)
     labels = label_episodes(sources, cfg.reward, cfg.policy)
     for number, source in enumerate(sources):
         count = len(source.columns["index"])

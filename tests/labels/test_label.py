@@ -201,7 +201,7 @@ def test_another_datasets_labeling_is_refused_by_name(world, tmp_path):
     for extra in ([], ["--from", "mine"]):
         with pytest.raises(UserError, match=r"'mine'.*made for (another dataset|other frames)"):
             labeler.main([str(other), "--name", "mine", *extra])
-    sources = open_sources(load_config(other))
+    sources, _ = open_sources(load_config(other))
     with pytest.raises(UserError, match="labeling 'mine' was made for other frames"):
         read_labelings(sources, "mine")
     with pytest.raises(UserError, match=r"no labeling 'none'.*mine"):
@@ -213,15 +213,16 @@ def test_a_labeling_with_missing_rows_is_refused(world):
     path = world / "data.labels" / "mine.parquet"
     pq.write_table(pq.read_table(path).slice(3), path)
     with pytest.raises(UserError, match=f"'mine'.*{FRAMES - 3} frames"):
-        read_labelings(open_sources(load_config(world / "a.json")), "mine")
+        read_labelings(open_sources(load_config(world / "a.json"))[0], "mine")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
-        read_labelings(open_sources(load_config(world / "a.json")), "mine")
+        read_labelings(open_sources(load_config(world / "a.json"))[0], "mine")
 
 
 def test_the_fingerprint_is_of_frames_not_of_paths_or_outcomes(world):
     def fingerprint(root):
-        return dataset_fingerprint(open_sources(load_config(write_config(world / "f.json", root, world / "f")))[0])
+        sources, _ = open_sources(load_config(write_config(world / "f.json", root, world / "f")))
+        return dataset_fingerprint(sources[0])
 
     shutil.copytree(world / "data", world / "moved")
     assert fingerprint(world / "data") == fingerprint(world / "moved")

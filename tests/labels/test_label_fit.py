@@ -142,7 +142,7 @@ def test_the_command_keeps_the_labelings_look_ahead(meta, words):
 
 def test_another_critic_of_the_same_run_and_step_gets_a_name_of_its_own(world):
     """Two runs of one name, or one in the other's folder: neither replaces the other's labeling."""
-    sources = open_sources(load_config(world[0]))
+    sources, _ = open_sources(load_config(world[0]))
     for fingerprint, name in (("none", "mine"), ("0123456789ab", "mine-01234567")):
         critic = SimpleNamespace(default_name="mine", fingerprint=fingerprint)
         assert labeler.free_name(sources, critic) == name

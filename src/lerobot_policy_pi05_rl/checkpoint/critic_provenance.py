@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.train import PI05RLTrainConfig
+from ..configuration_pi05_rl import PI05RLConfig
 from ..data.dataset import OfflineData
 from ..data.episodes import LabelledEpisodes, reward_discount
 from ..data.sources import Source, dataset_fingerprint
+from ..returns import RewardConfig
 from ..stored.files import CRITIC_PREFIX, CheckpointError, CheckpointFiles, find_file, locate, open_tensors
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,12 @@ READ_PREFIXES = (  # what the critic's input is made of
 PREPROCESSOR_STATES = "policy_preprocessor_step_*.safetensors"
 
 
-def critic_data(cfg: PI05RLTrainConfig, data: OfflineData) -> dict[str, Any] | None:
+def critic_data(data: OfflineData, reward: RewardConfig) -> dict[str, Any] | None:
     """What a checkpoint says of its critic: the folds of this run's episodes, and what the checkpoint that it started
     from says of other datasets. None where no critic has ever been trained."""
-    earlier = read_critic_data(cfg.policy.pi05_checkpoint) if cfg.policy.pi05_checkpoint else None
-    if not cfg.policy.trains_critic:
+    policy = data.policy
+    earlier = read_critic_data(policy.pi05_checkpoint) if policy.pi05_checkpoint else None
+    if not policy.trains_critic:
         return earlier
     folds: list[dict[str, int]] = [{} for _ in data.sources]
     for episode in data.labels.episodes:
@@ -47,23 +49,23 @@ def critic_data(cfg: PI05RLTrainConfig, data: OfflineData) -> dict[str, Any] | N
     ]
     here = {dataset["fingerprint"]: dataset["folds"] for dataset in datasets}
     before = (earlier or {}).get("datasets", [])
-    if cfg.policy.critic_folds > 1 and any(
+    if policy.critic_folds > 1 and any(
         dataset["folds"] != here.get(dataset["fingerprint"], dataset["folds"]) for dataset in before
     ):
         logger.warning(
             "The critics of %s learnt from other folds of this data: each has seen episodes it will be asked about",
-            cfg.policy.pi05_checkpoint,
+            policy.pi05_checkpoint,
         )
     kept = [dataset for dataset in before if dataset["fingerprint"] not in here]
-    return {"datasets": datasets + kept, "reward": reward_scale(cfg, data.labels)}
+    return {"datasets": datasets + kept, "reward": reward_scale(reward, policy, data.labels)}
 
 
-def reward_scale(cfg: PI05RLTrainConfig, labels: LabelledEpisodes) -> dict[str, Any]:
+def reward_scale(reward: RewardConfig, policy: PI05RLConfig, labels: LabelledEpisodes) -> dict[str, Any]:
     """What fixes the unit of the returns; values and returns compare only where it is the same."""
-    scale: dict[str, Any] = {"source": cfg.reward.source, "discount": reward_discount(cfg.reward, cfg.policy)}
-    if cfg.reward.source == "dataset":
-        scale["reward_normalization_constant"] = cfg.policy.reward_normalization_constant
-        scale["terminal_failure_reward"] = cfg.policy.terminal_failure_reward
+    scale: dict[str, Any] = {"source": reward.source, "discount": reward_discount(reward, policy)}
+    if reward.source == "dataset":
+        scale["reward_normalization_constant"] = policy.reward_normalization_constant
+        scale["terminal_failure_reward"] = policy.terminal_failure_reward
         return scale
     return scale | {"task_lengths": dict(zip(labels.tasks, labels.task_lengths.tolist(), strict=True))}
 

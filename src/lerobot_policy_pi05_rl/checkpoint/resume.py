@@ -7,13 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import draccus
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR, TRAINING_STATE_DIR
 
 from ..advantage import find_extraction
 from ..config.keys import on_resume, readers
-from ..config.train import ConfigError, PI05RLTrainConfig
+from ..config.train import ConfigError
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.dataset import OfflineData
 from ..data.sources import DatasetError, dataset_fingerprint
@@ -120,15 +119,19 @@ def advice(run_dir: Path, damaged: Path) -> str:
     return "No checkpoint before it is whole: start anew in another output_dir_offline"
 
 
-def check_config(checkpoint: Path, cfg: PI05RLTrainConfig) -> None:
+def check_config(checkpoint: Path, config: dict[str, Any], reads: frozenset[str]) -> None:
     """The configuration must be of the same run as the one that the checkpoint was made with. What else differs,
     :func:`check_data` says, once it is certain that the run goes on.
+
+    Args:
+        config: as a file has it (:func:`~..config.encoding.encoded`).
+        reads: the readers (:mod:`..config.keys`) that this run is among.
 
     Raises:
         ConfigError: something that makes it another run.
         CheckpointError: the stored configuration is unreadable.
     """
-    impossible = _changes(checkpoint, cfg).impossible
+    impossible = _changes(checkpoint, config, reads).impossible
     if impossible:
         raise ConfigError(
             f"{checkpoint} cannot go on with {'; '.join(map(str, impossible))}: another network, other parts of it "
@@ -137,18 +140,16 @@ def check_config(checkpoint: Path, cfg: PI05RLTrainConfig) -> None:
         )
 
 
-def _changes(checkpoint: Path, cfg: PI05RLTrainConfig) -> Changes:
+def _changes(checkpoint: Path, config: dict[str, Any], reads: frozenset[str]) -> Changes:
     file = checkpoint / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME
     try:
-        stored = json.loads(file.read_text())
-        return compare_configs(stored, json.loads(json.dumps(draccus.encode(cfg))), cfg.reads)
+        return compare_configs(json.loads(file.read_text()), config, reads)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is missing or damaged ({typed_line(error)})") from error
 
 
-def say_changes(checkpoint: Path, cfg: PI05RLTrainConfig) -> None:
+def say_changes(checkpoint: Path, changes: Changes) -> None:
     """What differs from the configuration that the checkpoint was made with, and what that means."""
-    changes = _changes(checkpoint, cfg)
     if changes.learning:
         text = "; ".join(map(str, changes.learning))
         if any(change.key in ("policy.offline_steps", "policy.online_steps") for change in changes.learning):
@@ -230,7 +231,7 @@ def data_state(data: OfflineData) -> dict[str, Any]:
     }
 
 
-def check_data(checkpoint: Path, data: OfflineData, cfg: PI05RLTrainConfig) -> None:
+def check_data(checkpoint: Path, data: OfflineData, config: dict[str, Any], reads: frozenset[str]) -> None:
     """The run must go on with the data it began with; if it does, its other settings are said. Checkpoints of versions
     that did not note their data pass.
 
@@ -239,23 +240,24 @@ def check_data(checkpoint: Path, data: OfflineData, cfg: PI05RLTrainConfig) -> N
         DatasetError: it is other data.
         CheckpointError: the note is damaged.
     """
-    check_config(checkpoint, cfg)  # with what the data filled in
+    check_config(checkpoint, config, reads)  # with what the data filled in
+    changes = _changes(checkpoint, config, reads)
     file = checkpoint / TRAINING_STATE_DIR / DATA_STATE
     if not file.is_file():
-        say_changes(checkpoint, cfg)
+        say_changes(checkpoint, changes)
         return
     try:
         differing = data_differences(json.loads(file.read_text()), data_state(data))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({typed_line(error)})") from error
     if differing:
-        deciding = [change for change in _changes(checkpoint, cfg).learning if on_resume(change.key) == DATA]
+        deciding = [change for change in changes.learning if on_resume(change.key) == DATA]
         settings = f" (changed: {'; '.join(map(str, deciding))})" if deciding else ""
         raise DatasetError(
             f"{checkpoint} learnt from other data: {'; '.join(differing)}{settings}. Resume with the data it began "
             "with, or start a run of its own; policy.pi05_checkpoint gives it these weights"
         )
-    say_changes(checkpoint, cfg)
+    say_changes(checkpoint, changes)
 
 
 def data_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -10,9 +10,7 @@ from lerobot.common.train_utils import get_step_checkpoint_dir, push_checkpoint_
 from lerobot.utils.constants import LAST_CHECKPOINT_LINK
 from safetensors import SafetensorError
 
-from ..config.train import PI05RLTrainConfig
 from ..errors import UserError, one_line, typed_line
-from ..processor_pi05_rl import Processors
 from ..recap import RecapAlgorithm
 from ..stored.files import CheckpointError
 from .snapshot import Snapshot, collect
@@ -32,17 +30,33 @@ class CheckpointSaver:
     one waits for it, and its failure is raised by :meth:`check`, by the next :meth:`save`, or at the end.
     """
 
-    def __init__(self, cfg: PI05RLTrainConfig, processors: Processors, *, writes: bool = True, **constants: Any):
+    def __init__(
+        self,
+        run_dir: Path,
+        total_steps: int,
+        *,
+        in_background: bool = False,
+        keep_last: int | None = None,
+        upload_to: str | None = None,
+        private: bool | None = None,
+        writes: bool = True,
+        **constants: Any,
+    ):
         """Args:
+        keep_last: how many checkpoints stay; None: all.
+        upload_to: the Hub's repository that each is sent to, ``private`` if it is new; None: none is sent.
         writes: false in the processes that only take part in gathering what is spread over all of them.
-        constants: the arguments of :func:`write_checkpoint` that hold for the whole run.
+        constants: the other arguments of :func:`write_checkpoint` that hold for the whole run.
         """
-        self.cfg, self.constants = cfg, {"cfg": cfg, "processors": processors, **constants}
-        self.total_steps = cfg.total_steps
-        self._writer = ThreadPoolExecutor(1, "checkpoint") if cfg.save_in_background else None
+        self.run_dir, self.total_steps, self.constants = run_dir, total_steps, constants
+        self.keep_last, self.upload_to, self.private = keep_last, upload_to, private
+        self._writer = ThreadPoolExecutor(1, "checkpoint") if in_background else None
         self._in_flight: Future | None = None
         if writes:
-            remove_leftovers(cfg.run_dir)
+            remove_leftovers(run_dir)
+
+    def _directory(self, step: int) -> Path:
+        return get_step_checkpoint_dir(self.run_dir, self.total_steps, step)
 
     def save(self, algorithm: RecapAlgorithm, metrics_state: dict[str, Any]) -> Path:
         """Save the algorithm's present state; the directory is whole now, or when the context ends.
@@ -55,12 +69,12 @@ class CheckpointSaver:
         self._wait()
         snapshot = collect(algorithm, metrics_state, copied=self._writer is not None)
         if snapshot is None:
-            return get_step_checkpoint_dir(self.cfg.run_dir, self.total_steps, algorithm.optimization_step)
+            return self._directory(algorithm.optimization_step)
         if self._writer is None:
             self._write(snapshot, algorithm.policy)
         else:
             self._in_flight = self._writer.submit(self._write, snapshot, algorithm.policy)
-        return get_step_checkpoint_dir(self.cfg.run_dir, self.total_steps, snapshot.step)
+        return self._directory(snapshot.step)
 
     def check(self) -> None:
         """Raise what went wrong in the background, if anything did. Costs nothing; called every step."""
@@ -89,17 +103,17 @@ class CheckpointSaver:
                 self._writer.shutdown()
 
     def _write(self, snapshot: Snapshot, policy: Any) -> None:
-        final = get_step_checkpoint_dir(self.cfg.run_dir, self.total_steps, snapshot.step)
+        final = self._directory(snapshot.step)
         try:
-            write_checkpoint(snapshot, self.cfg.run_dir, policy=policy, total_steps=self.total_steps, **self.constants)
+            write_checkpoint(snapshot, self.run_dir, policy=policy, total_steps=self.total_steps, **self.constants)
         except (OSError, SafetensorError, CheckpointError) as error:
             raise self._give_up(final, snapshot, error) from error
         try:
-            prune(final, self.cfg.keep_last_checkpoints)
+            prune(final, self.keep_last)
         except OSError as error:
             logger.warning("An old checkpoint of keep_last_checkpoints could not be deleted: %s", error)
-        if self.cfg.save_checkpoint_to_hub:
-            upload(final, self.cfg.policy.repo_id, private=self.cfg.policy.private)
+        if self.upload_to is not None:
+            upload(final, self.upload_to, private=self.private)
 
     def _give_up(self, final: Path, snapshot: Snapshot, error: Exception) -> SaveError:
         """Take away what was half written; returns the error that says what happened and what to do."""

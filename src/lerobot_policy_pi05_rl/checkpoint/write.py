@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lerobot.common.train_utils import get_step_checkpoint_dir, load_training_step, save_training_step
+from lerobot.configs.train import TrainPipelineConfig
 from lerobot.optim.optimizers import load_optimizer_state_dict, save_optimizer_state
 from lerobot.optim.schedulers import load_scheduler_state
 from lerobot.utils.constants import (
@@ -56,7 +57,7 @@ def write_checkpoint(
     snapshot: Snapshot,
     run_dir: Path,
     *,
-    cfg: Any,
+    config: TrainPipelineConfig,
     policy: Any,
     processors: Processors,
     total_steps: int,
@@ -68,6 +69,7 @@ def write_checkpoint(
     constant during a run is read.
 
     Args:
+        config: for its train_config.json.
         data_state: which data the run learns from (resume.py).
         critic_data: which episodes the critic has seen (critic_data.py); None: no critic was trained.
 
@@ -85,12 +87,12 @@ def write_checkpoint(
     pretrained, state = partial / PRETRAINED_MODEL_DIR, partial / TRAINING_STATE_DIR
     state.mkdir(parents=True)
     policy.save_pretrained(pretrained, state_dict=snapshot.model)
-    cfg.save_pretrained(pretrained)
+    config.save_pretrained(pretrained)
     for processor in processors:
         processor.save_pretrained(pretrained)
     if critic_data is not None:
         (pretrained / CRITIC_DATA).write_text(json.dumps(critic_data))
-    save_training_step(snapshot.step, state, num_processes=num_processes, batch_size=cfg.batch_size)
+    save_training_step(snapshot.step, state, num_processes=num_processes, batch_size=config.batch_size)
     save_optimizer_state(None, state, optim_state_dict=snapshot.optimizer)
     write_json(snapshot.scheduler, state / SCHEDULER_STATE)
     save_file(flatten_dict(snapshot.rng), state / RNG_STATE)

@@ -4,10 +4,17 @@
 instance of ``Any`` and raises a TypeError. Every checkpoint of a robot's configuration would fail to be written.
 """
 
+import json
 from dataclasses import fields
+from typing import Any
 
 import draccus
 from lerobot.envs.configs import ResetConfig
+
+
+def encoded(config: Any) -> dict[str, Any]:
+    """A configuration as its file says it."""
+    return json.loads(json.dumps(draccus.encode(config)))
 
 
 @draccus.encode.register(ResetConfig)

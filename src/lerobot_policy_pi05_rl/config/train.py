@@ -123,7 +123,6 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         if device_key is not None:
             self.check_device(device_key)
         say([no_effect(names, advice) for names, advice in answered(self, WARNED)])
-        self.job_name = self.job_name or "pi05_rl_offline"  # type: ignore[has-type]
 
     def _check_options(self) -> None:
         sections = {"": self, "dataset": self.dataset, "wandb": self.wandb, "peft": self.peft}
@@ -164,7 +163,6 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     def _check_peft(self) -> None:
         if self.peft is None:
             return
-        self.policy.use_peft = False  # LeRobot sets it once there is an adapter; `peft` asks for one
         if not self.policy.pi05_checkpoint:
             raise ConfigError(
                 "peft adapts the weights of a checkpoint, but policy.pi05_checkpoint is null; name one, or leave peft "
@@ -201,6 +199,11 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         if directory is None:
             raise ConfigError("output_dir_offline (or output_dir) is missing: where shall the run write?")
         return Path(directory)
+
+    @property
+    def run_name(self) -> str:
+        """``job_name``, or that of an offline run without one."""
+        return self.job_name or "pi05_rl_offline"
 
     @property
     def checkpoint_freq(self) -> int:

@@ -6,7 +6,9 @@ tokenized. LeRobot's constants name what its own code reads, too; every other ke
 The module imports nothing of the package, so that the processors may read it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from lerobot.utils.constants import (
     ACTION,
@@ -19,6 +21,9 @@ from lerobot.utils.constants import (
     REWARD,
     TRUNCATED,
 )
+
+Batch = dict[str, Any]  # key → tensor, or a list of texts
+Preprocess = Callable[[Batch], Batch]  # collated samples → what the losses read
 
 TASK = "task"  # LeRobot's pipelines read it, too, and have no constant for it
 ADVANTAGE_TOKENS = "observation.language.advantage_tokens"
@@ -118,9 +123,9 @@ def ahead(n: int, key: str) -> str:
     return f"{AHEAD}{n}.{key}"
 
 
-def ahead_columns(batch: dict) -> dict[int, dict]:
+def ahead_columns(batch: Batch) -> dict[int, Batch]:
     """The inverse of :func:`ahead`, over a batch: n → key → value of what belongs to the frames ``n`` steps later."""
-    later: dict[int, dict] = {}
+    later: dict[int, Batch] = {}
     for key, value in batch.items():
         prefix, _, name = key.partition(".")
         if prefix.startswith(AHEAD):
@@ -128,6 +133,6 @@ def ahead_columns(batch: dict) -> dict[int, dict]:
     return later
 
 
-def present_columns(batch: dict) -> dict:
+def present_columns(batch: Batch) -> Batch:
     """The rest of the batch: what belongs to the samples' own frames."""
     return {key: value for key, value in batch.items() if not key.startswith(AHEAD)}

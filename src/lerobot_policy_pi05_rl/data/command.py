@@ -4,8 +4,10 @@ import logging
 
 from ..config.arguments import split_config_path
 from ..config.file import load_config
+from ..config.resolve import resolved
 from ..errors import ConfigError
 from .dataset import open_caches, open_sources
+from .workers import Workers
 
 
 def main(arguments: list[str]) -> int:
@@ -15,12 +17,13 @@ def main(arguments: list[str]) -> int:
         UserError: bad input.
     """
     path, overrides = split_config_path(arguments, "cache")
-    cfg = load_config(path, overrides)
-    cfg.validate(device_key=None)
+    cfg = resolved(load_config(path, overrides), device_key=None)
     if cfg.dataset.frame_cache is None:
         raise ConfigError("dataset.frame_cache is not set: the folder the frames go to, --dataset.frame_cache=DIR")
     try:
-        open_caches(cfg, open_sources(cfg))
+        sources, policy = open_sources(cfg)
+        workers = Workers(cfg.num_workers, cfg.prefetch_factor, cfg.dataloader_multiprocessing_context)
+        open_caches(sources, policy, cfg.dataset.frame_cache, workers)
     except KeyboardInterrupt:
         logging.getLogger(__name__).warning("[FRAME CACHE] Stopped; the same command goes on from here")
         return 130

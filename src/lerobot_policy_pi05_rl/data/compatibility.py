@@ -6,7 +6,8 @@ from dataclasses import replace
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from ..config.train import PI05RLTrainConfig
+from ..config.resolve import changed
+from ..config.train import OfflineDatasetConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from .alignment import Alignment, affine_to, own_names, renamed
 from .names import dimension_names
@@ -19,28 +20,38 @@ from .statistics import row_statistics, usable
 logger = logging.getLogger(__name__)
 
 
-def align_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[Source]:
-    """``sources`` with names, rates and scales translated to those of the first; fills in the policy's features.
+def align_sources(
+    sources: list[Source],
+    policy: PI05RLConfig,
+    config: OfflineDatasetConfig,
+    *,
+    rename_map: dict[str, str],
+    acts: bool,
+) -> tuple[list[Source], PI05RLConfig]:
+    """``sources`` with names, rates and scales translated to those of the first, and the policy that reads them.
+
+    Args:
+        rename_map, acts: as :func:`renamed_sources` has them.
 
     Raises:
         DatasetError: one does not fit, or ``rename_map``, ``dataset.weights`` do not fit the datasets.
     """
-    weights = cfg.dataset.weights
+    weights = config.weights
     if weights is not None and len(weights) != len(sources):
         raise DatasetError(f"dataset.weights has {len(weights)} number(s) for {len(sources)} dataset(s)")
-    sources = renamed_sources(cfg.rename_map, sources, acts=cfg.env is not None)
+    sources = renamed_sources(rename_map, sources, acts=acts)
     rate = sources[0].dataset.meta.fps
     sources = [
         replace(source, alignment=replace(source.alignment, rate=source.dataset.meta.fps / rate)) for source in sources
     ]
-    set_features(cfg.policy, sources[0])
-    check_sources(cfg, sources)
-    if cfg.dataset.statistics == "own":
-        sources = [sources[0], *(_to_scale_of(sources[0], source, cfg.policy) for source in sources[1:])]
+    policy = with_features(policy, sources[0])
+    check_sources(policy, sources, resamples=config.resample_actions)
+    if config.statistics == "own":
+        sources = [sources[0], *(_to_scale_of(sources[0], source, policy) for source in sources[1:])]
     for source in sources:
         if source.alignment.in_words:
             logger.info("[DATA] Of %s: %s", source.name, source.alignment.in_words)
-    return sources
+    return sources, policy
 
 
 def renamed_sources(rename_map: dict[str, str], sources: list[Source], *, acts: bool) -> list[Source]:
@@ -81,30 +92,32 @@ def _to_scale_of(first: Source, source: Source, policy: PI05RLConfig) -> Source:
     return replace(source, alignment=replace(source.alignment, scale=scale))
 
 
-def set_features(policy: PI05RLConfig, first: Source) -> None:
-    """Fill in what the configuration leaves open: the policy reads and acts as the first dataset was recorded."""
-    if not policy.input_features:
-        features = policy_features(first.features)
-        policy.input_features = {
+def with_features(policy: PI05RLConfig, first: Source) -> PI05RLConfig:
+    """``policy`` with what it leaves open: it reads and acts as the first dataset, aligned, was recorded."""
+    inputs, outputs, names = policy.input_features, policy.output_features, policy.action_feature_names
+    own = first.features.get(ACTION)
+    if not inputs:
+        inputs = {
             key: feature
-            for key, feature in features.items()
-            if feature.type in (FeatureType.VISUAL, FeatureType.STATE)
-            and (feature.type is not FeatureType.STATE or key == OBS_STATE)
+            for key, feature in policy_features(first.features).items()
+            if feature.type is FeatureType.VISUAL or (feature.type is FeatureType.STATE and key == OBS_STATE)
         }
-    if not policy.output_features:
-        own = first.features.get(ACTION)
-        policy.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, tuple(own["shape"]))} if own else {}
-    if policy.action_feature_names is None and ACTION in first.features:
-        policy.action_feature_names = dimension_names(first.features[ACTION], qualified=True)
+    if not outputs:
+        outputs = {ACTION: PolicyFeature(FeatureType.ACTION, tuple(own["shape"]))} if own else {}
+    if names is None and own:
+        names = dimension_names(own, qualified=True)
+    return changed(policy, input_features=inputs, output_features=outputs, action_feature_names=names)
 
 
-def check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
+def check_sources(policy: PI05RLConfig, sources: list[Source], *, resamples: bool) -> None:
     """
+    Args:
+        resamples: datasets of other rates are read at the first one's.
+
     Raises:
         DatasetError: a dataset lacks what the policy reads, or has another shape or rate,
             or actions that cannot be taken relative to its state.
     """
-    policy = cfg.policy
     if not policy.image_features:
         raise DatasetError(f"dataset {sources[0].name} has no camera; π0.5 needs at least one")
     wanted: dict[str, PolicyFeature] = {**policy.input_features, **policy.output_features}
@@ -128,7 +141,7 @@ def check_sources(cfg: PI05RLTrainConfig, sources: list[Source]) -> None:
                     f"the policy expects {tuple(feature.shape)}"
                 )
         check_relative_actions(policy, source.name, features)
-        if source.alignment.rate != 1.0 and not cfg.dataset.resample_actions:
+        if source.alignment.rate != 1.0 and not resamples:
             raise DatasetError(
                 f"dataset {source.name} was recorded at {source.dataset.meta.fps} frames per second, "
                 f"{sources[0].name} at {sources[0].dataset.meta.fps}. If actions are absolute (positions, not "

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from lerobot.transforms import ImageTransforms
 
-from ..config.train import PI05RLTrainConfig
+from ..config.train import OfflineDatasetConfig, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from ..returns import Lookahead, Outcome, lookahead
 from .compatibility import align_sources
@@ -28,9 +28,10 @@ from .labeling_checks import check_labelings
 from .normalisation import normalisation_statistics
 from .pictures.cameras import EMPTY_CAMERA, picture_shape
 from .pictures.frame_cache import FrameCache, open_frame_cache
+from .sampling import MixedOrder, SampleOrder, sample_order
 from .sources import DatasetError, Source, handle_bad_values, load_source
 from .statistics import Stats
-from .workers import worker_kwargs
+from .workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,12 @@ class OfflineData:
     """Everything the offline learner knows of its data."""
 
     sources: list[Source]
+    policy: PI05RLConfig  # with the features of the first dataset where the configuration has none
     labels: LabelledEpisodes
     train: FrameDataset
     held_out: FrameDataset | None
+    order: SampleOrder | MixedOrder  # in which the training frames are drawn
+    workers: Workers  # that read them
     stats: dict[str, Stats]  # what a fresh run's processors normalise with
 
     @property
@@ -55,51 +59,55 @@ class OfflineData:
         )
 
 
-def open_sources(cfg: PI05RLTrainConfig) -> list[Source]:
-    """Open the datasets of ``cfg`` and align them with the first; fills in the policy's features where the
-    configuration has none.
+def open_sources(cfg: PI05RLTrainConfig) -> tuple[list[Source], PI05RLConfig]:
+    """Open the datasets of ``cfg`` and align them with the first; with them the policy that reads them.
 
     Raises:
         DatasetError: a dataset is missing, or does not fit the policy or the first dataset.
     """
-    sources = read_sources(cfg)
+    sources = read_sources(cfg.dataset, cfg.rename_map, cfg.tolerance_s)
     sources = [handle_bad_values(source, cfg.rename_map, cfg.dataset.bad_values) for source in sources]
-    sources = align_sources(cfg, sources)
+    sources, policy = align_sources(
+        sources, cfg.policy, cfg.dataset, rename_map=cfg.rename_map, acts=cfg.env is not None
+    )
     for source in sources:
-        check_pictures(source, policy_cameras(cfg.policy))
-    return sources
+        check_pictures(source, policy_cameras(policy))
+    return sources, policy
 
 
-def read_sources(cfg: PI05RLTrainConfig, *, pictures: bool = True) -> list[Source]:
-    """The datasets of ``cfg`` with their columns as recorded, not yet aligned with one another.
+def read_sources(
+    config: OfflineDatasetConfig, rename_map: dict[str, str], tolerance_s: float, *, pictures: bool = True
+) -> list[Source]:
+    """The datasets of ``config`` with their columns as recorded, not yet aligned with one another.
 
     Args:
+        tolerance_s: by how much a frame's time may be off, seconds.
         pictures: whether videos are needed; outcomes are listed and set without them.
 
     Raises:
         DatasetError: a dataset is missing, damaged, or not what its metadata say.
     """
-    backend = cfg.dataset.video_backend
+    backend = config.video_backend
     first = open_dataset(
-        cfg.dataset.repo_id,
-        cfg.dataset.root,
-        revision=cfg.dataset.revision,
-        episodes=cfg.dataset.episodes,
-        tolerance_s=cfg.tolerance_s,
+        config.repo_id,
+        config.root,
+        revision=config.revision,
+        episodes=config.episodes,
+        tolerance_s=tolerance_s,
         pictures=pictures,
     )
-    sources = [load_source(cfg.dataset.repo_id, first, backend, cfg.rename_map)]
-    for path in cfg.dataset.additional_offline_dataset_paths:
+    sources = [load_source(config.repo_id, first, backend, rename_map)]
+    for path in config.additional_offline_dataset_paths:
         folder = Path(path)
         local = folder.is_dir()
         dataset = open_dataset(
             folder.name if local else path,
             folder if local else None,
             key="dataset.additional_offline_dataset_paths",
-            tolerance_s=cfg.tolerance_s,
+            tolerance_s=tolerance_s,
             pictures=pictures,
         )
-        sources.append(load_source(path, dataset, backend, cfg.rename_map))
+        sources.append(load_source(path, dataset, backend, rename_map))
     return sources
 
 
@@ -109,67 +117,74 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     Raises:
         DatasetError: as :func:`open_sources`; or episodes are unlabelled, or the labeling does not fit.
     """
-    sources = open_sources(cfg)
-    name, needs_returns = cfg.dataset.labeling, cfg.policy.extraction.needs_outcomes
+    sources, policy = open_sources(cfg)
+    name, needs_returns = cfg.dataset.labeling, policy.extraction.needs_outcomes
     labelings = read_labelings(sources, name) if name else None
     recorded = labelings and [labeling_outcomes(labeling) for labeling in labelings]
-    labels = label_episodes(sources, cfg.reward, cfg.policy, needs_returns=needs_returns, recorded=recorded)
+    labels = label_episodes(sources, cfg.reward, policy, needs_returns=needs_returns, recorded=recorded)
     if labelings and needs_returns:
         check_labelings(labelings, name, sources, labels, cfg.reward.outcome_file)
     pinned = pinned_labels(labelings) if labelings else None
     train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
-    train = cap_transitions(kept_episodes(cfg.policy, train), cfg.policy.offline_buffer_capacity, cfg.seed)
-    draws = frame_draws(cfg.policy, train, pinned) if pinned else None
-    stats = normalisation_statistics(cfg, sources, train, policy_cameras(cfg.policy))
+    train = cap_transitions(kept_episodes(policy, train), policy.offline_buffer_capacity, cfg.seed)
+    draws = frame_draws(policy, train, pinned) if pinned else None
+    pooled = cfg.dataset.statistics == "pooled"
+    stats = normalisation_statistics(policy, sources, train, policy_cameras(policy), pooled=pooled)
     transforms = cfg.dataset.image_transforms
 
-    folds = assign_folds(train, cfg.policy.critic_folds) if cfg.policy.trains_critic else {}
-    lookaheads = make_lookaheads(sources, labels, cfg, pinned=pinned is not None)
-    caches = open_caches(cfg, sources)
+    folds = assign_folds(train, policy.critic_folds) if policy.trains_critic else {}
+    discount = reward_discount(cfg.reward, policy)
+    lookaheads = make_lookaheads(sources, labels, policy, discount, pinned=pinned is not None)
+    workers = Workers(cfg.num_workers, cfg.prefetch_factor, cfg.dataloader_multiprocessing_context)
+    caches = open_caches(sources, policy, cfg.dataset.frame_cache, workers)
 
     def frames(index: FrameIndex, image_transforms=None, lookaheads=lookaheads) -> FrameDataset:
         return FrameDataset(
             sources,
             labels,
             index,
-            cameras=policy_cameras(cfg.policy),
-            chunk_size=cfg.policy.chunk_size,
+            cameras=policy_cameras(policy),
+            chunk_size=policy.chunk_size,
             image_transforms=image_transforms,
             folds=folds,
             lookaheads=lookaheads,
             pinned=pinned,
             caches=caches,
-            padded=dict.fromkeys(mixed_cameras(cfg.policy, sources, caches), cfg.policy.image_resolution),
+            padded=dict.fromkeys(mixed_cameras(policy, sources, caches), policy.image_resolution),
             seed=cfg.seed,
         )
 
+    index = FrameIndex.of(train, draws, by_source=cfg.dataset.weights is not None)
     return OfflineData(
         sources,
+        policy,
         labels,
-        frames(
-            FrameIndex.of(train, draws, by_source=cfg.dataset.weights is not None),
-            ImageTransforms(transforms) if transforms.enable else None,
-        ),
+        frames(index, ImageTransforms(transforms) if transforms.enable else None),
         frames(FrameIndex.of(held_out), lookaheads=None) if held_out else None,
+        sample_order(sources, index, cfg.dataset.weights, cfg.seed),
+        workers,
         stats,
     )
 
 
-def open_caches(cfg: PI05RLTrainConfig, sources: list[Source]) -> list[FrameCache] | None:
-    """The decoded frames of every source, built where they are not there; None: frames are decoded as they are drawn.
+def open_caches(
+    sources: list[Source], policy: PI05RLConfig, folder: str | None, workers: Workers
+) -> list[FrameCache] | None:
+    """The decoded frames of every source in ``folder``, built where they are not there; None: frames are decoded as
+    they are drawn.
 
     Raises:
         DatasetError: as :func:`open_frame_cache`.
     """
-    if cfg.dataset.frame_cache is None:
+    if folder is None:
         return None
     return [
         open_frame_cache(
-            Path(cfg.dataset.frame_cache),
+            Path(folder),
             source,
-            cameras=[source.alignment.own_name(camera) for camera in policy_cameras(cfg.policy)],
-            resolution=cfg.policy.image_resolution,
-            loader_kwargs=worker_kwargs(cfg),
+            cameras=[source.alignment.own_name(camera) for camera in policy_cameras(policy)],
+            resolution=policy.image_resolution,
+            loader_kwargs=workers.loader_kwargs,
         )
         for source in sources
     ]
@@ -249,24 +264,22 @@ def lookahead_steps(policy: PI05RLConfig, *, pinned: bool) -> list[int]:
     return sorted(wanted)
 
 
-def episode_lookahead(
-    episode: Episode, source: Source, rewards: np.ndarray, n: int, cfg: PI05RLTrainConfig
-) -> Lookahead:
-    """The ``n``-step look-ahead of every frame of ``episode``, from its (T,) rewards."""
+def episode_lookahead(episode: Episode, source: Source, rewards: np.ndarray, n: int, discount: float) -> Lookahead:
+    """The ``n``-step look-ahead of every frame of ``episode``, from its (T,) rewards and γ per policy step."""
     return lookahead(
         rewards,
         max(1, int(source.alignment.frames_ahead(n))),
-        discount=source.alignment.per_frame(reward_discount(cfg.reward, cfg.policy)),
+        discount=source.alignment.per_frame(discount),
         terminated=episode.outcome is not Outcome.TRUNCATED,
     )
 
 
 def make_lookaheads(
-    sources: list[Source], labels: LabelledEpisodes, cfg: PI05RLTrainConfig, *, pinned: bool
+    sources: list[Source], labels: LabelledEpisodes, policy: PI05RLConfig, discount: float, *, pinned: bool
 ) -> dict[int, list[Lookahead]]:
     """n → per source the n-step look-ahead of every frame, for the n that training reads."""
     lookaheads = {}
-    for n in lookahead_steps(cfg.policy, pinned=pinned):
+    for n in lookahead_steps(policy, pinned=pinned):
         lookaheads[n] = []
         for number, source in enumerate(sources):
             count = len(source.columns["index"])
@@ -277,7 +290,7 @@ def make_lookaheads(
             )
             for episode in (episode for episode in labels.episodes if episode.source == number):
                 rows = slice(episode.start, episode.end)
-                steps = episode_lookahead(episode, source, labels.rewards[number][rows], n, cfg)
+                steps = episode_lookahead(episode, source, labels.rewards[number][rows], n, discount)
                 for column, values in zip(columns, steps, strict=True):
                     column[rows] = values
             lookaheads[n].append(columns)

@@ -1,4 +1,4 @@
-"""The batches of a run: training frames in the run's order, held-out frames in theirs."""
+"""The batches of a run: training frames in the data's order, held-out frames in theirs."""
 
 import copy
 
@@ -7,72 +7,55 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config.train import PI05RLTrainConfig
 from ..distributed.processes import ALONE, Processes
+from .batch import Batch
 from .dataset import OfflineData
 from .frames import FrameDataset, FrameIndex
-from .sampling import BatchPositions, MixedOrder, SampleOrder
-from .sources import DatasetError
-from .workers import worker_kwargs
+from .sampling import BatchPositions
 
 
 def make_train_loader(
-    cfg: PI05RLTrainConfig,
     data: OfflineData,
     *,
+    batch_size: int,
     batches: int,
     start: int = 0,
     processes: Processes = ALONE,
 ) -> DataLoader:
-    """This process's part of so many batches, collated, images as uint8.
+    """This process's part of so many batches in the data's order, collated, images as uint8.
 
     Args:
-        start: position in the run's sample order at which they begin.
+        start: position in that order at which they begin.
     """
-    order = sample_order(cfg, data)
     positions = BatchPositions(
-        order, cfg.batch_size, rank=processes.rank, world_size=processes.count, start=start, batches=batches
+        data.order, batch_size, rank=processes.rank, world_size=processes.count, start=start, batches=batches
     )
-    return DataLoader(data.train, batch_sampler=positions, **worker_kwargs(cfg))
+    return DataLoader(data.train, batch_sampler=positions, **data.workers.loader_kwargs)
 
 
-def sample_order(cfg: PI05RLTrainConfig, data: OfflineData) -> SampleOrder | MixedOrder:
-    """All frames as often as their index says, or each dataset by its weight.
-
-    Raises:
-        DatasetError: nothing is left to draw of a dataset that has a weight.
-    """
-    frames = data.train.frames
-    if cfg.dataset.weights is None:
-        return SampleOrder(len(frames), cfg.seed, frames.draws)
-    counts = frames.frames_per_source(len(data.sources))
-    for source, count in zip(data.sources, counts, strict=True):
-        if count == 0:
-            raise DatasetError(f"dataset.weights: nothing is left to draw of the dataset {source.name}; leave it out")
-    draws = None if frames.draws is None else np.split(frames.draws, np.cumsum(counts)[:-1])
-    return MixedOrder(counts, cfg.dataset.weights, cfg.seed, draws)
-
-
-def make_held_out_loader(cfg: PI05RLTrainConfig, data: OfflineData, processes: Processes = ALONE) -> DataLoader | None:
-    """The held-out frames in order, each once, thinned to about ``max_eval_samples`` if that is set.
+def make_held_out_loader(
+    data: OfflineData, *, batch_size: int, most: int, processes: Processes = ALONE
+) -> DataLoader | None:
+    """The held-out frames in order, each once, thinned to about ``most`` unless that is 0.
 
     Every episode keeps its middle frame, and every so many frames before and behind it.
     """
     if data.held_out is None:
         return None
-    numbers = held_out_numbers(data.held_out.frames, cfg.max_eval_samples)
-    return _loader_in_order(cfg, data.held_out, numbers, processes)
+    return _loader_in_order(data.held_out, held_out_numbers(data.held_out.frames, most), batch_size, processes)
 
 
-def make_probe_loader(cfg: PI05RLTrainConfig, data: OfflineData, processes: Processes = ALONE) -> DataLoader | None:
+def make_probe_loader(
+    data: OfflineData, *, batch_size: int, most: int, processes: Processes = ALONE
+) -> DataLoader | None:
     """As many training frames as :func:`make_held_out_loader` reads, evenly spread and read as those are (no
     augmentation, no frame ahead), so that the two can be compared."""
     if data.held_out is None:
         return None
     probe = copy.copy(data.train)
     probe.image_transforms, probe.lookaheads = None, {}
-    count = min(len(probe), len(held_out_numbers(data.held_out.frames, cfg.max_eval_samples)))
-    return _loader_in_order(cfg, probe, np.linspace(0, len(probe) - 1, count).astype(int).tolist(), processes)
+    count = min(len(probe), len(held_out_numbers(data.held_out.frames, most)))
+    return _loader_in_order(probe, np.linspace(0, len(probe) - 1, count).astype(int).tolist(), batch_size, processes)
 
 
 def held_out_numbers(frames: FrameIndex, most: int) -> list[int]:
@@ -85,20 +68,18 @@ def held_out_numbers(frames: FrameIndex, most: int) -> list[int]:
     return numbers
 
 
-def _loader_in_order(
-    cfg: PI05RLTrainConfig, dataset: FrameDataset, numbers: list[int], processes: Processes
-) -> DataLoader:
+def _loader_in_order(dataset: FrameDataset, numbers: list[int], batch_size: int, processes: Processes) -> DataLoader:
     """This process's batches, as many as every other has: the last is read again by those that would be short."""
     batches = [
-        [(number, number) for number in numbers[start : start + cfg.batch_size]]
-        for start in range(0, len(numbers), cfg.batch_size)
+        [(number, number) for number in numbers[start : start + batch_size]]
+        for start in range(0, len(numbers), batch_size)
     ]
     turns = range(processes.rank, -(-len(batches) // processes.count) * processes.count, processes.count)
     own = [batches[min(turn, len(batches) - 1)] for turn in turns]
     return DataLoader(dataset, batch_sampler=own, generator=torch.Generator())
 
 
-def to_device(batch: dict, device: torch.device) -> dict:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """Tensors to ``device``; uint8 images to fp32 in [0, 1], as stock ``lerobot-train`` does."""
     moved = {}
     for key, value in batch.items():

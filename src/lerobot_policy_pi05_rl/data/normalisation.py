@@ -12,7 +12,6 @@ import numpy as np
 from lerobot.configs import NormalizationMode
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from ..config.train import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from .episodes import Episode
 from .relative import relative_mask
@@ -31,21 +30,22 @@ def mode_of(policy: PI05RLConfig, key: str) -> NormalizationMode:
 
 
 def normalisation_statistics(
-    cfg: PI05RLTrainConfig, sources: list[Source], episodes: list[Episode], cameras: list[str]
+    policy: PI05RLConfig, sources: list[Source], episodes: list[Episode], cameras: list[str], *, pooled: bool
 ) -> dict[str, Stats]:
     """What the processors get: statistics of the frames of ``episodes``, of all sources together or, where each is
-    brought to the first one's scale, of the first; with bounds that serve (:func:`~.statistics.usable`).
+    brought to the first one's scale (not ``pooled``), of the first; with bounds that serve
+    (:func:`~.statistics.usable`).
 
     Raises:
         DatasetError: pictures are to be normalised with recorded statistics, and there are none.
     """
-    used = list(range(len(sources))) if cfg.dataset.statistics == "pooled" else [0]
+    used = list(range(len(sources))) if pooled else [0]
     present = [number for number in used if any(episode.source == number for episode in episodes)] or used
     stats: dict[str, Stats] = {}
     for key in KINDS:
-        mode = mode_of(cfg.policy, key)
-        relative = key == ACTION and cfg.policy.use_relative_actions
-        found = feature_statistics(cfg.policy, key, [(sources[n], _rows(sources[n], episodes, n)) for n in present])
+        mode = mode_of(policy, key)
+        relative = key == ACTION and policy.use_relative_actions
+        found = feature_statistics(policy, key, [(sources[n], _rows(sources[n], episodes, n)) for n in present])
         stats[key], reasons = usable(found, mode)
         if reasons:
             lines = "; ".join(f"dimension {d} {reason}" for d, reason in reasons.items())
@@ -56,7 +56,7 @@ def normalisation_statistics(
             rows = _rows(sources[number], episodes, number)
             own = found if len(present) == 1 else row_statistics(sources[number].recorded(key)[rows])
             _compare_with_recorded(sources[number], key, own, mode)
-    return {**stats, **_visual_statistics(cfg.policy, [sources[number] for number in used], cameras)}
+    return {**stats, **_visual_statistics(policy, [sources[number] for number in used], cameras)}
 
 
 def feature_statistics(policy: PI05RLConfig, key: str, parts: list[tuple[Source, np.ndarray]]) -> Stats:

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .frames import FrameIndex
+from .sources import DatasetError, Source
+
 
 class SampleOrder:
     """Maps a position to a frame number in ``range(num_frames)``.
@@ -96,6 +99,24 @@ class MixedOrder:
     def _drawn(self, positions: int) -> np.ndarray:
         """(sources,) how many of the first ``positions`` draws are of each source."""
         return np.diff(np.rint(self._bounds * positions).astype(np.int64), prepend=0)
+
+
+def sample_order(
+    sources: list[Source], frames: FrameIndex, weights: list[float] | None, seed: int
+) -> SampleOrder | MixedOrder:
+    """All frames as often as their index says, or each dataset by its weight.
+
+    Raises:
+        DatasetError: nothing is left to draw of a dataset that has a weight.
+    """
+    if weights is None:
+        return SampleOrder(len(frames), seed, frames.draws)
+    counts = frames.frames_per_source(len(sources))
+    for source, count in zip(sources, counts, strict=True):
+        if count == 0:
+            raise DatasetError(f"dataset.weights: nothing is left to draw of the dataset {source.name}; leave it out")
+    draws = None if frames.draws is None else np.split(frames.draws, np.cumsum(counts)[:-1])
+    return MixedOrder(counts, weights, seed, draws)
 
 
 class BatchPositions:

@@ -25,6 +25,7 @@ from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.random_utils import set_seed
 from lerobot.utils.utils import init_logging
 
+from ..config.resolve import changed
 from .env_config import PandaPickCubeEnv
 from .intervals import bootstrap_interval, successes_per_1000_steps, wilson_interval
 
@@ -57,7 +58,7 @@ def evaluate_closed_loop(
         n_envs: simulators stepped together in this process; the policy sees them as one batch.
         overrides: changes to the policy's configuration as on `lerobot-eval`'s command line without the
             `policy.` prefix, e.g. `["--device=cpu", "--n_action_steps=1"]`.
-        env_cfg: environment with one task; the pick task if None. Its `freeze_finished` is set.
+        env_cfg: environment with one task, acted in with `freeze_finished`; the pick task if None.
 
     Raises:
         ValueError: for n_episodes < 1 or n_envs < 1.
@@ -65,10 +66,9 @@ def evaluate_closed_loop(
     """
     if n_episodes < 1 or n_envs < 1:
         raise ValueError(f"Need n_episodes >= 1 and n_envs >= 1, got {n_episodes=}, {n_envs=}.")
-    env_cfg = env_cfg if env_cfg is not None else PandaPickCubeEnv()
-    env_cfg.freeze_finished = True
+    env_cfg = changed(PandaPickCubeEnv() if env_cfg is None else env_cfg, freeze_finished=True)
     cfg = PreTrainedConfig.from_pretrained(policy_path, cli_overrides=list(overrides))
-    cfg.pretrained_path = Path(policy_path)
+    cfg = changed(cfg, pretrained_path=Path(policy_path))
     policy = make_policy(cfg=cfg, env_cfg=env_cfg)
     policy.eval()
     preprocessor, postprocessor = make_pre_post_processors(

@@ -14,7 +14,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from ..config.train import PI05RLTrainConfig
 from ..errors import UserError
 from ..losses import RecapLosses
 from ..model.towers import TowerLayer
@@ -57,8 +56,12 @@ class Sharded:
         return self.losses(*args, train_actor=train_actor, **kwargs)
 
 
-def check_fsdp(plugin: FullyShardedDataParallelPlugin | None, cfg: PI05RLTrainConfig) -> None:
+def check_fsdp(plugin: FullyShardedDataParallelPlugin | None, *, adapts: bool, compiles: bool) -> None:
     """Refuse what does not go together with FSDP, if that is asked for.
+
+    Args:
+        adapts: a LoRA adapter is asked for.
+        compiles: layers are compiled.
 
     Raises:
         UserError: FSDP's first version or its own checkpointing of activations; a LoRA adapter; compiled layers.
@@ -72,11 +75,11 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin | None, cfg: PI05RLTrainCo
             "fsdp_activation_checkpointing is true in the accelerate configuration; set it to false and "
             "policy.gradient_checkpointing to true"
         )
-    if cfg.peft is not None:
+    if adapts:
         raise UserError(
             "peft and FSDP do not go together: an adapter is small; launch with configs/accelerate/ddp.yaml"
         )
-    if cfg.policy.compile_model:
+    if compiles:
         raise UserError("policy.compile_model and FSDP do not go together: set it to false, or launch with ddp.yaml")
 
 

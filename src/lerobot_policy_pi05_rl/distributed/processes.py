@@ -44,7 +44,7 @@ class Processes:
         """(B, …) of each process → (count · B, …) of all, in the order of their ranks."""
         return rows if self.count == 1 else gather(rows.contiguous())
 
-    def gather_list(self, values: list) -> list:
+    def gather_list[T](self, values: list[T]) -> list[T]:
         """The lists of all processes behind one another."""
         return values if self.count == 1 else gather_object(values)
 

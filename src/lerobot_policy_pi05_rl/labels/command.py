@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
 from ..advantage import tag_columns
 from ..checkpoint.critic_provenance import frame_folds, read_critic_data, reward_scale, scale_differences
+from ..checkpoint.write import last_checkpoint
 from ..command.run import run_as_script
-from ..config.train import PI05RLTrainConfig
+from ..config.arguments import split_config_path
+from ..config.file import load_config
+from ..config.resolve import changed, resolved
+from ..config.train import ConfigError, PI05RLTrainConfig
 from ..data.compatibility import renamed_sources
 from ..data.dataset import open_sources, read_sources
 from ..data.episodes import LabelledEpisodes, label_episodes, reward_discount
@@ -31,11 +36,12 @@ from ..data.labeling import (
     write_labeling,
 )
 from ..data.sources import Source, dataset_fingerprint
+from ..data.workers import Workers
 from ..errors import UserError
 from ..thresholds import positive_fractions, task_thresholds
 from .critic import Critic, find_critic, load_value_function
-from .options import DEFAULT_HORIZON, LabelOptions, choose_look_ahead, load_label_config, parse_options
-from .outcomes import describe_unlabelled, given_outcomes, outcomes_path, write_outcomes
+from .options import DEFAULT_HORIZON, LabelOptions, choose_look_ahead, parse_options
+from .outcomes import describe_unlabelled, set_outcomes
 from .summary import Labelled, say
 from .values import TAG, Interrupted, PartialValues, Timing, compute_values, frame_loader
 
@@ -70,6 +76,22 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def load_label_config(arguments: list[str]) -> tuple[PI05RLTrainConfig, Path | None]:
+    """The configuration, and the folder of the run if one was given instead of a file.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    path, overrides = split_config_path(arguments, "label")
+    run = Path(path)
+    if not run.is_dir():
+        return load_config(path, overrides), None
+    checkpoint = last_checkpoint(run)
+    if checkpoint is None:
+        raise ConfigError(f"{run} is neither a configuration file nor a run: it has no checkpoints/last")
+    return load_config(checkpoint / PRETRAINED_MODEL_DIR / "train_config.json", overrides), run
+
+
 def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> Labelled | None:
     """Do what the options ask for.
 
@@ -83,17 +105,20 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
         UserError: bad input.
         Interrupted: a signal came; the values so far are kept.
     """
-    cfg.validate(device_key=None)  # outcomes are set on any machine
+    cfg = resolved(cfg, device_key=None)  # outcomes are set on any machine
     wants_critic = options.from_name is None and not options.list_unlabelled
-    critic = find_critic(cfg, options, run) if wants_critic else None
+    directory = run or cfg.output_dir_offline or cfg.output_dir
+    run = Path(directory) if directory else None
+    critic = find_critic(options, run, cfg.policy.pi05_checkpoint) if wants_critic else None
     if critic is not None:
         cfg.check_device("learner_device")
-        critic.adapt(cfg)
-    columns = read_sources(cfg, pictures=False)  # outcomes need no more
+        cfg = changed(cfg, policy=critic.reading(cfg.policy))
+    columns = read_sources(cfg.dataset, cfg.rename_map, cfg.tolerance_s, pictures=False)  # outcomes need no more
     sources = renamed_sources(cfg.rename_map, columns, acts=cfg.env is not None)
-    set_outcomes(cfg, options, sources)
+    outcome_file = set_outcomes(options, sources, cfg.reward.outcome_file)
+    cfg = changed(cfg, reward=changed(cfg.reward, outcome_file=outcome_file))
     if options.list_unlabelled:
-        print("\n".join(describe_unlabelled(sources, cfg.reward.outcome_file)))
+        print("\n".join(describe_unlabelled(sources, outcome_file)))
         return None
     if critic is None and options.from_name is None:
         if options.gives_outcomes:
@@ -103,7 +128,8 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
             "there is no critic to label with: neither has the run a checkpoint nor policy.pi05_checkpoint a critic. "
             "Train one (pi05-rl offline), or give --checkpoint DIR"
         )
-    sources = open_sources(cfg)
+    sources, policy = open_sources(cfg)
+    cfg = changed(cfg, policy=policy)
     name = options.name or free_name(sources, critic)
     stated = options.from_name or cfg.dataset.labeling
     recorded = [outcomes_if_labelled(source, stated) for source in sources]
@@ -114,19 +140,6 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
         logger.info("%s Critic: %s (%s), %d fold(s)", TAG, critic.path, critic.fingerprint, critic.folds)
         values = values_of_critic(cfg, critic, sources, labels, name)
     return finish(cfg, options, sources, labels, values, name)
-
-
-def set_outcomes(cfg: PI05RLTrainConfig, options: LabelOptions, sources: list[Source]) -> None:
-    """Write the outcomes that the command line gives, and choose the outcome file of this command."""
-    path = outcomes_path(sources)
-    if options.gives_outcomes:
-        given = given_outcomes(
-            sources, success=options.success, failure=options.failure, csv=options.outcomes, of=options.of
-        )
-        cfg.reward.outcome_file = str(write_outcomes(sources, given, cfg.reward.outcome_file))
-    elif cfg.reward.outcome_file is None and path.is_file():
-        logger.info("%s Outcomes set by hand are used; train with --reward.outcome_file=%s", TAG, path)
-        cfg.reward.outcome_file = str(path)
 
 
 def values_of_labeling(sources: list[Source], from_name: str, name: str) -> list[Values]:
@@ -162,6 +175,8 @@ def values_of_critic(
     earlier = [check_name(source, name, critic.fingerprint) for source in sources]
     partials = [unfinished(source, name, critic) for source in sources]
     identity = {"path": critic.path, "fingerprint": critic.fingerprint}
+    workers = Workers(cfg.num_workers, cfg.prefetch_factor, cfg.dataloader_multiprocessing_context)
+    reading = {"policy": cfg.policy, "batch_size": cfg.batch_size, "workers": workers}
     timing, function, results = Timing(), None, []
     for number, source in enumerate(sources):
         folds = frame_folds(seen, source)
@@ -178,11 +193,11 @@ def values_of_critic(
             logger.info("%s %s: labeling %r of the same critic is there; its values are used", TAG, source.name, name)
             value = labeling.columns["value"]
         else:
-            function = function or load_value_function(cfg, critic, labels)
+            function = function or load_value_function(critic, labels, cfg.policy.device)
             every = compute_values(
                 *function,
                 partials[number],
-                lambda first, number=number: frame_loader(cfg, sources, labels, number, first),
+                lambda first, number=number: frame_loader(sources, labels, number, first, **reading),
                 total=len(source.columns["index"]),
                 batch_size=cfg.batch_size,
                 timing=timing,
@@ -247,7 +262,7 @@ def finish(
     if traces is not None and options.trace is None:
         horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
     default = cfg.policy.advantage_positive_fraction if options.fraction is None else options.fraction
-    discount, scale = reward_discount(cfg.reward, cfg.policy), reward_scale(cfg, labels)
+    discount, scale = reward_discount(cfg.reward, cfg.policy), reward_scale(cfg.reward, cfg.policy, labels)
     fractions = positive_fractions(labels.tasks, default, cfg.policy.advantage_positive_fraction_per_task)
     by_task = dict(zip(labels.tasks, fractions, strict=True))
     tables = []

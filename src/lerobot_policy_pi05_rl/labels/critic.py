@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..checkpoint.critic_provenance import critic_fingerprint
 from ..checkpoint.write import last_checkpoint
-from ..config.train import PI05RLTrainConfig
+from ..config.resolve import changed
 from ..configuration_pi05_rl import PI05RLConfig
+from ..data.batch import Batch, Preprocess
 from ..data.episodes import LabelledEpisodes
 from ..modeling_pi05_rl import PI05RLPolicy
 from ..processor_pi05_rl import check_prompt_lengths
@@ -42,17 +43,19 @@ class Critic:
             path = Path(f"{step.parent.parent.name}-{step.name}" if step.parent.name == CHECKPOINTS_DIR else step.name)
         return re.sub(r"[^\w.-]", "-", path.name)
 
-    def adapt(self, cfg: PI05RLTrainConfig) -> None:
-        """Let the data be opened as this critic reads it."""
-        for name in ("input_features", "output_features", "value_support_min", "value_support_max"):
-            setattr(cfg.policy, name, getattr(self.policy, name))
-        cfg.policy.device = self.policy.device = cfg.policy.learner_device or cfg.policy.device
+    def reading(self, policy: PI05RLConfig) -> PI05RLConfig:
+        """``policy``, with which the data are opened as this critic reads them."""
+        own = ("input_features", "output_features", "value_support_min", "value_support_max")
+        return changed(policy, **{name: getattr(self.policy, name) for name in own})
 
 
-def find_critic(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> Critic | None:
-    """The critic of ``--checkpoint``, else of the run's newest checkpoint, else of ``policy.pi05_checkpoint``.
+def find_critic(options: LabelOptions, run: Path | None, start: str | None) -> Critic | None:
+    """The critic of ``--checkpoint``, else of the run's newest checkpoint, else of ``start``.
 
     None where the last two have none. A checkpoint that was asked for must have one.
+
+    Args:
+        start: ``policy.pi05_checkpoint``.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged, or ``--checkpoint`` holds no critic.
@@ -63,12 +66,10 @@ def find_critic(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None)
         if critic is None:
             raise CheckpointError(f"the checkpoint {path} holds no critic; give one that pi05-rl offline has written")
         return critic
-    directory = run or cfg.output_dir_offline or cfg.output_dir
-    checkpoint = last_checkpoint(Path(directory)) if directory else None
+    checkpoint = None if run is None else last_checkpoint(run)
     critic = None if checkpoint is None else load_critic(str(checkpoint / PRETRAINED_MODEL_DIR))
     if critic is not None:
         return critic
-    start = cfg.policy.pi05_checkpoint
     if start is None or (options.gives_outcomes and not Path(start).is_dir()):
         return None  # setting outcomes downloads no weights
     return load_critic(start)
@@ -98,14 +99,15 @@ def load_critic(path: str) -> Critic | None:
 
 
 def load_value_function(
-    cfg: PI05RLTrainConfig, critic: Critic, labels: LabelledEpisodes
-) -> tuple[Callable[[dict], dict], Callable[[dict], Tensor]]:
+    critic: Critic, labels: LabelledEpisodes, device: str | None
+) -> tuple[Preprocess, Callable[[Batch], Tensor]]:
     """Build the network: (collated samples → batch, batch → (B, K) values).
 
     Raises:
         UserError: weights or processors do not load, or a task's prompt is too long.
     """
-    policy = PI05RLPolicy.from_pretrained(critic.path, config=critic.policy)
-    preprocessor, _ = load_processors(critic.policy, critic.path)
-    check_prompt_lengths(preprocessor, labels.tasks, critic.policy.robot_state_feature.shape[0])
+    config = changed(critic.policy, device=device)
+    policy = PI05RLPolicy.from_pretrained(critic.path, config=config)
+    preprocessor, _ = load_processors(config, critic.path)
+    check_prompt_lengths(preprocessor, labels.tasks, config.robot_state_feature.shape[0])
     return make_preprocess(preprocessor, next(policy.parameters()).device), policy.predict_values

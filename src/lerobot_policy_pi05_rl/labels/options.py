@@ -3,15 +3,9 @@
 import argparse
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
-from lerobot.utils.constants import PRETRAINED_MODEL_DIR
-
-from ..checkpoint.write import last_checkpoint
-from ..config.arguments import split_config_path
-from ..config.file import load_config
-from ..config.train import ConfigError, PI05RLTrainConfig
+from ..config.train import ConfigError
 from ..data.episodes import LabelledEpisodes
 from ..returns import horizon_trace
 
@@ -132,19 +126,3 @@ def choose_look_ahead(
     traces = {task: horizon_trace(horizon, length) for task, length in lengths}
     each = ", ".join(f"{trace:.3f}" for trace in traces.values())
     return None, traces, f"λ-return over {horizon:g} of the task's longest episode, λ = {each}"
-
-
-def load_label_config(arguments: list[str]) -> tuple[PI05RLTrainConfig, Path | None]:
-    """The configuration, and the folder of the run if one was given instead of a file.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    path, overrides = split_config_path(arguments, "label")
-    run = Path(path)
-    if not run.is_dir():
-        return load_config(path, overrides), None
-    checkpoint = last_checkpoint(run)
-    if checkpoint is None:
-        raise ConfigError(f"{run} is neither a configuration file nor a run: it has no checkpoints/last")
-    return load_config(checkpoint / PRETRAINED_MODEL_DIR / "train_config.json", overrides), run

@@ -13,6 +13,7 @@ from ..data.outcomes import known_outcomes
 from ..data.sources import DatasetError, Source, check_outcome_file_datasets, read_outcome_file
 from ..returns import Outcome
 from ..runtime.files import replacing
+from .options import LabelOptions
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,21 @@ def given_outcomes(
             )
         given[subject] |= dict.fromkeys(episodes, outcome)
     return given
+
+
+def set_outcomes(options: LabelOptions, sources: list[Source], outcome_file: str | None) -> str | None:
+    """Write the outcomes that the command line gives over those of ``outcome_file``; returns the outcome file of this
+    command."""
+    path = outcomes_path(sources)
+    if options.gives_outcomes:
+        given = given_outcomes(
+            sources, success=options.success, failure=options.failure, csv=options.outcomes, of=options.of
+        )
+        return str(write_outcomes(sources, given, outcome_file))
+    if outcome_file is None and path.is_file():
+        logger.info("[LABEL] Outcomes set by hand are used; train with --reward.outcome_file=%s", path)
+        return str(path)
+    return outcome_file
 
 
 def write_outcomes(sources: list[Source], given: list[Outcomes], outcome_file: str | None) -> Path:

@@ -13,12 +13,13 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config.train import PI05RLTrainConfig
+from ..configuration_pi05_rl import PI05RLConfig
+from ..data.batch import Batch, Preprocess
 from ..data.dataset import policy_cameras
 from ..data.episodes import LabelledEpisodes
 from ..data.frames import FrameDataset, FrameIndex
 from ..data.sources import Source
-from ..data.workers import worker_kwargs
+from ..data.workers import Workers
 from ..errors import UserError
 from ..runtime.progress import StopSignal, TimedIterator, progress_bar
 
@@ -95,22 +96,29 @@ class Timing:
         )
 
 
-def frame_loader(cfg: PI05RLTrainConfig, sources: list[Source], labels: LabelledEpisodes, number: int, first: int):
+def frame_loader(
+    sources: list[Source],
+    labels: LabelledEpisodes,
+    number: int,
+    first: int,
+    *,
+    policy: PI05RLConfig,
+    batch_size: int,
+    workers: Workers,
+) -> DataLoader:
     """Batches of source ``number``'s frames in order, from frame ``first`` on."""
     frames = FrameIndex.of([episode for episode in labels.episodes if episode.source == number])
-    dataset = FrameDataset(
-        sources, labels, frames, cameras=policy_cameras(cfg.policy), chunk_size=cfg.policy.chunk_size
-    )
+    dataset = FrameDataset(sources, labels, frames, cameras=policy_cameras(policy), chunk_size=policy.chunk_size)
     batches = [
-        [(frame, frame) for frame in range(start, min(start + cfg.batch_size, len(frames)))]
-        for start in range(first, len(frames), cfg.batch_size)
+        [(frame, frame) for frame in range(start, min(start + batch_size, len(frames)))]
+        for start in range(first, len(frames), batch_size)
     ]
-    return DataLoader(dataset, batch_sampler=batches, **worker_kwargs(cfg))
+    return DataLoader(dataset, batch_sampler=batches, **workers.loader_kwargs)
 
 
 def compute_values(
-    preprocess: Callable[[dict], dict],
-    predict: Callable[[dict], Tensor],
+    preprocess: Preprocess,
+    predict: Callable[[Batch], Tensor],
     partial: PartialValues,
     make_loader: Callable[[int], DataLoader],
     *,

@@ -36,6 +36,12 @@ class OnlineTrainConfig(PI05RLTrainConfig):
         return Path(self.output_dir)
 
     @property
+    def run_name(self) -> str:
+        """``job_name``, unless it is missing or an offline run's own."""
+        name = super().run_name
+        return "pi05_rl_online" if name == "pi05_rl_offline" else name
+
+    @property
     def tag(self) -> str:
         """What begins a console line of the learner."""
         return "[LEARNER]"
@@ -68,7 +74,6 @@ class OnlineTrainConfig(PI05RLTrainConfig):
             ConfigError: something is missing or impossible.
         """
         super().validate(device_key)
-        self.job_name = "pi05_rl_online" if self.job_name == "pi05_rl_offline" else self.job_name
         _ = self.run_dir
         if self.dataset.labeling is not None:
             raise ConfigError(

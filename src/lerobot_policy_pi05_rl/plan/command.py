@@ -1,7 +1,6 @@
 """The command line of ``pi05-rl plan``."""
 
 import argparse
-import copy
 import json
 from dataclasses import asdict
 
@@ -66,7 +65,7 @@ def plan(
     """
     if not 0 < efficiency <= 1:
         raise ConfigError(f"--efficiency must be above 0 and at most 1, got {efficiency}")
-    setup = make_setup(copy.deepcopy(config), cameras=cameras, text_tokens=text_tokens)
+    setup = make_setup(config, cameras=cameras, text_tokens=text_tokens)
     return make_plan(setup, efficiency=efficiency)
 
 

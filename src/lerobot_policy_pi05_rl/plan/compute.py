@@ -1,12 +1,11 @@
 """The plan of a run: parameters, memory, FLOPs, speed, disk, and what would make it fit."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 
-from ..config.train import PI05RLTrainConfig
+from ..config.resolve import changed
 from ..configuration_pi05_rl import PI05RLConfig
 from ..online.transport.weights import pushed_tensors
 from .flops import Flops, part_of, total, training_step_flops
@@ -15,7 +14,7 @@ from .memory import Memory, nbytes, training_step_memory
 from .meta_step import MetaModel, Shape, build
 from .setup import Setup
 
-Change = Callable[[PI05RLConfig, Shape], Shape | None]  # alters the policy in place; None: it would change nothing
+Change = Callable[[PI05RLConfig, Shape], tuple[PI05RLConfig, Shape] | None]  # None: it would change nothing
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,14 @@ class Plan:
 
 def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
     """Count everything; seconds at full size, no weights."""
-    config, policy, shape = setup.config, setup.config.policy, setup.shape
+    policy, shape = setup.config.policy, setup.shape
     model = build(policy)
     flops = training_step_flops(model, shape)
     critic_alone = 0
     if policy.trains_critic and (policy.utd_ratio > 1 or policy.policy_update_freq > 1):
         critic_alone = total(training_step_flops(model, shape, train_actor=False))
     memory = {
-        wanted: training_step_memory(build(_with(policy, gradient_checkpointing=wanted)), shape)
+        wanted: training_step_memory(build(changed(policy, gradient_checkpointing=wanted)), shape)
         for wanted in (False, True)
     }
     chosen = memory[policy.gradient_checkpointing]
@@ -59,8 +58,6 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
     peaks = {gpu.name: gpu.bf16 if policy.dtype == "bfloat16" else gpu.fp32 for gpu in GPUS}
     seconds = {name: per_step / (peak * efficiency) for name, peak in peaks.items()}
     checkpoint = checkpoint_bytes(model)
-    written = checkpoints_written(config)
-    kept = written if config.keep_last_checkpoints is None else min(written, config.keep_last_checkpoints + 1)
     fits = {gib: chosen.peak <= usable(gib) for gib in CAPACITIES_GIB}
     return Plan(
         assumptions=setup.assumptions,
@@ -75,8 +72,8 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
         samples_per_s={name: samples / spent for name, spent in seconds.items()},
         hours={name: spent * policy.offline_steps / 3600 for name, spent in seconds.items()},
         checkpoint=checkpoint,
-        checkpoints_written=written,
-        disk=checkpoint * kept,
+        checkpoints_written=setup.checkpoints_written,
+        disk=checkpoint * setup.checkpoints_at_once,
         pushed=pushed_bytes(model),
         fits=fits,
         changes={} if all(fits.values()) else peaks_after_changes(policy, shape, memory),
@@ -107,14 +104,6 @@ def pushed_bytes(model: MetaModel) -> int:
     return sum(tensor.numel() for tensor in pushed_tensors(model.policy).values()) * dtype.itemsize
 
 
-def checkpoints_written(config: PI05RLTrainConfig) -> int:
-    """How many a run saves: every so many steps, and at its end."""
-    if not config.save_checkpoint:
-        return 0
-    steps, every = config.policy.offline_steps, config.checkpoint_freq
-    return 1 if every <= 0 else -(-steps // every)
-
-
 def usable(gib: int) -> float:
     """Bytes of a card of so many GiB that tensors can fill."""
     return gib * 2**30 * USABLE
@@ -124,14 +113,13 @@ def peaks_after_changes(policy: PI05RLConfig, shape: Shape, known: dict[bool, Me
     """What each single change brings the peak to, and all that save memory together."""
     peaks = {}
     for name, change in CHANGES.items():
-        altered = copy.deepcopy(policy)
-        smaller = change(altered, shape)
-        if smaller is None:
+        altered = change(policy, shape)
+        if altered is None:
             continue
         if name == CHECKPOINTING:
             peaks[name] = known[True].peak
         else:
-            peaks[name] = training_step_memory(build(altered), smaller).peak
+            peaks[name] = training_step_memory(build(altered[0]), altered[1]).peak
     return peaks
 
 
@@ -139,32 +127,32 @@ CHECKPOINTING = "policy.gradient_checkpointing=true"
 
 
 def _set(**values) -> Change:
-    def change(policy: PI05RLConfig, shape: Shape) -> Shape | None:
+    def change(policy: PI05RLConfig, shape: Shape) -> tuple[PI05RLConfig, Shape] | None:
         if all(getattr(policy, name) == value for name, value in values.items()):
             return None
-        for name, value in values.items():
-            setattr(policy, name, value)
-        return shape
+        return changed(policy, **values), shape
 
     return change
 
 
-def _accumulate(policy: PI05RLConfig, shape: Shape) -> Shape | None:
-    policy.gradient_accumulation_steps *= shape.batch_size
-    return None if shape.batch_size == 1 else Shape(1, shape.text_tokens, shape.pinned)
+def _accumulate(policy: PI05RLConfig, shape: Shape) -> tuple[PI05RLConfig, Shape] | None:
+    if shape.batch_size == 1:
+        return None
+    batches = policy.gradient_accumulation_steps * shape.batch_size
+    return changed(policy, gradient_accumulation_steps=batches), Shape(1, shape.text_tokens, shape.pinned)
 
 
-def _share_critic(policy: PI05RLConfig, shape: Shape) -> Shape | None:
+def _share_critic(policy: PI05RLConfig, shape: Shape) -> tuple[PI05RLConfig, Shape] | None:
     if not policy.trains_critic or not policy.use_separate_critic or policy.critic_llm_depth == policy.llm_depth:
         return None
-    policy.use_separate_critic = False
-    return shape
+    return changed(policy, use_separate_critic=False), shape
 
 
-def _everything(policy: PI05RLConfig, shape: Shape) -> Shape:
-    policy.gradient_checkpointing, policy.train_expert_only, policy.dtype = True, True, "bfloat16"
-    _share_critic(policy, shape)
-    return _accumulate(policy, shape) or shape
+def _everything(policy: PI05RLConfig, shape: Shape) -> tuple[PI05RLConfig, Shape]:
+    altered = changed(policy, gradient_checkpointing=True, train_expert_only=True, dtype="bfloat16"), shape
+    for change in (_share_critic, _accumulate):
+        altered = change(*altered) or altered
+    return altered
 
 
 CHANGES: dict[str, Change] = {
@@ -176,13 +164,6 @@ CHANGES: dict[str, Change] = {
     "policy.train_expert_only=true": _set(train_expert_only=True),
     "all that apply, with train_expert_only": _everything,
 }
-
-
-def _with(policy: PI05RLConfig, **values) -> PI05RLConfig:
-    policy = copy.deepcopy(policy)
-    for name, value in values.items():
-        setattr(policy, name, value)
-    return policy
 
 
 def _flops_per_step(policy: PI05RLConfig, both: int, critic_alone: int) -> int:

@@ -1,7 +1,6 @@
 """One real training step on the meta device: the package's own policy, losses and backward, without a value."""
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor, nn
 
+from ..config.resolve import changed
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.batch import (
     ACTION_IS_PAD,
@@ -73,22 +73,22 @@ class MetaModel:
 
 def with_cameras(config: PI05RLConfig, cameras: int, *, state_dim: int = 6, action_dim: int = 6) -> PI05RLConfig:
     """A copy that reads so many cameras at the policy's own resolution, a state and actions of these sizes."""
-    config = copy.deepcopy(config)
     images = {
         f"observation.images.camera{number}": PolicyFeature(FeatureType.VISUAL, (3, *config.image_resolution))
         for number in range(cameras)
     }
-    config.input_features = {**images, OBS_STATE: PolicyFeature(FeatureType.STATE, (state_dim,))}
-    config.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))}
-    return config
+    return changed(
+        config,
+        input_features={**images, OBS_STATE: PolicyFeature(FeatureType.STATE, (state_dim,))},
+        output_features={ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))},
+    )
 
 
 def build(config: PI05RLConfig) -> MetaModel:
     """The model of ``config`` (whose features say how many cameras there are) on the meta device; takes seconds at
     full size and no memory."""
-    config = copy.deepcopy(config)
-    config.device = "meta"
-    config.compile_model = False  # nothing is computed: a compiled step needs what this one needs, or less
+    # Nothing is computed: a compiled step needs what this one needs, or less.
+    config = changed(config, device="meta", compile_model=False)
     with torch.device("meta"):
         policy = MetaPolicy(config, load_critic=config.trains_critic)
         trainable = select_trainable(policy)

@@ -7,7 +7,9 @@ from pathlib import Path
 from lerobot.configs import FeatureType
 from lerobot.utils.constants import ACTION, HF_LEROBOT_HOME, OBS_STATE
 
+from ..config.resolve import changed, resolved
 from ..config.train import ConfigError, PI05RLTrainConfig
+from ..configuration_pi05_rl import PI05RLConfig
 from ..data.alignment import own_names, renamed
 from ..data.dataset import policy_cameras
 from ..data.pictures.cameras import policy_features
@@ -26,6 +28,20 @@ class Setup:
     shape: Shape
     assumptions: list[str] = field(default_factory=list)
 
+    @property
+    def checkpoints_written(self) -> int:
+        """How many the run saves: every so many steps, and at its end."""
+        if not self.config.save_checkpoint:
+            return 0
+        steps, every = self.config.policy.offline_steps, self.config.checkpoint_freq
+        return 1 if every <= 0 else -(-steps // every)
+
+    @property
+    def checkpoints_at_once(self) -> int:
+        """The most that lie on the disk: those kept, and the one being written."""
+        keep = self.config.keep_last_checkpoints
+        return self.checkpoints_written if keep is None else min(self.checkpoints_written, keep + 1)
+
 
 def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_tokens: int | None = None) -> Setup:
     """Features from the configuration, else from the dataset if it is on this machine, else assumed.
@@ -38,7 +54,7 @@ def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_to
         ConfigError: the configuration is impossible, or an argument is.
         DatasetError: the dataset's metadata is damaged.
     """
-    config.validate(device_key=None)  # the plan is for another machine than this one
+    config = resolved(config, device_key=None)  # the plan is for another machine than this one
     if config.peft is not None:
         raise ConfigError("peft: adapters are not counted yet; leave peft.* out to plan the training of all weights")
     policy, assumptions = config.policy, []
@@ -51,12 +67,11 @@ def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_to
     elif not policy.image_features:
         file = Path(config.dataset.root or HF_LEROBOT_HOME / config.dataset.repo_id) / "meta" / "info.json"
         if file.is_file():
-            _read_features(policy, file, config.rename_map)
+            policy = _with_features(policy, file, config.rename_map)
             assumptions.append(f"cameras and dimensions of {file.parents[1]}")
         else:
             policy = with_cameras(policy, CAMERAS)
             assumptions.append(f"{CAMERAS} cameras (--cameras N): no dataset in {file.parents[1]}")
-    config.policy = policy
     if not policy_cameras(policy):
         raise DatasetError("there is no camera; π0.5 needs at least one")
     if text_tokens is None:
@@ -67,11 +82,11 @@ def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_to
     else:
         assumptions.append("fp32 compute (policy.dtype), fused attention, fused AdamW")
     shape = Shape(config.batch_size, text_tokens, pinned=config.dataset.labeling is not None)
-    return Setup(config, shape, assumptions)
+    return Setup(changed(config, policy=policy), shape, assumptions)
 
 
-def _read_features(policy, file: Path, rename_map: dict[str, str]) -> None:
-    """The features as data/loading.py takes them, from the dataset's metadata alone."""
+def _with_features(policy: PI05RLConfig, file: Path, rename_map: dict[str, str]) -> PI05RLConfig:
+    """``policy`` with the features as data/loading.py takes them, from the dataset's metadata alone."""
     try:
         recorded = json.loads(file.read_text())["features"]
         features = policy_features(renamed(recorded, own_names(recorded, rename_map)))
@@ -81,5 +96,5 @@ def _read_features(policy, file: Path, rename_map: dict[str, str]) -> None:
     if missing:
         raise DatasetError(f"the dataset in {file.parents[1]} needs the column(s) {', '.join(missing)}")
     visual = {key: feature for key, feature in features.items() if feature.type is FeatureType.VISUAL}
-    policy.input_features = {**visual, OBS_STATE: features[OBS_STATE]}
-    policy.output_features = {ACTION: features[ACTION]}
+    inputs = {**visual, OBS_STATE: features[OBS_STATE]}
+    return changed(policy, input_features=inputs, output_features={ACTION: features[ACTION]})

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..data.batch import Batch
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,10 +21,10 @@ class TimedIterator:
     def __init__(self, loader: DataLoader):
         self._loader, self._iterator, self._seconds = loader, None, 0.0
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> dict:
+    def __next__(self) -> Batch:
         start = time.perf_counter()
         if self._iterator is None:
             self._iterator = iter(self._loader)

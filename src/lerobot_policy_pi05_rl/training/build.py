@@ -1,18 +1,17 @@
-"""From a configuration to what a run trains with: data, policy, algorithm and processors."""
+"""From settings and data to what a run trains with: policy, processors, and what stands between data and losses."""
 
+import copy
 import logging
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
+from lerobot.configs.default import PeftConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
-from lerobot.utils.random_utils import set_seed
 from torch import Tensor
 
 from ..checkpoint.processors import check_processors, probe_processors
-from ..config.train import ConfigError, PI05RLTrainConfig
+from ..config.train import ConfigError
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.batch import (
     AHEAD_DISCOUNT,
@@ -26,20 +25,21 @@ from ..data.batch import (
     RETURN,
     TASK,
     TASK_INDEX,
+    Batch,
+    Preprocess,
     ahead,
     ahead_columns,
     present_columns,
 )
-from ..data.dataset import OfflineData, open_offline_data
+from ..data.dataset import OfflineData
 from ..data.loaders import to_device
 from ..data.normalisation import differences
-from ..distributed.processes import ALONE, Processes
 from ..errors import UserError
 from ..model.lora import add_adapter, check_same_settings
 from ..modeling_pi05_rl import PI05RLPolicy
 from ..processor_pi05_rl import (
+    Preprocessor,
     Processors,
-    check_prompt_lengths,
     check_vocabulary,
     damaged_processors,
     make_pi05_rl_pre_post_processors,
@@ -47,7 +47,6 @@ from ..processor_pi05_rl import (
     stored_statistics,
     tokenizer_from_checkpoint,
 )
-from ..recap import RecapAlgorithm, RecapConfig
 from ..stored.files import locate, stores_critic
 
 logger = logging.getLogger(__name__)
@@ -55,88 +54,64 @@ logger = logging.getLogger(__name__)
 RL_COLUMNS = (RETURN, TASK_INDEX, INTERVENTION, FOLD, POSITION, NATURAL_WEIGHT, PINNED_ADVANTAGE, PINNED_TAG)
 
 
-def prepare(
-    cfg: PI05RLTrainConfig, checkpoint: Path | None, processes: Processes = ALONE
-) -> tuple[OfflineData, RecapAlgorithm, tuple]:
-    """Data, algorithm and processors of a run, before its first step.
-
-    Args:
-        checkpoint: the one to resume; None: a fresh run.
-    """
-    set_seed(cfg.seed)
-    torch.backends.cudnn.deterministic = cfg.cudnn_deterministic
-    cfg.policy.device = cfg.policy.learner_device or cfg.policy.device
-    data = processes.main_first(partial(open_offline_data, cfg))
-    logger.info("%s Data: %s", cfg.tag, data.description)
-    policy = make_policy(cfg, checkpoint)
-    processors = make_processors(cfg, data, policy, checkpoint)
-    check_prompt_lengths(processors[0], data.labels.tasks, cfg.policy.robot_state_feature.shape[0])
-    algorithm = RecapAlgorithm(
-        policy,
-        RecapConfig(policy_config=cfg.policy, seed=cfg.seed, total_steps=cfg.total_steps),
-        tasks=data.labels.tasks,
-        preprocess=make_preprocess(processors[0], next(policy.parameters()).device),
-        processes=processes,
-    )
-    return data, algorithm, processors
-
-
-def make_policy(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLPolicy:
+def make_policy(config: PI05RLConfig, peft: PeftConfig | None, checkpoint: Path | None, *, tag: str) -> PI05RLPolicy:
     """The policy of the checkpoint to resume, else of ``pi05_checkpoint``, else with random weights.
 
     A run that trains no critic builds none, unless it starts from a checkpoint that has one: an untrained critic in a
     checkpoint would look like a critic.
+
+    Its configuration is its own: LeRobot notes an adapter and its base there.
+
+    Args:
+        peft: of the adapter that trains; None: everything trains.
+        tag: what begins a console line.
     """
-    source = cfg.policy.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
+    config = copy.deepcopy(config)
+    source = config.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
     if source is not None:
-        logger.info("%s Loading weights from %s", cfg.tag, source)
+        logger.info("%s Loading weights from %s", tag, source)
         files = locate(source)
-        if checkpoint is not None and (cfg.peft is None) != (files.adapter is None):
-            held, asked = ("all weights", "an adapter (peft)") if cfg.peft else ("an adapter", "no peft")
+        if checkpoint is not None and (peft is None) != (files.adapter is None):
+            held, asked = ("all weights", "an adapter (peft)") if peft else ("an adapter", "no peft")
             raise ConfigError(f"{source} holds {held}, but the configuration asks for {asked}; resume with its own")
-        with_critic = cfg.policy.trains_critic or stores_critic(files)
-        adapting = cfg.peft is not None
-        policy = PI05RLPolicy.from_pretrained(
-            source, config=cfg.policy, load_critic=with_critic, keep_adapter=adapting
-        )
+        with_critic = config.trains_critic or stores_critic(files)
+        adapting = peft is not None
+        policy = PI05RLPolicy.from_pretrained(source, config=config, load_critic=with_critic, keep_adapter=adapting)
         if adapting and policy.adapter is None:
-            add_adapter(policy, cfg.peft, source)
+            add_adapter(policy, peft, source)
         elif adapting:
-            check_same_settings(policy, cfg.peft, source)
+            check_same_settings(policy, peft, source)
         return policy
-    logger.warning("%s policy.pi05_checkpoint is null: the policy starts from RANDOM weights", cfg.tag)
-    policy = PI05RLPolicy(cfg.policy, load_critic=cfg.policy.trains_critic)
-    return policy.to(cfg.policy.device)
+    logger.warning("%s policy.pi05_checkpoint is null: the policy starts from RANDOM weights", tag)
+    return PI05RLPolicy(config, load_critic=config.trains_critic).to(config.device)
 
 
-def make_processors(
-    cfg: PI05RLTrainConfig, data: OfflineData, policy: PI05RLPolicy, checkpoint: Path | None
-) -> Processors:
-    """The checkpoint's processors on resume, or where the run keeps them; else new ones with the data's statistics."""
-    source = cfg.policy.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
-    kept = checkpoint is not None or cfg.keeps_processors
+def make_processors(data: OfflineData, checkpoint: Path | None, *, keeps: bool, tag: str) -> Processors:
+    """The checkpoint's processors on resume, or where the run ``keeps`` those of what it starts from; else new ones
+    with the data's statistics."""
+    config = data.policy
+    start, kept = config.pi05_checkpoint, checkpoint is not None or keeps
+    source = start if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
     if source is not None:
-        _compare_statistics(cfg, data, Path(source), kept=kept)
+        _compare_statistics(data, Path(source), kept=kept, tag=tag)
     if kept:
-        return load_processors(cfg.policy, source)
-    tokenizer = None
-    if cfg.policy.pi05_checkpoint and Path(cfg.policy.pi05_checkpoint).is_dir():
-        tokenizer = tokenizer_from_checkpoint(cfg.policy.pi05_checkpoint)
+        return load_processors(config, source)
+    tokenizer = tokenizer_from_checkpoint(start) if start and Path(start).is_dir() else None
     if tokenizer is not None:
-        check_vocabulary(tokenizer, cfg.policy, f"the tokenizer of {cfg.policy.pi05_checkpoint}")
+        check_vocabulary(tokenizer, config, f"the tokenizer of {start}")
     else:
-        tokenizer = make_tokenizer(cfg.policy, data.labels.tasks)
-    return make_pi05_rl_pre_post_processors(cfg.policy, data.stats, tokenizer=tokenizer)
+        tokenizer = make_tokenizer(config, data.labels.tasks)
+    return make_pi05_rl_pre_post_processors(config, data.stats, tokenizer=tokenizer)
 
 
-def _compare_statistics(cfg: PI05RLTrainConfig, data: OfflineData, source: Path, *, kept: bool) -> None:
+def _compare_statistics(data: OfflineData, source: Path, *, kept: bool, tag: str) -> None:
     """Say once where the data lie elsewhere than those the weights in the folder ``source`` have learnt from."""
     stored = stored_statistics(source)
-    apart = differences(data.stats, stored, cfg.policy) if stored else []
+    apart = differences(data.stats, stored, data.policy) if stored else []
     if apart:
         used = "the checkpoint's are used" if kept else "the data's are used, which the weights must get used to"
         logger.warning(
-            "%s The statistics of the data are not those of %s in %s: %s", cfg.tag, source, "; ".join(apart), used
+            "%s The statistics of the data are not those of %s in %s: %s", tag, source, "; ".join(apart), used
         )
 
 
@@ -161,11 +136,11 @@ def load_processors(policy: PI05RLConfig, path: str | Path) -> Processors:
     return processors
 
 
-def make_preprocess(preprocessor: Callable[[dict], dict], device: torch.device) -> Callable[[dict], dict]:
+def make_preprocess(preprocessor: Preprocessor, device: torch.device) -> Preprocess:
     """Collated samples → what the losses read. LeRobot's pipeline drops columns it does not know; they are put
     back. Observations of frames ahead go through the same pipeline."""
 
-    def preprocess(samples: dict) -> dict:
+    def preprocess(samples: Batch) -> Batch:
         batch = to_device(samples, device)
         later = ahead_columns(batch)
         result = {**preprocessor(present_columns(batch)), **{key: batch[key] for key in RL_COLUMNS if key in batch}}

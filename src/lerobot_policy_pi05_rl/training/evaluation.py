@@ -13,7 +13,7 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from ..advantage import TAGS
-from ..data.batch import ACTION_IS_PAD, FOLD, POSITION, RETURN
+from ..data.batch import ACTION_IS_PAD, FOLD, POSITION, RETURN, Batch
 from ..data.frames import FrameIndex
 from ..draws import draw
 from ..losses import per_sample
@@ -54,7 +54,7 @@ def _mean(column: np.ndarray) -> float:
 
 @torch.no_grad()
 def evaluate(
-    algorithm: RecapAlgorithm, held_out: Iterable[dict], frames: FrameIndex, training: Iterable[dict]
+    algorithm: RecapAlgorithm, held_out: Iterable[Batch], frames: FrameIndex, training: Iterable[Batch]
 ) -> dict[str, float]:
     """Held-out metrics of critic and actor; every frame's images and prompt are embedded once.
 
@@ -124,7 +124,7 @@ def gathered_columns(
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-def training_cross_entropy(algorithm: RecapAlgorithm, training: Iterable[dict]) -> float:
+def training_cross_entropy(algorithm: RecapAlgorithm, training: Iterable[Batch]) -> float:
     """Mean cross-entropy (nats) on training frames, of the critics that learn from them."""
     found = [algorithm.losses.run(probe_columns, algorithm, algorithm.preprocess(raw)) for raw in training]
     return _mean(gathered_columns(algorithm, found)["cross_entropy"])

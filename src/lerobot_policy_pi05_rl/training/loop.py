@@ -16,6 +16,7 @@ from lerobot.common.train_utils import should_save_checkpoint
 from ..checkpoint.critic_provenance import critic_data
 from ..checkpoint.resume import data_state
 from ..checkpoint.saver import CheckpointSaver
+from ..data.batch import Batch
 from ..data.loaders import make_held_out_loader, make_probe_loader
 from ..recap import RecapAlgorithm
 from ..runtime.progress import StopSignal, progress_bar
@@ -29,9 +30,9 @@ logger = logging.getLogger(__name__)
 class TimedBatches(Protocol):
     """An iterator of collated batches that knows how long it was waited for."""
 
-    def __iter__(self) -> Iterator[dict]: ...
+    def __iter__(self) -> Iterator[Batch]: ...
 
-    def __next__(self) -> dict: ...
+    def __next__(self) -> Batch: ...
 
     def flush(self) -> float:
         """Seconds waited since the last call."""
@@ -66,9 +67,15 @@ def train(run: Run, feed: Feed, writer: MetricsWriter | NoWriter, *, desc: str =
     device = next(algorithm.policy.parameters()).device
     held_out, stop, stopping = HeldOut(run), StopSignal(), False
     saver = CheckpointSaver(
-        cfg,
-        run.processors,
-        critic_data=critic_data(cfg, run.data),
+        cfg.run_dir,
+        total,
+        in_background=cfg.save_in_background,
+        keep_last=cfg.keep_last_checkpoints,
+        upload_to=cfg.policy.repo_id if cfg.save_checkpoint_to_hub else None,
+        private=cfg.policy.private,
+        config=run.record(writer.wandb_run_id),
+        processors=run.processors,
+        critic_data=critic_data(run.data, cfg.reward),
         data_state=data_state(run.data),
         num_processes=processes.count,
         writes=processes.is_main,
@@ -109,8 +116,9 @@ class HeldOut:
 
     def __init__(self, run: Run):
         self.cfg, self.data, processes = run.cfg, run.data, run.algorithm.processes
-        self.loader = make_held_out_loader(self.cfg, self.data, processes)
-        self.probe = make_probe_loader(self.cfg, self.data, processes)
+        read = {"batch_size": self.cfg.batch_size, "most": self.cfg.max_eval_samples, "processes": processes}
+        self.loader = make_held_out_loader(self.data, **read)
+        self.probe = make_probe_loader(self.data, **read)
 
     def evaluate_if_due(self, algorithm: RecapAlgorithm, writer: MetricsWriter | NoWriter) -> None:
         """Tell ``algorithm``, log and console what was found."""

@@ -1,6 +1,5 @@
 """Where numbers go: means over the log window, ``metrics.jsonl``, W&B."""
 
-import copy
 import json
 import logging
 import math
@@ -10,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from lerobot.common.wandb_utils import WandBLogger
-from lerobot.configs.train import TRAIN_CONFIG_NAME
+from lerobot.configs.train import TRAIN_CONFIG_NAME, TrainPipelineConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
+from ..config.resolve import changed
 from ..errors import UserError, one_line
 from ..runtime.files import replacing
 
@@ -63,13 +63,18 @@ class MetricsWindow:
 
 
 class MetricsWriter:
-    """One line per log step in ``metrics.jsonl``, and the same to W&B if that is enabled."""
+    """One line per log step in ``metrics.jsonl``, and the same to W&B if that is enabled.
 
-    def __init__(self, cfg: Any, run_dir: Path, *, resumed_step: int | None):
+    Attributes:
+        wandb_run_id: of the W&B run; what the configuration says where W&B is not enabled.
+    """
+
+    def __init__(self, cfg: TrainPipelineConfig, run_dir: Path, *, project: str | None, resumed_step: int | None):
+        """``project``: of W&B."""
         self.path = run_dir / METRICS_FILE
         drop_lines_after(self.path, resumed_step or 0)  # a run killed before its first checkpoint has left lines, too
         self._file = self.path.open("a")
-        self._wandb = _make_wandb(cfg, run_dir)
+        self._wandb, self.wandb_run_id = _make_wandb(cfg, run_dir, project)
 
     def log(self, step: int, values: dict[str, float], *, mode: str = "train") -> None:
         """Write scalars of ``step``."""
@@ -117,6 +122,8 @@ class MetricsWriter:
 class NoWriter:
     """Takes the place of :class:`MetricsWriter` in the processes that do not write."""
 
+    wandb_run_id: str | None = None
+
     def log(self, step: int, values: dict[str, float], *, mode: str = "train") -> None:
         """Nothing."""
 
@@ -156,33 +163,29 @@ def drop_lines_after(path: Path, step: int) -> None:
         aside.write_text("".join(f"{line}\n" for line in kept))
 
 
-def _make_wandb(cfg: Any, run_dir: Path) -> WandBLogger | None:
+def _make_wandb(cfg: TrainPipelineConfig, run_dir: Path, project: str | None) -> tuple[WandBLogger | None, str | None]:
+    """LeRobot's logger, if W&B is enabled, and the run's id."""
     if not cfg.wandb.enable:
-        return None
+        return None, cfg.wandb.run_id
     import wandb
 
-    view = copy.copy(cfg)  # LeRobot's logger reads output_dir, resume and wandb.project
-    view.wandb = copy.copy(cfg.wandb)
-    view.wandb.project = cfg.wandb_project
-    view.output_dir = run_dir
-    if cfg.resume:
-        view.wandb.run_id = cfg.wandb.run_id or wandb_run_id(run_dir)
-    view.resume = cfg.resume and view.wandb.run_id is not None
-    logger.info("W&B project %s, mode %s", view.wandb.project, view.wandb.mode or "online")
-    if view.resume:  # W&B's own step only ever grows
+    run_id = cfg.wandb.run_id or (wandb_run_id(run_dir) if cfg.resume else None)
+    goes_on = cfg.resume and run_id is not None
+    logger.info("W&B project %s, mode %s", project, cfg.wandb.mode or "online")
+    if goes_on:  # W&B's own step only ever grows
         logger.info(
-            "W&B run %s goes on; what it got after the checkpoint comes again, at the same %r",
-            view.wandb.run_id,
-            STEP_KEY,
+            "W&B run %s goes on; what it got after the checkpoint comes again, at the same %r", run_id, STEP_KEY
         )
+    # LeRobot's logger reads these, and puts the new run's id into what it is given.
+    section = changed(cfg.wandb, project=project, run_id=run_id)
+    view = changed(cfg, wandb=section, output_dir=run_dir, resume=goes_on)
     try:
         made = WandBLogger(view)
     except wandb.errors.Error as error:
         raise UserError(
             f"W&B: {one_line(error)}. Set wandb.enable=false, or wandb.run_id to the run to go on with"
         ) from error
-    cfg.wandb.run_id = view.wandb.run_id  # the checkpoint's train_config.json holds it, as LeRobot's does
-    return made
+    return made, section.run_id
 
 
 def wandb_run_id(run_dir: Path) -> str | None:

@@ -6,16 +6,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+from lerobot.utils.random_utils import set_seed
+
 from ..checkpoint.resume import check_config, check_data, checkpoint_to_resume
 from ..checkpoint.write import link_last, load_training_state
+from ..config.encoding import encoded
+from ..config.resolve import changed, recorded
 from ..config.train import ConfigError, PI05RLTrainConfig
 from ..data.action_limits import say_what_limits_cut
-from ..data.dataset import OfflineData
+from ..data.dataset import OfflineData, open_offline_data
 from ..distributed.processes import ALONE, Processes
-from ..processor_pi05_rl import Processors
-from ..recap import RecapAlgorithm
-from .build import prepare
-from .metrics import MetricsWindow
+from ..processor_pi05_rl import Processors, check_prompt_lengths
+from ..recap import RecapAlgorithm, RecapConfig
+from .build import make_policy, make_preprocess, make_processors
+from .metrics import MetricsWindow, MetricsWriter
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +29,7 @@ logger = logging.getLogger(__name__)
 class Run:
     """A run between two steps."""
 
-    cfg: PI05RLTrainConfig
+    cfg: PI05RLTrainConfig  # with the policy's features; nobody writes to it
     data: OfflineData
     algorithm: RecapAlgorithm
     processors: Processors  # before and after the policy
@@ -36,23 +41,25 @@ class Run:
         """The step it goes on from; None: it is a fresh one."""
         return self.algorithm.optimization_step if self.checkpoint else None
 
+    def record(self, wandb_run_id: str | None) -> PI05RLTrainConfig:
+        """What checkpoints and W&B are told of the configuration."""
+        return recorded(self.cfg, self.algorithm.policy.config, wandb_run_id=wandb_run_id)
 
-def check_empty(cfg: PI05RLTrainConfig) -> None:
+
+def check_empty(run_dir: Path) -> None:
     """A fresh offline run has its directory to itself.
 
     Raises:
         ConfigError: something is there.
     """
-    if cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):
+    if run_dir.exists() and any(run_dir.iterdir()):
         raise ConfigError(
-            f"the output directory {cfg.run_dir} already exists. Set resume=true to go on with its run, or choose "
+            f"the output directory {run_dir} already exists. Set resume=true to go on with its run, or choose "
             "another output_dir_offline"
         )
 
 
-def find_checkpoint(
-    cfg: PI05RLTrainConfig, check_unused: Callable[[PI05RLTrainConfig], None] = check_empty
-) -> Path | None:
+def find_checkpoint(cfg: PI05RLTrainConfig, check_unused: Callable[[Path], None] = check_empty) -> Path | None:
     """The checkpoint to resume from, or None for a fresh run.
 
     Args:
@@ -66,26 +73,53 @@ def find_checkpoint(
     if cfg.run_dir.exists() and not cfg.run_dir.is_dir():
         raise ConfigError(f"the output directory {cfg.run_dir} is a file")
     if not cfg.resume:
-        check_unused(cfg)
+        check_unused(cfg.run_dir)
         return None
     checkpoint = checkpoint_to_resume(cfg.run_dir, cfg.resume_from)
     if checkpoint is None:
         logger.info("%s resume=true, but %s has no checkpoint: starting a fresh run", cfg.tag, cfg.run_dir)
     else:
-        check_config(checkpoint, cfg)
+        check_config(checkpoint, encoded(cfg), cfg.reads)
     return checkpoint
+
+
+def prepare(
+    cfg: PI05RLTrainConfig, checkpoint: Path | None, processes: Processes = ALONE
+) -> tuple[OfflineData, RecapAlgorithm, Processors]:
+    """Data, algorithm and processors of a run, before its first step.
+
+    Args:
+        cfg: as :func:`~..config.resolve.resolved` makes it.
+        checkpoint: the one to resume; None: a fresh run.
+    """
+    set_seed(cfg.seed)
+    torch.backends.cudnn.deterministic = cfg.cudnn_deterministic
+    data = processes.main_first(partial(open_offline_data, cfg))
+    logger.info("%s Data: %s", cfg.tag, data.description)
+    policy = make_policy(data.policy, cfg.peft, checkpoint, tag=cfg.tag)
+    processors = make_processors(data, checkpoint, keeps=cfg.keeps_processors, tag=cfg.tag)
+    check_prompt_lengths(processors[0], data.labels.tasks, data.policy.robot_state_feature.shape[0])
+    algorithm = RecapAlgorithm(
+        policy,
+        RecapConfig(policy_config=data.policy, seed=cfg.seed, total_steps=cfg.total_steps),
+        tasks=data.labels.tasks,
+        preprocess=make_preprocess(processors[0], next(policy.parameters()).device),
+        processes=processes,
+    )
+    return data, algorithm, processors
 
 
 def start(
     cfg: PI05RLTrainConfig,
     processes: Processes = ALONE,
     *,
-    check_unused: Callable[[PI05RLTrainConfig], None] = check_empty,
+    check_unused: Callable[[Path], None] = check_empty,
     check_data_fits: Callable[[PI05RLTrainConfig, OfflineData], None] = lambda cfg, data: None,
 ) -> Run:
     """Open the data, build the policy, load the checkpoint that the run goes on from, say what is about to happen.
 
     Args:
+        cfg: as :func:`~..config.resolve.resolved` makes it.
         check_unused: raises where a fresh run would write into another one.
         check_data_fits: raises where the data is not this kind of run's.
 
@@ -94,29 +128,36 @@ def start(
     """
     checkpoint = processes.once(partial(find_checkpoint, cfg, check_unused))
     data, algorithm, processors = prepare(cfg, checkpoint, processes)
+    cfg = changed(cfg, policy=data.policy)
     run = Run(cfg, data, algorithm, processors, MetricsWindow(), checkpoint)
     if checkpoint is not None:
-        processes.once(partial(check_data, checkpoint, data, cfg))
+        asked = encoded(run.record(cfg.wandb.run_id))
+        processes.once(partial(check_data, checkpoint, data, asked, cfg.reads))
         run.window.load_state_dict(load_training_state(checkpoint, algorithm))
     check_data_fits(cfg, data)
-    processes.once(partial(make_run_dir, cfg))
-    cfg.resume_from = None  # done; a checkpoint's train_config.json must not send a later resume back again
+    processes.once(partial(make_run_dir, cfg.run_dir))
     if checkpoint is not None and processes.is_main:  # before metrics.jsonl is cut there: a kill must not lose lines
         link_last(checkpoint)
     announce(run)
     return run
 
 
-def make_run_dir(cfg: PI05RLTrainConfig) -> None:
+def make_writer(run: Run) -> MetricsWriter:
+    """Where the run's numbers go; lines behind the step it goes on from are forgotten."""
+    cfg = run.record(run.cfg.wandb.run_id)
+    return MetricsWriter(cfg, cfg.run_dir, project=cfg.wandb_project, resumed_step=run.resumed_step)
+
+
+def make_run_dir(run_dir: Path) -> None:
     """Create the output directory.
 
     Raises:
         ConfigError: it cannot be.
     """
     try:
-        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"the output directory {cfg.run_dir} cannot be created: {error.strerror}") from error
+        raise ConfigError(f"the output directory {run_dir} cannot be created: {error.strerror}") from error
 
 
 def announce(run: Run) -> None:

@@ -224,7 +224,7 @@ def test_datasets_whose_cameras_differ_in_size_make_one_batch(tmp_path, cache):
     config = write_config(tmp_path / "c.json", roots[0], tmp_path / "run", batch_size=8, **cfg_changes)
     cfg = load_config(config)
     data = open_offline_data(cfg)
-    (batch,) = make_train_loader(cfg, data, batches=1)
+    (batch,) = make_train_loader(data, batch_size=cfg.batch_size, batches=1)
     assert tuple(batch[CAMERA].shape) == (8, 3, 32, 32)  # the policy's resolution, with black borders
     for sample in batch[CAMERA]:  # both are wider than high
         assert not sample[:, :2].any() and not sample[:, -2:].any() and sample[:, 16].any()

@@ -86,9 +86,9 @@ def test_the_model_sees_the_stored_picture_as_the_recorded_one(recorded):
 
 def test_at_the_recorded_size_batches_are_the_same_bit_for_bit(opened, dataset):
     decoded = opened(dataset, folder=None, policy__image_resolution=[64, 64])
-    plain = list(make_train_loader(opened.cfg, decoded, batches=3))
+    plain = list(make_train_loader(decoded, batch_size=4, batches=3))
     cached = opened(dataset, policy__image_resolution=[64, 64])
-    for expected, found in zip(plain, make_train_loader(opened.cfg, cached, batches=3), strict=True):
+    for expected, found in zip(plain, make_train_loader(cached, batch_size=4, batches=3), strict=True):
         for camera in CAMERAS:
             assert torch.equal(found[camera], expected[camera])
 

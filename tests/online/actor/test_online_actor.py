@@ -22,6 +22,8 @@ from actors import (
     RefusedError,
     RestartedClient,
     UnreachableError,
+    decoded,
+    environment_of,
     make_control,
     make_spec,
     panda_config,
@@ -41,13 +43,7 @@ from lerobot_policy_pi05_rl.online.actor.safety import (
     check_limits,
     hold_action,
 )
-from lerobot_policy_pi05_rl.online.actor.setup import (
-    SetupError,
-    choose_task,
-    decode_policy_config,
-    make_environment,
-    read_processors,
-)
+from lerobot_policy_pi05_rl.online.actor.setup import SetupError, choose_task, read_processors
 from lerobot_policy_pi05_rl.online.actor.threads import WeightsThread
 from lerobot_policy_pi05_rl.online.episode import EpisodeSpec, decode_picture, unpack
 from lerobot_policy_pi05_rl.online.transport.spool import Sender, Spool, uid_of
@@ -406,8 +402,8 @@ def test_a_person_in_a_simulator_is_seen_in_its_info(tmp_path, panda_setup, monk
 
     monkeypatch.setattr(PandaPickCubeSimulator, "step", step)
     cfg = panda_config(tmp_path, panda_setup)
-    config = decode_policy_config(panda_setup.policy_config, cfg)
-    env = make_environment(cfg, {**config.input_features, **config.output_features}, [])
+    config = decoded(panda_setup, cfg)
+    env = environment_of(cfg, {**config.input_features, **config.output_features}, [])
     assert env.action_names == ["0", "1", "2", "3"]
     env.reset(0)
     steps = [env.step(np.zeros(4, np.float32)) for _ in range(5)]
@@ -436,15 +432,15 @@ def test_what_does_not_fit_the_learner_is_refused(tmp_path, wire, panda_setup):
         run_actor(cfg, client=FakeClient(SimpleNamespace(**{**vars(panda_setup), "fps": 30.0})))
     with pytest.raises(SetupError, match="does not know the task"):
         choose_task("open the door", "", ["pick up the cube"])
-    config = decode_policy_config(panda_setup.policy_config, cfg)
+    config = decoded(panda_setup, cfg)
     features = {**config.input_features, **config.output_features}
     features["observation.images.top"] = features["observation.images.front"]
     with pytest.raises(ConfigError, match=r"reads observation\.images\.top"):
-        env = make_environment(cfg, features, [])
+        env = environment_of(cfg, features, [])
         env.reset(0)
     cfg.env = None
     with pytest.raises(ConfigError, match="env is missing"):
-        make_environment(cfg, features, [])
+        environment_of(cfg, features, [])
     for files, message in (
         ({"../evil.json": b"{}"}, "plain names"),
         ({"a.pkl": b""}, "JSON and safetensors"),
@@ -457,14 +453,14 @@ def test_what_does_not_fit_the_learner_is_refused(tmp_path, wire, panda_setup):
 
 def test_settings_of_acting_are_the_learners_and_an_actor_is_told(tmp_path, panda_setup, caplog):
     cfg = panda_config(tmp_path, panda_setup)
-    learners = decode_policy_config(panda_setup.policy_config, cfg)
+    learners = decoded(panda_setup, cfg)
     for name in ("n_action_steps", "num_inference_steps"):  # of the same file
         setattr(cfg.policy, name, getattr(learners, name))
     caplog.clear()
-    decode_policy_config(panda_setup.policy_config, cfg)
+    decoded(panda_setup, cfg)
     assert "has no effect" not in caplog.text
     cfg.policy.guidance_scale = 2.0
-    assert decode_policy_config(panda_setup.policy_config, cfg).guidance_scale == learners.guidance_scale == 1.0
+    assert decoded(panda_setup, cfg).guidance_scale == learners.guidance_scale == 1.0
     assert "policy.guidance_scale=2.0 has no effect" in caplog.text
 
 
@@ -473,7 +469,7 @@ def test_chunks_of_the_tiny_policy_continue_the_last_one(panda_setup, tmp_path, 
     from lerobot_policy_pi05_rl.online.actor.chunk_model import ChunkModel
 
     cfg = panda_config(tmp_path, panda_setup)
-    config = decode_policy_config(panda_setup.policy_config, cfg)
+    config = decoded(panda_setup, cfg)
     policy = PI05RLPolicy(config, load_critic=False)
     policy.init_rtc_processor()
     model = ChunkModel(policy, read_processors(panda_setup.processors, config), panda_setup.tasks[0])

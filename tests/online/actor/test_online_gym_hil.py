@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 import pytest
+from actors import environment_of
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs import HILSerlRobotEnvConfig
 from lerobot.envs.configs import (
@@ -24,7 +25,6 @@ from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.online.actor import hil_simulator
 from lerobot_policy_pi05_rl.online.actor.environment import HardwareError
 from lerobot_policy_pi05_rl.online.actor.hil_simulator import ACTIONS, SeededReset, ignored_options
-from lerobot_policy_pi05_rl.online.actor.setup import make_environment
 
 pytest.importorskip("gym_hil")
 
@@ -52,7 +52,7 @@ def config(task=TASK, control_time_s=15.0, actor=None, **processor):
 
 
 def make(cfg, wanted=None, names=ACTIONS):
-    env = make_environment(cfg, wanted or features(), names)
+    env = environment_of(cfg, wanted or features(), names)
     env._env.unwrapped.model.light_castshadow[:] = False  # MuJoCo draws shadows slowly without a graphics card
     env._env.set_wrapper_attr("delay_seconds", 0.0)
     return env
@@ -173,7 +173,7 @@ def test_a_policy_of_another_dataset_is_refused_before_the_first_episode():
         ),
     ]:
         with pytest.raises(ConfigError, match=message):
-            make_environment(config(), wanted, names)
+            environment_of(config(), wanted, names)
 
 
 def test_what_gym_hil_lacks_is_said(monkeypatch, keyboard):

@@ -7,6 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from actors import environment_of
 from commands import REPOSITORY
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.motors import motors_bus
@@ -20,7 +21,6 @@ from lerobot_policy_pi05_rl.online.actor import manipulator
 from lerobot_policy_pi05_rl.online.actor.leader import LeaderWithKeys
 from lerobot_policy_pi05_rl.online.actor.manipulator import HardwareError
 from lerobot_policy_pi05_rl.online.actor.safety import UnsafeActionError
-from lerobot_policy_pi05_rl.online.actor.setup import make_environment
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 
 SO101 = REPOSITORY / "configs" / "so101.json"
@@ -115,12 +115,12 @@ def test_so101_builds_up_to_its_hardware(tmp_path, monkeypatch):
     monkeypatch.setattr(feetech, "scs", mock.MagicMock(PortHandler=FakePort))
     monkeypatch.setattr(motors_bus, "serial", SimpleNamespace(SerialException=OSError))
     with pytest.raises(HardwareError, match=r"env\.robot at /dev/ttyACM0 cannot be opened") as error:
-        make_environment(so101(tmp_path), FEATURES, JOINTS)
+        environment_of(so101(tmp_path), FEATURES, JOINTS)
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=r"and shoulder_pan\.pos, .* has none"):
-        make_environment(so101(tmp_path, action_clamp_limits=None), FEATURES, JOINTS)
+        environment_of(so101(tmp_path, action_clamp_limits=None), FEATURES, JOINTS)
     with pytest.raises(ConfigError, match=r"the dataset's actions are gripper\.pos"):
-        make_environment(so101(tmp_path), FEATURES, list(reversed(JOINTS)))
+        environment_of(so101(tmp_path), FEATURES, list(reversed(JOINTS)))
 
 
 class FakePort:
@@ -138,7 +138,7 @@ class FakePort:
 
 def test_a_person_takes_over_with_the_leader(tmp_path, arms):
     cfg = so101(tmp_path, max_action_step=dict.fromkeys(JOINTS, 10.0))
-    env = make_environment(cfg, FEATURES, JOINTS)
+    env = environment_of(cfg, FEATURES, JOINTS)
     assert env.real_robot and not env.judges and env.fps == 30
     observation = env.reset(0)
     assert observation["observation.images.front"].shape == (48, 64, 3)
@@ -169,7 +169,7 @@ def test_a_person_takes_over_with_the_leader(tmp_path, arms):
     ("key", "terminated", "rerecord"), [("q", True, False), ("esc", True, False), ("r", True, True)]
 )
 def test_keys_end_an_episode(tmp_path, arms, key, terminated, rerecord):
-    env = make_environment(so101(tmp_path), FEATURES, JOINTS)
+    env = environment_of(so101(tmp_path), FEATURES, JOINTS)
     env.reset(0)
     env._teleop.press(key)
     step = env.step(np.zeros(6, np.float32))
@@ -185,7 +185,7 @@ def test_keys_end_an_episode(tmp_path, arms, key, terminated, rerecord):
 def test_what_was_opened_is_closed_when_the_rest_cannot_be(tmp_path, arms):
     arms.leader = FakeLeader(fails=True)
     with pytest.raises(HardwareError, match=r"env\.teleop at /dev/ttyACM1 cannot be opened: no such port"):
-        make_environment(so101(tmp_path), FEATURES, JOINTS)
+        environment_of(so101(tmp_path), FEATURES, JOINTS)
     assert not arms.follower.is_connected
 
 

@@ -13,7 +13,7 @@ from tiny import write_config
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.batch import POSITION
-from lerobot_policy_pi05_rl.data.dataset import open_offline_data
+from lerobot_policy_pi05_rl.data.dataset import OfflineData, open_offline_data
 from lerobot_policy_pi05_rl.data.sources import Source
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
@@ -46,6 +46,10 @@ def run(tmp_path: Path, corrected_dataset: Path) -> tuple[OnlineTrainConfig, obj
     return cfg, open_offline_data(cfg)
 
 
+def labels_of(cfg: OnlineTrainConfig, data: OfflineData) -> ReplayLabels:
+    return ReplayLabels(data, cfg.reward, cfg.seed)
+
+
 def test_both_learners_call_the_same_update():
     import lerobot_policy_pi05_rl.offline_learner as offline
     from lerobot_policy_pi05_rl.online.learner import learner as online
@@ -61,14 +65,14 @@ def test_both_learners_call_the_same_update():
 
 def test_batches_mix_by_ratio_and_keep_the_offline_order(run):
     cfg, data = run
-    frames = ReplayLabels(cfg, data).frames(data.sources[0])
-    batches = OnlineBatches(cfg, data)
+    frames = labels_of(cfg, data).frames(data.sources[0])
+    batches = OnlineBatches(data, 4, 2, seed=cfg.seed)
     batches.show(frames)
     first, second = next(batches), next(batches)
     batches.close()
-    assert (batches.online, batches.offline) == (2, 2)
+    assert (batches.online, batches.offline) == (online_count(4, cfg.online_ratio), 2)
     assert first[POSITION].tolist() == [0, 1, 2, 3] and second[POSITION].tolist() == [4, 5, 6, 7]
-    later = OnlineBatches(cfg, data, start=4)  # what a resumed run reads next
+    later = OnlineBatches(data, 4, 2, seed=cfg.seed, start=4)  # what a resumed run reads next
     later.show(frames)
     resumed = next(later)
     later.close()
@@ -84,12 +88,12 @@ def test_at_least_one_sample_is_online(size, ratio, count):
 def test_returns_are_in_the_offline_unit_and_cut_off_ones_unknown(run):
     cfg, data = run
     source = data.sources[0]
-    np.testing.assert_array_equal(ReplayLabels(cfg, data).frames(source).labels.returns[0], data.labels.returns[0])
+    np.testing.assert_array_equal(labels_of(cfg, data).frames(source).labels.returns[0], data.labels.returns[0])
     cut_off = {"next.cut_off": np.isin(np.arange(len(source.columns["index"])), source.ends - 1)}
     unknown = replace(source, columns={**source.columns, **cut_off})
-    assert np.isnan(ReplayLabels(cfg, data).frames(unknown).labels.returns[0]).all()
+    assert np.isnan(labels_of(cfg, data).frames(unknown).labels.returns[0]).all()
     shorter = replace(data.labels, task_lengths=data.labels.task_lengths // 4)  # online ones are four times as long
-    longer = ReplayLabels(cfg, replace(data, labels=shorter)).frames(source).labels.returns[0]
+    longer = labels_of(cfg, replace(data, labels=shorter)).frames(source).labels.returns[0]
     assert longer.min() == cfg.policy.value_support_min and not np.isnan(longer).any()
 
 
@@ -103,26 +107,26 @@ def part_of(source: Source, first: int, last: int) -> Source:
 
 def test_the_fold_of_an_episode_does_not_depend_on_what_was_evicted_before(run):
     cfg, data = run
-    cfg.policy.critic_folds = 3
+    data = replace(data, policy=replace(data.policy, critic_folds=3))
     source = data.sources[0]
     count = len(source.starts)
-    whole, rest = (ReplayLabels(cfg, data).frames(part_of(source, first, count)).folds for first in (0, 1))
+    whole, rest = (labels_of(cfg, data).frames(part_of(source, first, count)).folds for first in (0, 1))
     assert rest == {key: fold for key, fold in whole.items() if key[1] != 0} and len(rest) == len(whole) - 1
 
 
 def test_an_episode_is_labelled_once_and_as_if_it_were_the_first_time(run, monkeypatch):
     cfg, data = run
-    cfg.policy.critic_folds, cfg.policy.advantage_n_step = 3, 2
+    data = replace(data, policy=replace(data.policy, critic_folds=3, advantage_n_step=2))
     source, labelled = data.sources[0], []
     label_frames = replay_labels.label_frames
     monkeypatch.setattr(
         replay_labels, "label_frames", lambda episode, *rest: labelled.append(episode) or label_frames(episode, *rest)
     )
-    labels = ReplayLabels(cfg, data)
+    labels = labels_of(cfg, data)
     for first, last in ((0, 1), (0, 2), (0, 2), (1, 4), (3, 4)):
         found = labels.frames(part_of(source, first, last))
         assert [episode.index for episode in labelled] == list(range(last))
-        fresh = ReplayLabels(cfg, data).frames(part_of(source, first, last))
+        fresh = labels_of(cfg, data).frames(part_of(source, first, last))
         del labelled[last:]
         assert found.labels.episodes == fresh.labels.episodes and found.folds == fresh.folds
         for number in range(len(fresh)):
@@ -141,8 +145,7 @@ def test_unlike_samples_are_not_joined():
 
 
 def test_updates_wait_for_transitions(run):
-    cfg, _ = run
-    cfg.policy.online_step_before_learning = 10
+    policy = replace(run[0].policy, online_step_before_learning=10)
 
     class Replay:
         def __init__(self, count):
@@ -151,9 +154,9 @@ def test_updates_wait_for_transitions(run):
         def __len__(self):
             return self.transitions_received
 
-    assert not may_update(cfg, Replay(9), 0) and may_update(cfg, Replay(10), 10_000)
-    cfg.policy.online_updates_per_transition = 2.0
-    assert may_update(cfg, Replay(10), 19) and not may_update(cfg, Replay(10), 20)
+    assert not may_update(policy, Replay(9), 0) and may_update(policy, Replay(10), 10_000)
+    policy = replace(policy, online_updates_per_transition=2.0)
+    assert may_update(policy, Replay(10), 19) and not may_update(policy, Replay(10), 20)
 
 
 def test_a_run_is_not_overwritten_but_actors_may_be_there(run):

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from actors import decoded
 from lerobot.utils.constants import OBS_STATE
 from recordings import MIXED_EPISODES, make_dataset
 from tiny import CAMERAS, write_config
 
 from lerobot_policy_pi05_rl.checkpoint.write import load_training_state
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.resolve import resolved
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline
@@ -20,19 +22,18 @@ from lerobot_policy_pi05_rl.online.actor.setup import (
     acts_alike,
     build_policy,
     check_frozen,
-    decode_policy_config,
     read_processors,
 )
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.episode import Episode, encode_picture, new_uid, pack
-from lerobot_policy_pi05_rl.online.learner.batches import OnlineBatches
+from lerobot_policy_pi05_rl.online.learner.batches import OnlineBatches, online_count
 from lerobot_policy_pi05_rl.online.learner.learner import train_online
 from lerobot_policy_pi05_rl.online.learner.setup import actor_setup, episode_spec
 from lerobot_policy_pi05_rl.online.replay.labels import ReplayLabels
 from lerobot_policy_pi05_rl.online.transport.inbox import Inbox
 from lerobot_policy_pi05_rl.online.transport.weights import pack_weights, pushed_tensors, unpack_weights
 from lerobot_policy_pi05_rl.returns import Outcome
-from lerobot_policy_pi05_rl.training.build import prepare
+from lerobot_policy_pi05_rl.training.start import prepare
 
 PEFT = ("--peft.r=4",)
 TASK = "pick the cube"
@@ -63,26 +64,28 @@ def configured(folder: Path, dataset: Path, base: Path | None, *overrides: str) 
     checkpoint = "null" if base is None else str(base)
     given = [f"--output_dir={folder / 'online'}", f"--policy.pi05_checkpoint={checkpoint}", *overrides]
     cfg = load_config(path, given, OnlineTrainConfig)
-    cfg.validate()
-    return cfg
+    return resolved(cfg)
 
 
 class Learner:
     """The learner's half without its server."""
 
     def __init__(self, cfg: OnlineTrainConfig, checkpoint: Path | None = None):
-        self.cfg = cfg
         self.data, self.algorithm, self.processors = prepare(cfg, checkpoint)
+        self.cfg = cfg
         if checkpoint is not None:
             load_training_state(checkpoint, self.algorithm)
         self.policy = self.algorithm.policy
-        spec = episode_spec(cfg, self.data)
-        self.setup = actor_setup(cfg, self.data, self.algorithm, self.processors, spec, "session")
+        spec = episode_spec(self.data, cfg.replay, fps=cfg.env.fps)
+        self.setup = actor_setup(self.data, self.algorithm, self.processors, spec, "session")
         self.model = ChunkModel(self.policy, self.processors, TASK)
 
     def update(self, count: int) -> None:
-        batches = OnlineBatches(self.cfg, self.data, start=self.algorithm.sample_position)
-        batches.show(ReplayLabels(self.cfg, self.data).frames(self.data.sources[0]))  # for a replay of the same robot
+        start, cfg = self.algorithm.sample_position, self.cfg
+        online = online_count(cfg.batch_size, cfg.online_ratio)
+        batches = OnlineBatches(self.data, cfg.batch_size, online, seed=cfg.seed, start=start)
+        labels = ReplayLabels(self.data, cfg.reward, cfg.seed)
+        batches.show(labels.frames(self.data.sources[0]))  # for a replay of the same robot
         for _ in range(count):
             self.algorithm.update(batches)
         batches.close()
@@ -93,8 +96,8 @@ class Learner:
 
 def join(cfg: OnlineTrainConfig, setup) -> tuple[PI05RLPolicy, ChunkModel]:
     """What an actor makes of the learner's answer."""
-    config = decode_policy_config(setup.policy_config, cfg)
-    policy = build_policy(config, cfg)
+    config = decoded(setup, cfg)
+    policy = build_policy(config, cfg.peft)
     check_frozen(policy, list(pushed_tensors(policy)), setup.frozen_fingerprint)
     return policy, ChunkModel(policy, read_processors(dict(setup.processors), config), TASK)
 

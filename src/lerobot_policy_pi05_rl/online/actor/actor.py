@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
+from ...config.actor import ActorConfig
 from ...config.arguments import split_config_path
 from ...config.file import load_config
+from ...config.resolve import resolved
 from ...config.train import ConfigError
 from ...data.action_limits import cuts_of_statistics
 from ...errors import UserError
@@ -77,9 +79,9 @@ def run_actor(
     Raises:
         UserError: bad input, a learner that refuses this actor, or an environment that fails again and again.
     """
-    cfg.validate("actor_device")
+    cfg = resolved(cfg, "actor_device")
     sys.setswitchinterval(SWITCH_S)
-    name = actor_name(cfg)
+    name = actor_name(cfg.actor.name)
     spool = Spool(cfg.actor.spool_dir or cfg.run_dir / "actors" / name, cfg.actor.spool_gb)
     with ExitStack() as stack, StopSignal() as stop:
         if environment is not None:
@@ -93,13 +95,13 @@ def run_actor(
         Actor(cfg, name, client, setup, spool, environment, stack, stop).run()
 
 
-def actor_name(cfg: OnlineTrainConfig) -> str:
-    """Of this actor among others.
+def actor_name(name: str | None) -> str:
+    """Of this actor among others; None: the machine's.
 
     Raises:
         ConfigError: it cannot be the name of a folder.
     """
-    name = cfg.actor.name or socket.gethostname()
+    name = name or socket.gethostname()
     if name != Path(name).name or name in ("", ".", ".."):
         raise ConfigError(f"actor.name {name!r} is also its folder's name and may hold no path separator")
     return name
@@ -120,14 +122,18 @@ class Actor:
         stop: StopSignal,
     ):
         self._cfg, self._name, self._spool, self._stop, self._stack = cfg, name, spool, stop, stack
-        config = decode_policy_config(setup.policy_config, cfg)
+        config = decode_policy_config(
+            setup.policy_config, cfg.policy, adapts=cfg.peft is not None, inference=cfg.actor.inference
+        )
         processors = read_processors(dict(setup.processors), config)
-        policy = build_policy(config, cfg)
+        policy = build_policy(config, cfg.peft)
         shapes = {key: tensor.shape for key, tensor in pushed_tensors(policy).items()}
         check_frozen(policy, list(shapes), setup.frozen_fingerprint)
         if environment is None:
             features = {**config.input_features, **config.output_features}
-            environment = make_environment(cfg, features, list(setup.action_names))
+            environment = make_environment(
+                cfg.env, cfg.actor, features, list(setup.action_names), rename_map=cfg.rename_map
+            )
             stack.callback(environment.close)
         said = cuts_of_statistics(cfg.actor, environment.action_names, absolute_statistics(processors[0]))
         for text in said:
@@ -141,7 +147,7 @@ class Actor:
         self._env, self._stats = environment, Stats()
         self._recorder = Recorder(name, task, cfg.actor.jpeg_quality)
         stack.callback(self._recorder.close)
-        self._source = make_source(cfg, ChunkModel(policy, processors, task), environment)
+        self._source = make_source(cfg.actor, ChunkModel(policy, processors, task), environment)
         self._weights = WeightsThread(client, setup, shapes, self._source)
         self._sender = Sender(spool, client)
         self._reporter = Reporter(client, lambda: self._weights.session, self.numbers)
@@ -282,17 +288,17 @@ class Actor:
         }
 
 
-def make_source(cfg: OnlineTrainConfig, model: ChunkModel, environment: ActorEnvironment) -> ChunkSource:
+def make_source(actor: ActorConfig, model: ChunkModel, environment: ActorEnvironment) -> ChunkSource:
     """The chunks as ``actor.inference`` wants them."""
     config, watch = model.policy.config, None
     if environment.real_robot:
-        watch = StaleWatch(cfg.actor.stale_observation_s, watch_pictures=True)
-    if cfg.actor.inference == "sync":
+        watch = StaleWatch(actor.stale_observation_s, watch_pictures=True)
+    if actor.inference == "sync":
         rtc = RTCConfig(enabled=False)
         return ChunkSource(
             model, rtc, environment.fps, threshold=0, horizon=config.n_action_steps, watch=watch, inline=True
         )
-    threshold = config.chunk_size // 2 if cfg.actor.queue_threshold is None else cfg.actor.queue_threshold
+    threshold = config.chunk_size // 2 if actor.queue_threshold is None else actor.queue_threshold
     rtc = config.rtc_config
     horizon = config.chunk_size if rtc.enabled else config.n_action_steps
     return ChunkSource(model, rtc, environment.fps, threshold=threshold, horizon=horizon, watch=watch)

@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -14,9 +14,9 @@ from lerobot.robots import make_robot_from_config
 from lerobot.teleoperators import make_teleoperator_from_config
 from lerobot.teleoperators.utils import TeleopEvents
 
+from ...config.actor import ActorConfig
 from ...config.train import ConfigError
 from ...errors import UserError, one_line
-from ..config import OnlineTrainConfig
 from .environment import HardwareError, Observation, Step, to_observation
 from .hil_simulator import SeededReset, check_fits, forget_correction, make_simulator
 from .leader import LeaderWithKeys
@@ -48,7 +48,7 @@ class LimitedTargets(gym.Wrapper):
         """Joint → position, as last read."""
         return self.env.unwrapped.get_raw_joint_positions()
 
-    def reset(self, **kwargs: Any) -> tuple[Any, dict]:
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         result = self.env.reset(**kwargs)
         positions = self.get_raw_joint_positions()
         self.executed = np.array([positions[name] for name in self._limits.names], dtype=np.float32)
@@ -58,14 +58,18 @@ class LimitedTargets(gym.Wrapper):
         """What the robot sees and where it is now, as after a reset; nothing moves."""
         return self.env.unwrapped._get_observation()
 
-    def step(self, action: Any) -> tuple:
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         targets = torch.as_tensor(action).detach().cpu().numpy()
         self.executed = self._limits.apply(targets, self.executed)
         return self.env.step(self.executed)
 
 
 def make_manipulator(
-    cfg: OnlineTrainConfig, features: dict[str, PolicyFeature], action_names: list[str]
+    env_cfg: HILSerlRobotEnvConfig,
+    actor: ActorConfig,
+    features: dict[str, PolicyFeature],
+    action_names: list[str],
+    rename_map: dict[str, str],
 ) -> "ManipulatorEnvironment":
     """Check the limits, then open the hardware (or gym-hil's simulator).
 
@@ -73,18 +77,17 @@ def make_manipulator(
         ConfigError: robot or teleoperator is missing, or a limit is.
         HardwareError: something cannot be opened; what was opened is closed again.
     """
-    if cfg.env.name == "gym_hil":
-        return _make_simulator(cfg, features, action_names)
+    if env_cfg.name == "gym_hil":
+        return _make_simulator(env_cfg, actor, features, action_names, rename_map)
     from lerobot.rl.gym_manipulator import RobotEnv, make_processors
 
-    env_cfg = cfg.env
     for key in ("robot", "teleop"):
         if getattr(env_cfg, key) is None:
             raise ConfigError(f"env.{key} is missing: a real robot needs one")
     robot = _opened("env.robot", env_cfg.robot, lambda: make_robot_from_config(env_cfg.robot))
     joints = [f"{motor}.pos" for motor in robot.bus.motors]
-    limits = ActionLimits.of(cfg.actor, joints)
-    check_limits(cfg.actor, limits, getattr(env_cfg.robot, "max_relative_target", None))
+    limits = ActionLimits.of(actor, joints)
+    check_limits(actor, limits, getattr(env_cfg.robot, "max_relative_target", None))
     teleop = _opened("env.teleop", env_cfg.teleop, lambda: make_teleoperator_from_config(env_cfg.teleop))
     if not hasattr(teleop, "get_teleop_events"):
         if env_cfg.processor.inverse_kinematics is not None:
@@ -109,9 +112,7 @@ def make_manipulator(
         )
         env = LimitedTargets(env, limits)
         pipelines = make_processors(env, teleop, env_cfg)
-        made = ManipulatorEnvironment(
-            env, teleop, pipelines, env_cfg, features, action_names, rename_map=cfg.rename_map
-        )
+        made = ManipulatorEnvironment(env, teleop, pipelines, env_cfg, features, action_names, rename_map=rename_map)
         undo.pop_all()
         return made
 
@@ -130,18 +131,22 @@ def _joint_actions(action_names: list[str], joints: list[str]) -> list[str]:
 
 
 def _make_simulator(
-    cfg: OnlineTrainConfig, features: dict[str, PolicyFeature], action_names: list[str]
+    env_cfg: HILSerlRobotEnvConfig,
+    actor: ActorConfig,
+    features: dict[str, PolicyFeature],
+    action_names: list[str],
+    rename_map: dict[str, str],
 ) -> "ManipulatorEnvironment":
     from lerobot.rl.gym_manipulator import make_processors
 
-    limits = ActionLimits.of(cfg.actor, action_names)
-    env = make_simulator(cfg.env)
+    limits = ActionLimits.of(actor, action_names)
+    env = make_simulator(env_cfg)
     with ExitStack() as undo:
         undo.callback(env.close)
-        pipelines = make_processors(env, None, cfg.env)
-        check_fits(env, pipelines[0], features, action_names, cfg.rename_map)
+        pipelines = make_processors(env, None, env_cfg)
+        check_fits(env, pipelines[0], features, action_names, rename_map)
         undo.pop_all()
-    return ManipulatorEnvironment(env, None, pipelines, cfg.env, features, action_names, limits, cfg.rename_map)
+    return ManipulatorEnvironment(env, None, pipelines, env_cfg, features, action_names, limits, rename_map)
 
 
 class ManipulatorEnvironment:

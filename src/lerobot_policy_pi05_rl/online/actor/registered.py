@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.configs import PolicyFeature
-from lerobot.envs.factory import make_env, make_env_pre_post_processors
+from lerobot.envs import EnvConfig
+from lerobot.envs.factory import make_env
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION, close_envs, preprocess_observation
 from lerobot.utils.constants import ACTION
 
+from ...config.actor import ActorConfig
 from ...config.train import ConfigError
 from ...data.batch import TASK
 from ...errors import UserError, one_line
-from ..config import OnlineTrainConfig
 from .environment import Observation, Step, to_observation
 from .safety import ActionLimits
 from .success import SuccessReader
@@ -23,20 +24,27 @@ class RegisteredEnvironment:
 
     real_robot = False
 
-    def __init__(self, cfg: OnlineTrainConfig, features: dict[str, PolicyFeature], action_names: list[str]):
-        self._features, self._limits = features, ActionLimits.of(cfg.actor, action_names)
-        self.fps, self.action_names = float(cfg.env.fps), action_names
-        self._success, self._names = SuccessReader(), cfg.rename_map
+    def __init__(
+        self,
+        env_cfg: EnvConfig,
+        actor: ActorConfig,
+        features: dict[str, PolicyFeature],
+        action_names: list[str],
+        rename_map: dict[str, str],
+    ):
+        self._features, self._limits = features, ActionLimits.of(actor, action_names)
+        self.fps, self.action_names = float(env_cfg.fps), action_names
+        self._success, self._names = SuccessReader(), rename_map
         try:
-            suites = make_env(cfg.env, n_envs=1)
+            suites = make_env(env_cfg, n_envs=1)
         except Exception as error:  # of other people's simulators: anything
-            raise UserError(f"env.type={cfg.env.type} cannot be made: {one_line(error)}") from error
+            raise UserError(f"env.type={env_cfg.type} cannot be made: {one_line(error)}") from error
         made = [env for tasks in suites.values() for env in tasks.values()]
         if len(made) != 1:
             close_envs(suites)
             raise ConfigError(f"env is {len(made)} tasks; an actor acts in one, so name it in env.task")
-        self._env, (self._before, self._after) = made[0], make_env_pre_post_processors(cfg.env, cfg.policy)
-        self.task = self._describe_task() or cfg.env.task or ""
+        self._env, (self._before, self._after) = made[0], env_cfg.get_env_processors()
+        self.task = self._describe_task() or env_cfg.task or ""
         self._last: np.ndarray | None = None
 
     @property

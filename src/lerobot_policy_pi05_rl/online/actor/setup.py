@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from draccus.utils import DraccusException
 from lerobot.configs import PolicyFeature
-from lerobot.envs import HILSerlRobotEnvConfig
+from lerobot.configs.default import PeftConfig
+from lerobot.envs import EnvConfig, HILSerlRobotEnvConfig
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 from lerobot.utils.constants import ACTION
 
+from ...config.actor import ActorConfig
 from ...config.keys import ACTED_WITH, LEARNERS_OWN
+from ...config.resolve import changed
 from ...config.train import ConfigError
 from ...configuration_pi05_rl import PI05RLConfig
 from ...errors import UserError, one_line
@@ -25,7 +28,6 @@ from ...model.lora import add_adapter
 from ...model.trainable import select_trainable
 from ...modeling_pi05_rl import PI05RLPolicy
 from ...training.build import load_processors
-from ..config import OnlineTrainConfig
 from ..transport.weights import frozen_fingerprint
 from .environment import ActorEnvironment
 from .registered import RegisteredEnvironment
@@ -37,8 +39,13 @@ class SetupError(UserError):
     """What the learner sent does not fit this actor, or is not to be trusted."""
 
 
-def decode_policy_config(text: str, cfg: OnlineTrainConfig) -> PI05RLConfig:
+def decode_policy_config(text: str, own: PI05RLConfig, *, adapts: bool, inference: str) -> PI05RLConfig:
     """The learner's policy configuration, on the actor's device and with its real-time chunking.
+
+    Args:
+        own: the actor's, of which little counts.
+        adapts: whether the actor is asked for an adapter.
+        inference: ``actor.inference``.
 
     Raises:
         SetupError: it cannot be read.
@@ -47,52 +54,59 @@ def decode_policy_config(text: str, cfg: OnlineTrainConfig) -> PI05RLConfig:
         raw: dict[str, Any] = json.loads(text)
         if raw.pop("type", "pi05_rl") != "pi05_rl":
             raise SetupError("the learner's policy is not pi05_rl")
-        if raw.get("use_peft", False) != (cfg.peft is not None):
+        if raw.get("use_peft", False) != adapts:
             raise SetupError(
                 "the learner trains an adapter; give this actor the same --peft.* settings"
-                if cfg.peft is None
+                if not adapts
                 else "this actor has --peft.* settings, but the learner trains no adapter; leave them out"
             )
-        device = cfg.policy.actor_device or ("cuda" if torch.cuda.is_available() else "cpu")
-        checkpoint = cfg.policy.pi05_checkpoint
+        device = own.actor_device or ("cuda" if torch.cuda.is_available() else "cpu")
+        checkpoint = own.pi05_checkpoint
         raw |= {"device": device, "gradient_checkpointing": False, "use_peft": False, "rtc_config": None}
         raw |= {"pi05_checkpoint": checkpoint, "pretrained_path": checkpoint}
         config = draccus.decode(PI05RLConfig, raw)
     except (ValueError, TypeError, AttributeError, DraccusException) as error:
         raise SetupError(f"the learner's policy configuration cannot be read: {one_line(error)}") from error
     for key in ACTED_WITH:
-        own, theirs = getattr(cfg.policy, key), getattr(config, key)
-        if own != theirs:
+        ours, theirs = getattr(own, key), getattr(config, key)
+        if ours != theirs:
             logger.warning(
-                "[ACTOR] policy.%s=%s has no effect here: the learner's, %s, is acted with", key, own, theirs
+                "[ACTOR] policy.%s=%s has no effect here: the learner's, %s, is acted with", key, ours, theirs
             )
-    config.rtc_config = None if cfg.actor.inference == "sync" else cfg.policy.rtc_config or RTCConfig()
-    return config
+    rtc = None if inference == "sync" else own.rtc_config or RTCConfig()
+    return changed(config, rtc_config=rtc)
 
 
 def make_environment(
-    cfg: OnlineTrainConfig, features: dict[str, PolicyFeature], action_names: list[str]
+    env: EnvConfig | None,
+    actor: ActorConfig,
+    features: dict[str, PolicyFeature],
+    action_names: list[str],
+    *,
+    rename_map: dict[str, str],
 ) -> ActorEnvironment:
     """The configuration's environment, with the limits of its actions inside.
 
     Args:
+        actor: holds the limits.
         features: the policy's inputs and its action, by the policy's keys.
         action_names: of the policy's actions, as the dataset has them; empty: it has none.
+        rename_map: the observations' names → the policy's.
 
     Raises:
         UserError: there is no such environment, it lacks a limit, or its hardware cannot be opened.
     """
-    if cfg.env is None:
+    if env is None:
         raise ConfigError("env is missing: what shall the actor act in? Set env.type")
     width = features[ACTION].shape[0]
     if action_names and len(action_names) != width:
         raise ConfigError(f"the learner names {len(action_names)} actions, but its policy has {width}")
     names = action_names or [str(index) for index in range(width)]
-    if isinstance(cfg.env, HILSerlRobotEnvConfig):
+    if isinstance(env, HILSerlRobotEnvConfig):
         from .manipulator import make_manipulator  # with all of LeRobot's robots, which a simulator does not need
 
-        return make_manipulator(cfg, features, names)
-    return RegisteredEnvironment(cfg, features, names)
+        return make_manipulator(env, actor, features, names, rename_map)
+    return RegisteredEnvironment(env, actor, features, names, rename_map)
 
 
 def acts_alike(text: str, other: str) -> bool:
@@ -107,17 +121,21 @@ def acts_alike(text: str, other: str) -> bool:
     return acting(text) == acting(other)
 
 
-def build_policy(config: PI05RLConfig, cfg: OnlineTrainConfig) -> PI05RLPolicy:
-    """The actor's network without a critic; what is pushed comes from the learner, the rest from the checkpoint."""
+def build_policy(config: PI05RLConfig, peft: PeftConfig | None) -> PI05RLPolicy:
+    """The actor's network without a critic; what is pushed comes from the learner, the rest from the checkpoint.
+
+    Args:
+        peft: of the adapter that the learner trains; None: it trains none.
+    """
     source = config.pi05_checkpoint
     if source is None:
         policy = PI05RLPolicy(config, load_critic=False).to(config.device)
     else:
         logger.info("[ACTOR] Loading weights from %s", source)
-        adapting = cfg.peft is not None
+        adapting = peft is not None
         policy = PI05RLPolicy.from_pretrained(source, config=config, load_critic=False, keep_adapter=adapting)
         if adapting and policy.adapter is None:
-            add_adapter(policy, cfg.peft, source)
+            add_adapter(policy, peft, source)
     policy.init_rtc_processor()
     select_trainable(policy)
     return policy.eval()

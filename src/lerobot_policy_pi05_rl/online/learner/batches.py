@@ -1,6 +1,5 @@
 """Batches of an online run: a part of each from the replay, the rest from the offline data, in that data's order."""
 
-import copy
 import logging
 import time
 from collections.abc import Iterator
@@ -11,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ...data.batch import POSITION
+from ...data.batch import POSITION, Batch
 from ...data.dataset import OfflineData
 from ...data.frames import FrameDataset
 from ...data.loaders import make_train_loader
-from ..config import OnlineTrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +30,14 @@ class OnlineBatches:
     the replay held when the batch was read.
     """
 
-    def __init__(self, cfg: OnlineTrainConfig, data: OfflineData, *, start: int = 0):
-        """``start``: how many samples the run has drawn before."""
-        self.cfg, self.data = cfg, data
-        self.online = online_count(cfg.batch_size, cfg.online_ratio)
-        self.offline = cfg.batch_size - self.online
-        self.number = start // cfg.batch_size
+    def __init__(self, data: OfflineData, batch_size: int, online: int, *, seed: int, start: int = 0):
+        """Args:
+        online: samples of each batch that are online ones.
+        start: how many samples the run has drawn before.
+        """
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.online, self.offline = online, batch_size - online
+        self.number = start // batch_size
         self._frames: FrameDataset | None = None
         self._offline = self._offline_batches() if self.offline else None
         self._reader, self._next = ThreadPoolExecutor(1, "batches"), None
@@ -47,10 +47,10 @@ class OnlineBatches:
         """From the next batch that is read on, these are the online frames."""
         self._frames = frames
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> dict:
+    def __next__(self) -> Batch:
         began = time.perf_counter()
         batch = (self._next or self._reader.submit(self._read, self.number)).result()
         self.number += 1
@@ -67,25 +67,24 @@ class OnlineBatches:
         """End the reading thread."""
         self._reader.shutdown(cancel_futures=True)
 
-    def _offline_batches(self) -> Iterator[dict]:
-        part = copy.copy(self.cfg)
-        part.batch_size = self.offline
-        loader = make_train_loader(part, self.data, batches=1 << 40, start=self.number * self.offline)
+    def _offline_batches(self) -> Iterator[Batch]:
+        start = self.number * self.offline
+        loader = make_train_loader(self.data, batch_size=self.offline, batches=1 << 40, start=start)
         return iter(loader)
 
-    def _read(self, number: int) -> dict:
-        frames, first = self._frames, number * self.cfg.batch_size
+    def _read(self, number: int) -> Batch:
+        frames, first = self._frames, number * self.batch_size
         if frames is None:
             raise RuntimeError("no online frames were shown")
-        chosen = np.random.default_rng([self.cfg.seed, 1, number]).integers(len(frames), size=self.online).tolist()
+        chosen = np.random.default_rng([self.seed, 1, number]).integers(len(frames), size=self.online).tolist()
         batch = default_collate([frames[first + place, frame] for place, frame in enumerate(chosen)])
         if self._offline is not None:
             batch = joined(batch, next(self._offline))
-        batch[POSITION] = torch.arange(first, first + self.cfg.batch_size)
+        batch[POSITION] = torch.arange(first, first + self.batch_size)
         return batch
 
 
-def joined(first: dict, second: dict) -> dict:
+def joined(first: Batch, second: Batch) -> Batch:
     """Two collated batches with the same keys as one.
 
     Raises:

@@ -1,5 +1,6 @@
 """An online episode as a video with the critic's value drawn beneath, as the report draws recorded ones."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +17,7 @@ from ...data.episodes import Episode as LabelledEpisode
 from ...data.episodes import reward_discount
 from ...recap import RecapAlgorithm
 from ...report.video import write_pictures
-from ...returns import Outcome, episode_advantages
-from ..config import OnlineTrainConfig
+from ...returns import Outcome, RewardConfig, episode_advantages
 from ..episode import Episode, decode_picture
 from ..replay.labels import label_online
 
@@ -40,17 +40,27 @@ def episode_values(episode: Episode, algorithm: RecapAlgorithm) -> np.ndarray:
     return torch.cat(values).numpy()
 
 
-def write_episode_video(
-    path: Path,
-    episode: Episode,
-    cfg: OnlineTrainConfig,
-    data: OfflineData,
-    algorithm: RecapAlgorithm,
-    *,
-    number: int,
-) -> Path:
+@dataclass(frozen=True)
+class EpisodeVideos:
+    """Where a run's episodes are drawn, and what it takes."""
+
+    folder: Path
+    data: OfflineData
+    algorithm: RecapAlgorithm
+    reward: RewardConfig
+    fps: float
+
+    def write(self, episode: Episode, number: int) -> Path:
+        """The mp4 of an episode, with its running number in its name."""
+        path = self.folder / f"episode_{number:06d}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_episode_video(path, episode, self, number=number)
+
+
+def write_episode_video(path: Path, episode: Episode, run: EpisodeVideos, *, number: int) -> Path:
     """Write the mp4: cameras side by side, value, return, advantage and tag of every frame."""
-    policy, length = cfg.policy, len(episode)
+    data, algorithm = run.data, run.algorithm
+    policy, length = data.policy, len(episode)
     was_training = algorithm.policy.training
     algorithm.policy.eval()
     values = episode_values(episode, algorithm)
@@ -59,13 +69,13 @@ def write_episode_video(
     labelled = LabelledEpisode(0, 0, 0, length, task, episode.outcome)
     columns, ends = {REWARD: episode.reward}, np.array([length])
     source = SimpleNamespace(name=episode.uid, columns=columns, ends=ends, alignment=Alignment())
-    rewards, returns = label_online(labelled, source, cfg, data.labels.task_lengths)
+    rewards, returns = label_online(labelled, source, run.reward, policy, data.labels.task_lengths)
     advantages = episode_advantages(
         returns,
         rewards,
         values,
         n_step=policy.advantage_n_step,
-        discount=reward_discount(cfg.reward, policy),
+        discount=reward_discount(run.reward, policy),
         terminated=episode.outcome is not Outcome.TRUNCATED,
     )
     threshold = float(algorithm.thresholds[torch.tensor([task])][0])
@@ -84,4 +94,4 @@ def write_episode_video(
     pictures = (
         [Image.fromarray(decode_picture(files[row])) for files in episode.pictures.values()] for row in range(length)
     )
-    return write_pictures(path, pictures, rows, cfg.env.fps)
+    return write_pictures(path, pictures, rows, run.fps)

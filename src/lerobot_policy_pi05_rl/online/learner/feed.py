@@ -5,14 +5,14 @@ import time
 
 import torch
 
+from ...configuration_pi05_rl import PI05RLConfig
 from ...recap import RecapAlgorithm
 from ...training.loop import Feed
 from ...training.start import Run
-from ..config import OnlineTrainConfig
 from ..replay.labels import ReplayLabels
 from ..replay.replay import Replay
 from ..transport.weights import WeightsBox, pack_weights, pushed_tensors
-from .batches import OnlineBatches
+from .batches import OnlineBatches, online_count
 from .intake import Intake
 from .monitoring import Monitor
 
@@ -26,8 +26,11 @@ class OnlineFeed(Feed):
     """Batches of offline data and replay; see :meth:`ready` for what happens between two of them."""
 
     def __init__(self, run: Run, replay: Replay, intake: Intake, pusher: "WeightsPusher", monitor: Monitor):
-        super().__init__(OnlineBatches(run.cfg, run.data, start=run.algorithm.sample_position))
-        self.cfg, self.algorithm, self.labels = run.cfg, run.algorithm, ReplayLabels(run.cfg, run.data)
+        cfg, algorithm = run.cfg, run.algorithm
+        online = online_count(cfg.batch_size, cfg.online_ratio)
+        start = algorithm.sample_position
+        super().__init__(OnlineBatches(run.data, cfg.batch_size, online, seed=cfg.seed, start=start))
+        self.policy, self.algorithm, self.labels = cfg.policy, algorithm, ReplayLabels(run.data, cfg.reward, cfg.seed)
         self.replay, self.intake, self.pusher, self.monitor = replay, intake, pusher, monitor
         self._shown = -1  # episodes received when the batches were last shown the replay
         self._said = 0.0
@@ -41,7 +44,7 @@ class OnlineFeed(Feed):
         self.intake.check()
         self.pusher.push_if_due()
         self.monitor.hear_episodes(self.intake)
-        if not may_update(self.cfg, self.replay, self.algorithm.optimization_step):
+        if not may_update(self.policy, self.replay, self.algorithm.optimization_step):
             if time.perf_counter() - self._said > WAITING_LOG_S:
                 self._said = time.perf_counter()
                 logger.info("[LEARNER] Waiting for episodes: %s", self.monitor.totals())
@@ -63,23 +66,24 @@ class OnlineFeed(Feed):
         self.pusher.push()
 
 
-def may_update(cfg: OnlineTrainConfig, replay: Replay, step: int) -> bool:
+def may_update(policy: PI05RLConfig, replay: Replay, step: int) -> bool:
     """Whether there is enough to learn from: enough transitions at all, and enough for so many updates."""
     received = replay.transitions_received
-    if len(replay) < max(1, cfg.policy.online_step_before_learning):
+    if len(replay) < max(1, policy.online_step_before_learning):
         return False
-    limit = cfg.policy.online_updates_per_transition
+    limit = policy.online_updates_per_transition
     return limit is None or step < limit * received
 
 
 class WeightsPusher:
     """Hands the actor's weights to the actors every so many seconds, if they have changed and somebody listens."""
 
-    def __init__(self, cfg: OnlineTrainConfig, algorithm: RecapAlgorithm, box: WeightsBox, session: str):
-        connection = cfg.policy.actor_learner_config
+    def __init__(self, algorithm: RecapAlgorithm, box: WeightsBox, session: str):
+        policy = algorithm.policy.config
+        connection = policy.actor_learner_config
         self.algorithm, self.box, self.session = algorithm, box, session
         self.period = connection.policy_parameters_push_frequency
-        self.dtype = getattr(torch, connection.push_dtype or cfg.policy.dtype)
+        self.dtype = getattr(torch, connection.push_dtype or policy.dtype)
         self._pushed, self._last = -1, 0.0
         self.push()  # an actor may act at once
 

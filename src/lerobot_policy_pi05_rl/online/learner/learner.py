@@ -11,15 +11,16 @@ from pathlib import Path
 
 from ...config.arguments import split_config_path
 from ...config.file import load_config
+from ...config.resolve import resolved
 from ...config.train import ConfigError
 from ...training.loop import train
-from ...training.metrics import MetricsWriter
-from ...training.start import start
+from ...training.start import make_writer, start
 from ..config import OnlineTrainConfig
 from ..transport.inbox import Inbox
 from ..transport.security import check_binding
 from ..transport.server import LearnerServer
 from ..transport.weights import WeightsBox
+from .episode_video import EpisodeVideos
 from .feed import OnlineFeed, WeightsPusher
 from .intake import Intake
 from .monitoring import Monitor
@@ -50,22 +51,23 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     Raises:
         UserError: bad input; nothing of an earlier run is lost.
     """
-    cfg.validate()
+    cfg = resolved(cfg)
     check_binding(cfg.policy.actor_learner_config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("the online learner runs in one process; start it without accelerate launch or torchrun")
     run = start(cfg, check_unused=check_unused, check_data_fits=check_fit)
-    data, algorithm, processors = run.data, run.algorithm, run.processors
-    spec = episode_spec(cfg, data)
+    cfg, data, algorithm, processors = run.cfg, run.data, run.algorithm, run.processors
+    spec = episode_spec(data, cfg.replay, fps=cfg.env.fps)
     replay = open_replay(cfg, data, spec)
     inbox = Inbox(cfg.run_dir / "inbox", lambda uid: uid in replay)
     box = WeightsBox()
-    writer = MetricsWriter(cfg, cfg.run_dir, resumed_step=run.resumed_step)
-    monitor = Monitor(cfg, data, algorithm, writer, replay=replay, inbox=inbox, box=box)
+    writer = make_writer(run)
+    videos = EpisodeVideos(cfg.run_dir / "videos", data, algorithm, reward=cfg.reward, fps=cfg.env.fps)
+    monitor = Monitor(algorithm, writer, videos, replay=replay, inbox=inbox, box=box)
     session = uuid.uuid4().hex
     server = LearnerServer(
         cfg.policy.actor_learner_config,
-        setup=actor_setup(cfg, data, algorithm, processors, spec, session),
+        setup=actor_setup(data, algorithm, processors, spec, session),
         spec=spec,
         inbox=inbox,
         weights=box,
@@ -75,7 +77,7 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     monitor.watch(server)
     try:
         with Intake(inbox, replay, spec) as intake, server:
-            feed = OnlineFeed(run, replay, intake, WeightsPusher(cfg, algorithm, box, session), monitor)
+            feed = OnlineFeed(run, replay, intake, WeightsPusher(algorithm, box, session), monitor)
             saved = train(run, feed, writer, desc="Online")
             if algorithm.optimization_step >= cfg.total_steps:
                 server.finish()
@@ -87,15 +89,15 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     return saved or run.checkpoint or cfg.run_dir
 
 
-def check_unused(cfg: OnlineTrainConfig) -> None:
+def check_unused(run_dir: Path) -> None:
     """A fresh learner goes on with nothing of another one; its actors may have been there before it.
 
     Raises:
         ConfigError: the output directory holds a learner's run.
     """
-    found = [name for name in OWN_ENTRIES if (cfg.run_dir / name).exists()]
+    found = [name for name in OWN_ENTRIES if (run_dir / name).exists()]
     if found:
         raise ConfigError(
-            f"the output directory {cfg.run_dir} already holds a learner's {', '.join(found)}. Set resume=true to "
+            f"the output directory {run_dir} already holds a learner's {', '.join(found)}. Set resume=true to "
             "go on with its run, or choose another output_dir"
         )

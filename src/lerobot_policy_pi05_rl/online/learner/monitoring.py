@@ -3,16 +3,14 @@
 import logging
 from collections.abc import Callable
 
-from ...data.dataset import OfflineData
 from ...recap import RecapAlgorithm
 from ...training.metrics import MetricsWindow, MetricsWriter
-from ..config import OnlineTrainConfig
 from ..episode import Episode
 from ..replay.replay import Replay
 from ..transport.inbox import Inbox
 from ..transport.server import LearnerServer
 from ..transport.weights import WeightsBox
-from .episode_video import write_episode_video
+from .episode_video import EpisodeVideos
 from .intake import Intake
 
 logger = logging.getLogger(__name__)
@@ -37,16 +35,15 @@ class Monitor:
 
     def __init__(
         self,
-        cfg: OnlineTrainConfig,
-        data: OfflineData,
         algorithm: RecapAlgorithm,
         writer: MetricsWriter,
+        videos: EpisodeVideos,
         *,
         replay: Replay,
         inbox: Inbox,
         box: WeightsBox,
     ):
-        self.cfg, self.data, self.algorithm, self.writer = cfg, data, algorithm, writer
+        self.algorithm, self.writer, self.videos = algorithm, writer, videos
         self.replay, self.inbox, self.box = replay, inbox, box
         self.server: LearnerServer | None = None
         self._window = MetricsWindow()
@@ -88,16 +85,12 @@ class Monitor:
             values["intervention_rate"],
             int(episode.policy_version.max()),
         )
-        every = self.cfg.policy.episode_logging_freq
-        if every and self.algorithm.policy.model.critic is not None and (self._number - 1) % every == 0:
-            self._draw(episode, step)
-
-    def _draw(self, episode: Episode, step: int) -> None:
-        path = self.cfg.run_dir / "videos" / f"episode_{self._number:06d}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_episode_video(path, episode, self.cfg, self.data, self.algorithm, number=self._number)
-        logger.info("[LEARNER] Video of episode %d: %s", self._number, path)
-        self.writer.log_video(step, "episode", path)
+        policy = self.algorithm.policy
+        every = policy.config.episode_logging_freq
+        if every and policy.model.critic is not None and (self._number - 1) % every == 0:
+            path = self.videos.write(episode, self._number)
+            logger.info("[LEARNER] Video of episode %d: %s", self._number, path)
+            self.writer.log_video(step, "episode", path)
 
     def flush(self) -> dict[str, float]:
         """Means over the episodes since the last call, and how things stand now."""

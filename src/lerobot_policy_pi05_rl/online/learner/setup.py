@@ -7,6 +7,7 @@ from pathlib import Path
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from ...checkpoint.critic_provenance import read_critic_data, reward_scale, scale_differences
+from ...config.actor import ReplayConfig
 from ...config.train import ConfigError
 from ...data.dataset import OfflineData, policy_cameras
 from ...data.names import dimension_names
@@ -38,7 +39,8 @@ def check_fit(cfg: OnlineTrainConfig, data: OfflineData) -> None:
         )
     if cfg.policy.pi05_checkpoint:
         earlier = read_critic_data(cfg.policy.pi05_checkpoint)
-        differing = scale_differences(earlier["reward"], reward_scale(cfg, data.labels)) if earlier else []
+        scale = reward_scale(cfg.reward, cfg.policy, data.labels)
+        differing = scale_differences(earlier["reward"], scale) if earlier else []
         if differing:
             logger.warning(
                 "[LEARNER] The critic of %s learnt returns of another scale (%s); it must learn this one's first",
@@ -49,17 +51,18 @@ def check_fit(cfg: OnlineTrainConfig, data: OfflineData) -> None:
     logger.info("[LEARNER] Each batch: %d online, %d offline samples", online, cfg.batch_size - online)
 
 
-def episode_spec(cfg: OnlineTrainConfig, data: OfflineData) -> EpisodeSpec:
+def episode_spec(data: OfflineData, replay: ReplayConfig, *, fps: float) -> EpisodeSpec:
     """What the actors' episodes must look like."""
-    features = cfg.policy.image_features
+    policy = data.policy
+    features = policy.image_features
     return EpisodeSpec(
-        state_dim=cfg.policy.robot_state_feature.shape[0],
-        action_dim=cfg.policy.action_feature.shape[0],
-        cameras={camera: tuple(features[camera].shape[1:]) for camera in policy_cameras(cfg.policy)},
+        state_dim=policy.robot_state_feature.shape[0],
+        action_dim=policy.action_feature.shape[0],
+        cameras={camera: tuple(features[camera].shape[1:]) for camera in policy_cameras(policy)},
         tasks=tuple(data.labels.tasks),
-        fps=cfg.env.fps,
-        max_frames=cfg.replay.max_episode_frames,
-        max_bytes=int(cfg.replay.max_episode_mb * 2**20),
+        fps=fps,
+        max_frames=replay.max_episode_frames,
+        max_bytes=int(replay.max_episode_mb * 2**20),
     )
 
 
@@ -80,7 +83,6 @@ def open_replay(cfg: OnlineTrainConfig, data: OfflineData, spec: EpisodeSpec) ->
 
 
 def actor_setup(
-    cfg: OnlineTrainConfig,
     data: OfflineData,
     algorithm: RecapAlgorithm,
     processors: Processors,

@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 from lerobot.utils.constants import ACTION, OBS_STATE, REWARD
 
+from ...configuration_pi05_rl import PI05RLConfig
 from ...data.batch import RETURN
 from ...data.dataset import OfflineData, episode_lookahead, lookahead_steps, policy_cameras
-from ...data.episodes import Episode, LabelledEpisodes, label_frames
+from ...data.episodes import Episode, LabelledEpisodes, label_frames, reward_discount
 from ...data.frames import FrameDataset, FrameIndex
 from ...data.outcomes import intervention_flags, known_outcome
 from ...data.sources import Source
-from ...returns import Lookahead, Outcome
-from ..config import OnlineTrainConfig
+from ...returns import Lookahead, Outcome, RewardConfig
 from .memory import GrowingColumns
 
 
@@ -29,10 +29,10 @@ class Label(NamedTuple):
 class ReplayLabels:
     """The replay's frames with their labels; those of an episode are computed when it is first seen."""
 
-    def __init__(self, cfg: OnlineTrainConfig, data: OfflineData):
-        self._cfg, self._data = cfg, data
-        self._folds = cfg.policy.critic_folds if cfg.policy.trains_critic else 1
-        self._ahead = lookahead_steps(cfg.policy, pinned=False)
+    def __init__(self, data: OfflineData, reward: RewardConfig, seed: int):
+        self._data, self._reward, self._seed = data, reward, seed
+        self._folds = data.policy.critic_folds if data.policy.trains_critic else 1
+        self._ahead = lookahead_steps(data.policy, pinned=False)
         self._columns = GrowingColumns()  # rows as those of the episodes in _known
         self._known: dict[int, Label] = {}  # running number of an episode in the replay, oldest first
 
@@ -62,38 +62,38 @@ class ReplayLabels:
             [source],
             labelled,
             FrameIndex.of(episodes),
-            cameras=policy_cameras(self._cfg.policy),
-            chunk_size=self._cfg.policy.chunk_size,
+            cameras=policy_cameras(data.policy),
+            chunk_size=data.policy.chunk_size,
             image_transforms=data.train.image_transforms,
             folds={(0, number): label.fold for number, label in self._known.items()} if self._folds > 1 else {},
             lookaheads={n: [Lookahead(*(columns[f"{n}.{name}"] for name in Lookahead._fields))] for n in self._ahead},
-            seed=self._cfg.seed,
+            seed=self._seed,
         )
 
     def _label(self, source: Source, row: int, number: int) -> None:
-        cfg, labels = self._cfg, self._data.labels
+        policy, labels = self._data.policy, self._data.labels
+        discount = reward_discount(self._reward, policy)
         start, end = int(source.starts[row]), int(source.ends[row])
         task = labels.tasks.index(source.tasks[row])
         episode = Episode(0, number, start, end, task, known_outcome(source, row))
-        rewards, returns = label_online(episode, source, cfg, labels.task_lengths)
+        rewards, returns = label_online(episode, source, self._reward, policy, labels.task_lengths)
         columns = {REWARD: rewards, RETURN: returns}
         for n in self._ahead:
-            steps = episode_lookahead(episode, source, rewards, n, cfg)
+            steps = episode_lookahead(episode, source, rewards, n, discount)
             columns |= {f"{n}.{name}": values for name, values in steps._asdict().items()}
         self._columns.append(columns)
         self._known[number] = Label(episode.length, task, episode.outcome, fold_of(source, start, self._folds))
 
 
 def label_online(
-    episode: Episode, source: Source, cfg: OnlineTrainConfig, task_lengths: np.ndarray
+    episode: Episode, source: Source, reward: RewardConfig, policy: PI05RLConfig, task_lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(T,) rewards and (T,) returns of an online episode, in the unit of the offline data's returns.
 
     The critic learnt returns normalised by the offline data's longest episode of each task (``task_lengths``); an
     online episode that is longer is as bad as that scale can say: its returns are cut at the support.
     """
-    policy = cfg.policy
-    rewards, returns = label_frames(episode, source, cfg.reward, policy, int(task_lengths[episode.task]))
+    rewards, returns = label_frames(episode, source, reward, policy, int(task_lengths[episode.task]))
     return rewards, np.clip(returns, policy.value_support_min, policy.value_support_max)
 
 
