@@ -7,19 +7,23 @@ import subprocess
 import sys
 
 import pytest
+from commands import REPOSITORY
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils import constants
 from tiny import write_config
 
 from lerobot_policy_pi05_rl import cli
 from lerobot_policy_pi05_rl.command.help import KEYS_OF, VERBS, help_of, own_options
-from lerobot_policy_pi05_rl.config import names, page, reading
+from lerobot_policy_pi05_rl.config import names, reading
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.demo.online import make_parser as demo_parser
 from lerobot_policy_pi05_rl.errors import ConfigError
 from lerobot_policy_pi05_rl.labels.options import make_parser as label_parser
 from lerobot_policy_pi05_rl.online.actor.actor import UNLIMITED
 from lerobot_policy_pi05_rl.plan.command import make_parser as plan_parser
+
+sys.path.insert(0, str(REPOSITORY / "docs"))
+import write_configuration
 
 HEAVY = ("torch", "lerobot", "transformers", "draccus", "datasets", "pandas")
 PROBE = f"""
@@ -107,7 +111,7 @@ def test_a_run_by_the_console_script_registers_what_lerobot_looks_up():
 
 
 def test_the_names_known_without_lerobot_are_those_of_the_configuration():
-    assert names.FILE.read_text() == page.names_file(), "make configuration"
+    assert names.FILE.read_text() == write_configuration.names_file(), "make configuration"
     assert reading.TRAIN_CONFIG_NAME == TRAIN_CONFIG_NAME
     for name in ("CHECKPOINTS_DIR", "LAST_CHECKPOINT_LINK", "PRETRAINED_MODEL_DIR"):
         assert getattr(reading, name) == getattr(constants, name)

@@ -3,6 +3,7 @@
 import ast
 import enum
 import json
+import sys
 import types
 import typing
 from pathlib import Path
@@ -13,7 +14,6 @@ from commands import REPOSITORY
 from tiny import write_config
 
 import lerobot_policy_pi05_rl
-from lerobot_policy_pi05_rl.config import page as config_page
 from lerobot_policy_pi05_rl.config.earlier_keys import ALIASES
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.keys import ACTOR_SIZES, CRITIC_SIZES, KEYS, entry
@@ -22,10 +22,13 @@ from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.options import INHERITED, READ, REFUSED, WARNED
 
+sys.path.insert(0, str(REPOSITORY / "docs"))
+import write_configuration
+
 LEAVES = {leaf.name: leaf for leaf in leaves(PI05RLTrainConfig)}
 OURS, STOCK = Path(lerobot_policy_pi05_rl.__file__).parent, Path(lerobot.__file__).parent
 # Modules that name keys without acting on them.
-LISTS = ("config_keys.py", "earlier_keys.py", "config_page.py", "resume.py", "demo", "plan")
+LISTS = ("config_keys.py", "earlier_keys.py", "resume.py", "demo", "plan")
 # What of LeRobot is handed the configuration, or a part of it, and reads it.
 STOCK_READERS = (
     *(
@@ -113,7 +116,7 @@ def test_a_value_outside_of_what_is_said_is_an_error_that_names_the_key(tmp_path
 
 def test_the_page_of_all_keys_is_up_to_date():
     page = REPOSITORY / "docs" / "configuration.md"
-    assert page.read_text() == config_page.page(), "make configuration"
+    assert page.read_text() == write_configuration.page(), "make configuration"
 
 
 @pytest.mark.parametrize("kind", [PI05RLTrainConfig, OnlineTrainConfig])

@@ -1,6 +1,6 @@
-"""``docs/configuration.md`` and ``keys.json`` out of what is said beside the fields.
+"""``docs/configuration.md`` and ``config/keys.json`` out of what is said beside the fields.
 
-``python -m lerobot_policy_pi05_rl.config.page`` prints the page, and with ``--names`` what :mod:`.names` reads.
+``make configuration`` prints the page, and with ``--names`` what ``config/names.py`` reads, to where they lie.
 """
 
 import json
@@ -8,10 +8,10 @@ import sys
 import typing
 from typing import Any
 
-from ..options import READ, REFUSED, WARNED, Option
-from .earlier_keys import ALIASES, EARLIER
-from .leaves import Leaf, leaves
-from .train import PI05RLTrainConfig
+from lerobot_policy_pi05_rl.config.earlier_keys import ALIASES, EARLIER
+from lerobot_policy_pi05_rl.config.leaves import Leaf, leaves
+from lerobot_policy_pi05_rl.config.train import PI05RLTrainConfig
+from lerobot_policy_pi05_rl.options import READ, REFUSED, WARNED, Option
 
 LONG = 60
 MACHINES = {"dataset.video_backend": "torchcodec, else pyav", "eval.batch_size": "by cores"}
