@@ -3,7 +3,7 @@
 import logging
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # and of the processes that tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the Hub must fail at once
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ["COLUMNS"] = "80"  # tables are as wide as without a terminal, whatever the terminal of today

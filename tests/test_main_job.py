@@ -21,12 +21,16 @@ from lerobot_policy_pi05_rl import cli
 
 SCRIPTS = Path(sys.executable).parent
 CONFIG = REPOSITORY / "configs" / "demo.json"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=500
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "TQDM_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert done.returncode == 0, (
         f"{command} exited with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

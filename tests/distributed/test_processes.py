@@ -41,11 +41,10 @@ TD = {"policy__critic_target": "td", "policy__n_step": 3, "policy__critic_early_
 TD |= {"policy__gradient_checkpointing": True}
 
 
-def launch(module: list[str], *, processes: int = 2, **environment: str) -> subprocess.Popen:
-    """Start ``torch.distributed.run`` with so many processes of one thread each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def launch(*module: str) -> subprocess.Popen:
+    """Start ``torch.distributed.run`` with two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *module]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +120,7 @@ def jobs(dataset, alone, tmp_path_factory) -> Jobs:
     add("no_dataset", "--dataset.root=/nowhere")
     add("compiled", "--policy.compile_model=true", fsdp=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    process = launch(
-        [str(REPOSITORY / "tests" / "helpers" / "in_processes.py"), str(folder / "jobs.json"), str(folder)]
-    )
+    process = launch(str(REPOSITORY / "tests/helpers/in_processes.py"), str(folder / "jobs.json"), str(folder))
     log, _ = process.communicate(timeout=400)
     (folder / "log").write_text(log)
     lines = log.splitlines()  # of the processes, or, if none of them began, of the launcher
@@ -262,8 +259,7 @@ def accelerate_launch(file: str, config: Path, *options: str) -> subprocess.Pope
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(REPOSITORY / "configs" / "accelerate" / file), *options]
     command += ["-m", "lerobot_policy_pi05_rl.offline_learner", str(config)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
@@ -296,7 +292,7 @@ def free_port() -> int:
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_quickly_with_its_error_shown(dataset, tmp_path):
     config = write_config(tmp_path / "c.json", dataset, tmp_path / "run", policy__offline_steps=100_000, log_freq=1)
-    process = launch(["-m", "lerobot_policy_pi05_rl.offline_learner", str(config)])
+    process = launch("-m", "lerobot_policy_pi05_rl.offline_learner", str(config))
     lines = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not lines.exists() or len(lines.read_text().splitlines()) < 3:
