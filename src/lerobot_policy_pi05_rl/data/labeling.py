@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import one_line
+from ..errors import UserError, one_line
 from ..returns import Outcome, episode_advantages
 from ..runtime.files import replacing
 from .alignment import Alignment
@@ -185,6 +185,30 @@ def find_labeling(source: Source, name: str) -> Labeling:
             f"the labeling {name!r} was made for other frames than those of dataset {source.name}: for "
             f"{made_for['repo_id']} in {made_for['root']}, {rows} frames (here {frames}). Label this dataset anew "
             "under another name: pi05-rl label --name NAME"
+        )
+    return labeling
+
+
+def replaceable_labeling(source: Source, name: str, critic_fingerprint: str) -> Labeling | None:
+    """The labeling of this name if there is one; of the same dataset and critic, else it is not ours to replace.
+
+    Raises:
+        UserError: it is of another dataset or critic.
+    """
+    path = labeling_path(source, name)
+    if not path.is_file():
+        return None
+    labeling = read_labeling(path)
+    dataset, critic = labeling.meta["dataset"], labeling.meta["critic"]
+    if dataset["fingerprint"] != dataset_fingerprint(source):
+        raise UserError(
+            f"the labeling {name!r} in {path.parent} was made for another dataset ({dataset['repo_id']} in "
+            f"{dataset['root']}) or before this one changed; choose another --name"
+        )
+    if critic["fingerprint"] != critic_fingerprint:
+        raise UserError(
+            f"the labeling {name!r} in {path.parent} was made by another critic ({critic['path']}); choose another "
+            "--name"
         )
     return labeling
 

@@ -31,8 +31,8 @@ from ..data.labeling import (
     labeling_path,
     out_of_fold,
     outcomes_if_labelled,
-    read_labeling,
     read_meta,
+    replaceable_labeling,
     write_labeling,
 )
 from ..data.sources import Source, dataset_fingerprint
@@ -152,7 +152,7 @@ def values_of_labeling(sources: list[Source], from_name: str, name: str) -> list
     for source in sources:
         labeling = find_labeling(source, from_name)
         critic = {key: labeling.meta["critic"][key] for key in ("path", "fingerprint")}
-        check_name(source, name, critic["fingerprint"])
+        replaceable_labeling(source, name, critic["fingerprint"])
         columns = labeling.columns
         values.append(Values(columns["value"], columns["fold"], critic, labeling.meta.get("reward", {})))
     return values
@@ -172,7 +172,7 @@ def values_of_critic(
         logger.warning(
             "%s %s does not say which episodes its critic has seen, or the critic was never trained", TAG, critic.path
         )
-    earlier = [check_name(source, name, critic.fingerprint) for source in sources]
+    earlier = [replaceable_labeling(source, name, critic.fingerprint) for source in sources]
     partials = [unfinished(source, name, critic) for source in sources]
     identity = {"path": critic.path, "fingerprint": critic.fingerprint}
     workers = Workers(cfg.num_workers, cfg.prefetch_factor, cfg.dataloader_multiprocessing_context)
@@ -215,30 +215,6 @@ def free_name(sources: list[Source], critic: Critic) -> str:
         if path.is_file() and read_meta(path)["critic"]["fingerprint"] != critic.fingerprint:
             return f"{name}-{critic.fingerprint[:8]}"
     return name
-
-
-def check_name(source: Source, name: str, critic_fingerprint: str) -> Labeling | None:
-    """The labeling of this name if there is one; of the same dataset and critic, else it is not ours to replace.
-
-    Raises:
-        UserError: it is of another dataset or critic.
-    """
-    path = labeling_path(source, name)
-    if not path.is_file():
-        return None
-    labeling = read_labeling(path)
-    dataset, critic = labeling.meta["dataset"], labeling.meta["critic"]
-    if dataset["fingerprint"] != dataset_fingerprint(source):
-        raise UserError(
-            f"the labeling {name!r} in {path.parent} was made for another dataset ({dataset['repo_id']} in "
-            f"{dataset['root']}) or before this one changed; choose another --name"
-        )
-    if critic["fingerprint"] != critic_fingerprint:
-        raise UserError(
-            f"the labeling {name!r} in {path.parent} was made by another critic ({critic['path']}); choose another "
-            "--name"
-        )
-    return labeling
 
 
 def unfinished(source: Source, name: str, critic: Critic) -> PartialValues:

@@ -207,20 +207,16 @@ class Actor:
 
     def _wait_for_weights(self) -> bool:
         said = time.monotonic()
-        while not self._source.has_weights:
-            self._check()
+        while self._weights.error is None:
+            if self._source.has_weights:
+                return True
             if self._over:
                 return False
             if time.monotonic() - said > 5:
                 said = time.monotonic()
                 logger.info("[ACTOR] Waiting for the learner's first weights")
             time.sleep(0.01)
-        self._check()
-        return True
-
-    def _check(self) -> None:
-        if self._weights.error is not None:
-            raise self._weights.error
+        raise self._weights.error
 
     def _play(self, seed: int) -> Ending:
         """One episode, into the spool."""
