@@ -96,13 +96,13 @@ def calls_of(model: MetaModel, shape: Shape, *, train_actor: bool) -> list[tuple
             continue
         if isinstance(module, TowerLayer):
 
-            def read(*args, name=name, original=module.read):
+            def forward_with_cache(*args, name=name, original=module.forward_with_cache):
                 output = original(*args)
                 note(name, args, output)
                 return output
 
-            module.read = read
-            undo.append(lambda module=module: delattr(module, "read"))
+            module.forward_with_cache = forward_with_cache
+            undo.append(lambda module=module: delattr(module, "forward_with_cache"))
         else:
             hook = module.register_forward_hook(lambda _, inputs, output, name=name: note(name, inputs, output))
             undo.append(hook.remove)

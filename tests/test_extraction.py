@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from double import assert_same
-from tiny import batches, make_algorithm, make_batch, read_prefix
+from tiny import batches, encode_prefix, make_algorithm, make_batch
 
 from lerobot_policy_pi05_rl.data.batch import (
     ACTION_IS_PAD,
@@ -76,12 +76,12 @@ def test_the_actors_loss_is_the_mean_of_the_weighted_samples():
     algorithm = extraction(policy_extraction="weighted")
     batch, config = make_batch(), algorithm.policy.config
     draws = draw(3, batch[POSITION], config)
-    prefix = read_prefix(algorithm.policy, batch)
+    prefix = encode_prefix(algorithm.policy, batch)
     single = []
     for row in range(6):
         one = {key: value[row : row + 1] for key, value in batch.items()}
         loss, _ = algorithm.losses.actor_loss(
-            read_prefix(algorithm.policy, one), None, one, draw(3, one[POSITION], config)
+            encode_prefix(algorithm.policy, one), None, one, draw(3, one[POSITION], config)
         )
         single.append(loss)
     weights = torch.tensor([0.0, 2.0, 1.0, 0.5, 0.0, 20.0])
@@ -119,7 +119,7 @@ def test_cloning_has_the_plain_flow_loss_and_neither_runs_nor_trains_a_critic(ov
     batch = dict(make_batch(), **{RETURN: torch.full((6,), math.nan)})  # no label is read
     draws = draw(3, batch[POSITION], algorithm.policy.config)
     loss, metrics, histograms = algorithm.losses(batch, draws, train_actor=True)
-    plain, _ = algorithm.losses.actor_loss(read_prefix(algorithm.policy, batch), None, batch, draws)
+    plain, _ = algorithm.losses.actor_loss(encode_prefix(algorithm.policy, batch), None, batch, draws)
     assert torch.equal(loss, plain) and set(metrics) == {"loss_actor"} and histograms == {}
     before = {name: p.detach().clone() for name, p in algorithm.policy.model.critic.named_parameters()}
     algorithm.update(batches())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from double import assert_same
-from tiny import CAMERAS, batches, make_algorithm, make_batch, read_prefix, tiny_config
+from tiny import CAMERAS, batches, encode_prefix, make_algorithm, make_batch, tiny_config
 
 from lerobot_policy_pi05_rl.data.batch import ACTION_IS_PAD, POSITION, RETURN
 from lerobot_policy_pi05_rl.draws import draw
@@ -110,8 +110,8 @@ def test_gradients_of_critic_and_actor_never_mix():
     algorithm = make_algorithm()
     policy, batch = algorithm.policy, make_batch()
     prefix = policy.embed_observation(batch)
-    states = policy.model.read_prefix(prefix)
-    features = policy.model.critic_features(prefix, states)
+    cache = policy.model.encode_prefix(prefix)
+    features = policy.model.critic_features(prefix, cache)
     critic = {id(p) for p in policy.model.critic.parameters()}
 
     loss, _, _ = algorithm.losses.critic_loss(features, {}, batch)
@@ -121,7 +121,7 @@ def test_gradients_of_critic_and_actor_never_mix():
 
     policy.zero_grad()
     tags = torch.tensor([1, 0, -1, 1, 0, -1])
-    loss, _ = algorithm.losses.actor_loss(states, tags, batch, draw(3, batch[POSITION], policy.config))
+    loss, _ = algorithm.losses.actor_loss(cache, tags, batch, draw(3, batch[POSITION], policy.config))
     loss.backward()
     touched = {id(p) for p in policy.parameters() if p.grad is not None and p.grad.any()}
     assert touched and not touched & critic
@@ -142,7 +142,7 @@ def test_each_image_is_seen_once_and_each_language_model_runs_once_a_step():
     prefix = algorithm.policy.embed_observation(make_batch()).embs.shape[1]
     tag = 3
     assert calls["actor"] == [prefix, tag]
-    read = algorithm.policy.read_for_critic(make_batch()).states.shape[1]
+    read = algorithm.policy.critic_features(make_batch()).states.shape[1]
     assert calls["critic"] == [read, algorithm.policy.config.num_value_queries]
 
 
@@ -196,7 +196,7 @@ def test_padded_actions_do_not_reach_the_loss():
     policy, batch = algorithm.policy, make_batch()
     batch["action"] = batch["action"].clone()
     draws = draw(3, batch[POSITION], policy.config)
-    prefix = read_prefix(policy, batch)
+    prefix = encode_prefix(policy, batch)
     # The noisy actions are the network's input, so a padded action may reach other steps through attention; the
     # loss itself must ignore it: with the input fixed, changing the target behind the padding changes nothing.
     fixed = policy.model.velocity
@@ -217,9 +217,9 @@ def test_unknown_returns_train_no_critic_and_carry_no_tag():
     batch = make_batch()
     draws = draw(3, batch[POSITION], algorithm.policy.config)
     some = dict(batch, **{RETURN: torch.where(torch.arange(6) < 3, batch[RETURN], math.nan)})
-    loss, values, _ = algorithm.losses.critic_loss(algorithm.policy.read_for_critic(some), {}, some)
+    loss, values, _ = algorithm.losses.critic_loss(algorithm.policy.critic_features(some), {}, some)
     first = {k: v[:3] for k, v in batch.items()}
-    half, _, _ = algorithm.losses.critic_loss(algorithm.policy.read_for_critic(first), {}, first)
+    half, _, _ = algorithm.losses.critic_loss(algorithm.policy.critic_features(first), {}, first)
     assert_same(loss, half / 2)
     tags, _, _ = algorithm.losses.tag_and_weigh(some[RETURN] - values, some, draws)
     assert (tags[3:] == -1).all()

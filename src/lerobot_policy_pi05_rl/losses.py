@@ -25,7 +25,7 @@ from .data.batch import (
 )
 from .distributed.processes import Processes
 from .draws import Draws
-from .model.cache import Context, Features
+from .model.cache import CriticFeatures, PrefixCache
 from .modeling_pi05_rl import PI05RLPolicy, select_tag
 from .thresholds import AdvantageThresholds
 
@@ -57,11 +57,11 @@ class RecapLosses(nn.Module):
         with policy.autocast():
             with torch.set_grad_enabled(train_actor and torch.is_grad_enabled()):
                 prefix = policy.embed_observation(batch)
-                states = policy.model.read_prefix(prefix) if train_actor else None
+                cache = policy.model.encode_prefix(prefix) if train_actor else None
             later = self.read_ahead(batch) if config.trains_critic else {}
             if config.trains_critic:
                 with torch.set_grad_enabled(self.critic_learns and torch.is_grad_enabled()):
-                    features = policy.model.critic_features(prefix, states)
+                    features = policy.model.critic_features(prefix, cache)
                     loss, values, info = self.critic_loss(features, later, batch)
                 if self.critic_learns:
                     losses.append(loss)
@@ -75,7 +75,7 @@ class RecapLosses(nn.Module):
                 metrics |= info
                 histograms["advantages"] = advantages
             if train_actor:
-                loss, info = self.actor_loss(states, tags, batch, draws, weights=weights)
+                loss, info = self.actor_loss(cache, tags, batch, draws, weights=weights)
                 losses.append(loss)
                 metrics |= info
         return torch.stack(losses).sum() if losses else torch.zeros(()), metrics, histograms
@@ -85,12 +85,12 @@ class RecapLosses(nn.Module):
         return function(*args)
 
     @torch.no_grad()
-    def read_ahead(self, batch: dict[str, Tensor]) -> dict[int, Features]:
+    def read_ahead(self, batch: dict[str, Tensor]) -> dict[int, CriticFeatures]:
         """n → what the critic reads of the frame n steps later, for every n that the batch carries."""
-        return {n: self.policy.read_for_critic(view) for n, view in ahead_columns(batch).items()}
+        return {n: self.policy.critic_features(view) for n, view in ahead_columns(batch).items()}
 
     def critic_loss(
-        self, features: Features, later: dict[int, Features], batch: dict[str, Tensor]
+        self, features: CriticFeatures, later: dict[int, CriticFeatures], batch: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Metrics]:
         """Cross-entropy of the value distribution against the return, or its n-step bootstrap.
 
@@ -119,7 +119,7 @@ class RecapLosses(nn.Module):
         return loss, values, metrics
 
     @torch.no_grad()
-    def critic_targets(self, later: dict[int, Features], batch: dict[str, Tensor]) -> Tensor:
+    def critic_targets(self, later: dict[int, CriticFeatures], batch: dict[str, Tensor]) -> Tensor:
         """(B, K) what each critic regresses to; NaN where unknown."""
         members = len(self.policy.model.critic.members)
         if self.target_critic is None:
@@ -130,7 +130,7 @@ class RecapLosses(nn.Module):
         return targets.clamp(self.target_critic.bins.support_min, self.target_critic.bins.support_max)
 
     @torch.no_grad()
-    def advantages(self, values: Tensor, later: dict[int, Features], batch: dict[str, Tensor]) -> Tensor:
+    def advantages(self, values: Tensor, later: dict[int, CriticFeatures], batch: dict[str, Tensor]) -> Tensor:
         """(B,) A = G − V (RECAP with N = T), or n-step: rewards and the later frame's value, less V."""
         n = self.policy.config.advantage_n_step
         if n is None:
@@ -168,19 +168,20 @@ class RecapLosses(nn.Module):
 
     def actor_loss(
         self,
-        prefix: Context,
+        cache: PrefixCache,
         tags: Tensor | None,
         batch: dict[str, Tensor],
         draws: Draws,
         *,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
-        """Flow matching on the action chunk under the tag; each sample is the mean over its unpadded steps."""
-        model, context = self.policy.model, prefix
+        """Flow matching on the action chunk under the tag, behind the prefix's cache; each sample is the mean over its
+        unpadded steps."""
+        model = self.policy.model
         # Sharded processes run the same passes in step, whatever their own samples need.
         if tags is not None and (self.processes.fsdp is not None or bool((tags >= 0).any())):
-            context = model.read_tag(prefix, model.embed_tag(*select_tag(batch, tags)))
-        error = model.flow_matching_error(context, self.policy.prepare_action(batch), draws.noise, draws.time)
+            cache = model.encode_tag(cache, model.embed_tag(*select_tag(batch, tags)))
+        error = model.flow_matching_error(cache, self.policy.prepare_action(batch), draws.noise, draws.time)
         error = per_sample(error, batch)
         loss = (error if weights is None else error * weights).mean()
         return loss, {"loss_actor": loss.detach()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .configuration_pi05_rl import PI05RLConfig
 from .data.batch import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
-from .model.cache import Block, Features
+from .model.cache import Block, CriticFeatures
 from .model.lora import (
     Adapter,
     check_targets,
@@ -135,8 +135,8 @@ class PI05RLPolicy(PI05Policy):
         return images[:present], img_masks[:present]
 
     @torch.no_grad()
-    def read_for_critic(self, batch: dict[str, Tensor]) -> Features:
-        """What the critic reads of a preprocessed batch; no layer of the actor runs that it does not read."""
+    def critic_features(self, batch: dict[str, Tensor]) -> CriticFeatures:
+        """The critic's input for a preprocessed batch; no layer of the actor runs that it does not need."""
         return self.model.critic_features(self.embed_observation(batch))
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ class PI05RLPolicy(PI05Policy):
         """(B, K) fp32 value of each critic for a preprocessed batch."""
         critic = self.model.critic
         with self.autocast():
-            return critic.bins.value(critic(*self.read_for_critic(batch)))
+            return critic.bins.value(critic(*self.critic_features(batch)))
 
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict]:
         """Behaviour cloning without a tag, for stock ``lerobot-train``.

@@ -9,7 +9,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.data.batch import ACTION_IS_PAD, FOLD, INTERVENTION, POSITION, RETURN, TASK_INDEX
-from lerobot_policy_pi05_rl.model.cache import Context
+from lerobot_policy_pi05_rl.model.cache import PrefixCache
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
@@ -108,9 +108,9 @@ def batches() -> Iterator[dict]:
         first += 6
 
 
-def read_prefix(policy: PI05RLPolicy, batch: dict) -> Context:
+def encode_prefix(policy: PI05RLPolicy, batch: dict) -> PrefixCache:
     """What the actor reads of a batch's observations."""
-    return policy.model.read_prefix(policy.embed_observation(batch))
+    return policy.model.encode_prefix(policy.embed_observation(batch))
 
 
 def make_algorithm(steps: int = 10, **overrides) -> RecapAlgorithm:

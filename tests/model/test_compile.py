@@ -64,13 +64,13 @@ def step(policy: PI05RLPolicy, inputs: dict, *, tagged: bool = True, bf16: bool 
     batch, model = len(inputs["actions"]), policy.model
     policy.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        context = model.read_prefix(
+        cache = model.encode_prefix(
             model.embed_observation(*[inputs[key] for key in ("images", "img_masks", "tokens", "masks")])
         )
         if tagged:
             tag = model.embed_tag(inputs["tag_tokens"], torch.ones(batch, 3, dtype=torch.bool))
-            context = model.read_tag(context, tag)
-        error = model.flow_matching_error(context, inputs["actions"], inputs["noise"], inputs["time"])
+            cache = model.encode_tag(cache, tag)
+        error = model.flow_matching_error(cache, inputs["actions"], inputs["noise"], inputs["time"])
     error.mean().backward()
     gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     return {"error": error.detach(), **gradients}

@@ -12,7 +12,7 @@ from tiny import CAMERAS, make_algorithm, make_batch
 from lerobot_policy_pi05_rl.data.batch import AHEAD_DISCOUNT, AHEAD_REWARD, FOLD, RETURN, TASK_INDEX, ahead
 from lerobot_policy_pi05_rl.data.episodes import Episode, assign_folds
 from lerobot_policy_pi05_rl.data.sources import DatasetError
-from lerobot_policy_pi05_rl.model.cache import Features
+from lerobot_policy_pi05_rl.model.cache import CriticFeatures
 from lerobot_policy_pi05_rl.model.critic import pool_images
 from lerobot_policy_pi05_rl.returns import Outcome
 
@@ -37,7 +37,7 @@ def with_ahead(batch: dict, *, n: int = N, seed: int = 50, discount: float = 0.9
 def critic_gradients(algorithm, batch) -> list[float]:
     """The gradient's norm of each critic under the critic's loss alone."""
     algorithm.policy.zero_grad()
-    features, later = algorithm.policy.read_for_critic(batch), algorithm.losses.read_ahead(batch)
+    features, later = algorithm.policy.critic_features(batch), algorithm.losses.read_ahead(batch)
     loss, _, _ = algorithm.losses.critic_loss(features, later, batch)
     loss.backward()
     members = algorithm.policy.model.critic.members
@@ -59,7 +59,7 @@ def test_pooled_images_are_the_means_of_squares_in_reading_order_and_the_prompt_
     states = torch.cat([rows.flatten(), 100 + rows.flatten(), torch.tensor([7.0, 8.0, 9.0])])[None, :, None]
     mask = torch.ones(1, 35, dtype=torch.bool)
     mask[:, 16:32] = mask[:, 34] = False  # no second camera; the prompt is padded
-    pooled = pool_images(Features(states, mask), cameras=2, grid=4, side=2)
+    pooled = pool_images(CriticFeatures(states, mask), cameras=2, grid=4, side=2)
     assert pooled.states[0, :4, 0].tolist() == [5.5, 7.5, 25.5, 27.5]
     assert pooled.states[0, 4:, 0].tolist() == [105.5, 107.5, 125.5, 127.5, 7.0, 8.0, 9.0]
     assert pooled.mask[0].tolist() == [True] * 4 + [False] * 4 + [True, True, False]
@@ -69,7 +69,7 @@ def test_the_critic_reads_pooled_images_where_the_configuration_says_so():
     lengths = []
     for side in (1, 2):
         policy = make_algorithm(critic_image_pooling=side).policy
-        lengths.append(policy.read_for_critic(make_batch()).states.shape[1])
+        lengths.append(policy.critic_features(make_batch()).states.shape[1])
     assert lengths == [2 * 4 + 9, 2 * 1 + 9]  # 32 pixels in patches of 16, two cameras, nine tokens
 
 
@@ -147,7 +147,7 @@ def test_the_update_reads_out_of_fold_values():
     batch = dict(make_batch(), **{FOLD: torch.tensor([0, 1, 0, 1, -1, -1])})
     all_values = algorithm.policy.predict_values(batch)
     assert (all_values[:, 0] - all_values[:, 1]).abs().min() > 1e-3
-    _, values, _ = algorithm.losses.critic_loss(algorithm.policy.read_for_critic(batch), {}, batch)
+    _, values, _ = algorithm.losses.critic_loss(algorithm.policy.critic_features(batch), {}, batch)
     expected = [all_values[row, fold] for row, fold in enumerate([0, 1, 0, 1])]
     assert_same(values[:4], torch.stack(expected))
     assert_same(values[4:], all_values[4:].mean(dim=1))
@@ -158,7 +158,7 @@ def test_one_critic_is_the_plain_cross_entropy_over_every_sample():
     algorithm = make_algorithm()
     random_heads(algorithm)
     critic, batch = algorithm.policy.model.critic, make_batch()
-    features = algorithm.policy.read_for_critic(batch)
+    features = algorithm.policy.critic_features(batch)
     logits = critic.members[0](*features)
     plain = critic.bins.cross_entropy(logits, batch[RETURN]).mean()
     for fold in (0, -1):
@@ -293,7 +293,7 @@ def test_n_step_advantages_use_the_same_out_of_fold_critic_at_both_ends():
     rows = torch.arange(6)
     expected = batch[ahead(N, AHEAD_REWARD)] + batch[ahead(N, AHEAD_DISCOUNT)] * then[rows, folds] - now[rows, folds]
     later = algorithm.losses.read_ahead(batch)
-    _, values, _ = algorithm.losses.critic_loss(algorithm.policy.read_for_critic(batch), later, batch)
+    _, values, _ = algorithm.losses.critic_loss(algorithm.policy.critic_features(batch), later, batch)
     assert_same(algorithm.losses.advantages(values, later, batch), expected)
     plain = make_algorithm(critic_folds=2)
     assert_same(plain.losses.advantages(values, {}, batch), batch[RETURN] - values)

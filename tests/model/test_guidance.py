@@ -27,12 +27,12 @@ def sample(model, inputs, *, scale=1.0, tag=True, **kwargs):
 
 def two_passes(model, inputs, scale):
     """Guidance as its formula says: two separate passes of the training forward at every step."""
-    prefix = model.read_prefix(model.embed_observation(*(inputs[name] for name in PREFIX)))
+    prefix = model.encode_prefix(model.embed_observation(*(inputs[name] for name in PREFIX)))
     tag = model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
-    with_tag, x_t = model.read_tag(prefix, tag), inputs["noise"]
+    with_tag, x_t = model.encode_tag(prefix, tag), inputs["noise"]
     for step in range(STEPS):
         time = torch.full((3,), 1.0 - step / STEPS)
-        plain, tagged = (model.velocity(context, x_t, time) for context in (prefix, with_tag))
+        plain, tagged = (model.velocity(cache, x_t, time) for cache in (prefix, with_tag))
         x_t = x_t - (plain + scale * (tagged - plain)) / STEPS
     return x_t
 
@@ -60,16 +60,16 @@ def test_a_scale_of_one_is_plain_conditioning_bit_for_bit_and_zero_forgets_the_t
     assert (sample(policy.model, inputs) - untagged).abs().max() > 1e-3
 
 
-def test_the_readings_of_one_cache_do_not_see_each_other(policy):
+def test_the_branches_on_one_cache_do_not_see_each_other(policy):
     model, inputs = policy.model, model_inputs()
-    prefix = model.read_prefix(model.embed_observation(*(inputs[name] for name in PREFIX)))
-    context = model.read_tag(prefix, model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool)))
-    tagged, untagged = context.pad_masks, context.pad_masks.clone()
+    prefix = model.encode_prefix(model.embed_observation(*(inputs[name] for name in PREFIX)))
+    cache = model.encode_tag(prefix, model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool)))
+    tagged, untagged = cache.pad_masks, cache.pad_masks.clone()
     untagged[:, -3:] = False
     args = (inputs["noise"], inputs["time"])
-    together = model.velocities(context, [tagged, untagged], *args)
-    for reading, velocity in zip((tagged, untagged), together, strict=True):
-        (alone,) = model.velocities(context, [reading], *args)
+    together = model.velocities(cache, [tagged, untagged], *args)
+    for visible, velocity in zip((tagged, untagged), together, strict=True):
+        (alone,) = model.velocities(cache, [visible], *args)
         assert_same(velocity, alone)
     assert (together[0] - together[1]).abs().max() > 1e-3
 

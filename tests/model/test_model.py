@@ -12,7 +12,7 @@ from tiny import CAMERAS, make_batch, model_inputs, randomised, tiny_config
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.model.network import PI05RLPytorch
-from lerobot_policy_pi05_rl.model.towers import read_block
+from lerobot_policy_pi05_rl.model.towers import encode_block
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -38,9 +38,9 @@ def test_without_a_tag_loss_and_samples_are_stocks(tiny_policy):
 def test_a_masked_tag_equals_stock_beside_tagged_samples(tiny_policy):
     model, inputs = tiny_policy.model, model_inputs()
     tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
-    prefix = model.read_prefix(model.embed_observation(*values(inputs, PREFIX)))
+    prefix = model.encode_prefix(model.embed_observation(*values(inputs, PREFIX)))
     tag = model.embed_tag(inputs["tag_tokens"], tag_masks)
-    tagged = model.flow_matching_error(model.read_tag(prefix, tag), *values(inputs, ("actions", "noise", "time")))
+    tagged = model.flow_matching_error(model.encode_tag(prefix, tag), *values(inputs, ("actions", "noise", "time")))
     stock = PI05Pytorch.forward(model, *values(inputs, TRAIN))
     assert_same(tagged[1], stock[1])
     assert (tagged[0] - stock[0]).abs().max() > 1e-3, "the tag must reach the actions"
@@ -73,10 +73,10 @@ def test_training_integrates_to_what_sampling_gives(tiny_policy):
     """Sampling one Euler step from the noise is noise − velocity, the velocity that training regresses."""
     model, inputs = tiny_policy.model, model_inputs()
     tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
-    prefix = model.read_prefix(model.embed_observation(*values(inputs, PREFIX)))
+    prefix = model.encode_prefix(model.embed_observation(*values(inputs, PREFIX)))
     tag, noise = model.embed_tag(inputs["tag_tokens"], tag_masks), inputs["noise"]
     zeros, ones = torch.zeros_like(noise), torch.ones(len(noise))
-    error = model.flow_matching_error(model.read_tag(prefix, tag), zeros, noise, ones)  # (noise − velocity)²
+    error = model.flow_matching_error(model.encode_tag(prefix, tag), zeros, noise, ones)  # (noise − velocity)²
     sampled = model.sample_actions(
         *values(inputs, PREFIX), tag_tokens=inputs["tag_tokens"], tag_masks=tag_masks, noise=noise, num_steps=1
     )
@@ -94,11 +94,11 @@ def test_the_prefix_is_read_once_and_without_the_tag(tiny_policy):
     model.language_model.layers[-1].self_attn.q_proj.register_forward_pre_hook(
         lambda _, args: queried.append(args[0].shape[1])
     )
-    states = model.read_prefix(prefix)
+    cache = model.encode_prefix(prefix)
     velocities = []
     for seed in (1, 2):
         tag = model.embed_tag(model_inputs(seed=seed)["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
-        velocities.append(model.velocity(model.read_tag(states, tag), inputs["noise"], inputs["time"]))
+        velocities.append(model.velocity(model.encode_tag(cache, tag), inputs["noise"], inputs["time"]))
     handle.remove()
     assert lengths == [prefix.embs.shape[1], 3, 3]
     assert not queried, "no token that the language tower reads is asked for its last output"
@@ -146,8 +146,8 @@ def test_full_size_runs_forward_and_backward_on_the_meta_device():
         prefix = model.embed_observation(images, img_masks, tokens, masks)
         tag = model.embed_tag(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool))
         logits = model.critic(*model.critic_features(prefix))
-        context = model.read_tag(model.read_prefix(prefix), tag)
-        velocity = model.velocity(context, torch.empty(2, 50, 32), torch.empty(2))
+        cache = model.encode_tag(model.encode_prefix(prefix), tag)
+        velocity = model.velocity(cache, torch.empty(2, 50, 32), torch.empty(2))
         (logits.sum() + velocity.sum()).backward()
     assert prefix.embs.shape == (2, 2 * 256 + 64, 2048)
     assert logits.shape == (2, 1, 201) and velocity.shape == (2, 50, 32)
@@ -168,8 +168,8 @@ def stock_joint_pass(towers, prefix, suffix, mask, positions, cond):
 def our_passes(towers, prefix, suffix, mask, positions, cond):
     """The prefix, then the suffix that sees it."""
     length, language = prefix.shape[1], towers.paligemma.model.language_model
-    keys, stored, _ = read_block(language, prefix, mask[:, :, :length, :length], positions[:, :length])
-    return towers.read_actions(keys, stored, suffix, mask[:, :, length:], positions[:, length:], cond)
+    keys, stored, _ = encode_block(language, prefix, mask[:, :, :length, :length], positions[:, :length])
+    return towers.run_expert(keys, stored, suffix, mask[:, :, length:], positions[:, length:], cond)
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 8])
@@ -214,8 +214,8 @@ def test_checkpointed_layers_are_recomputed_once_and_give_the_same_gradients():
             tower.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         prefix = model.embed_observation(*values(inputs, PREFIX))
         tag = model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
-        context = model.read_tag(model.read_prefix(prefix), tag)
-        model.flow_matching_error(context, *values(inputs, ("actions", "noise", "time"))).mean().backward()
+        cache = model.encode_tag(model.encode_prefix(prefix), tag)
+        model.flow_matching_error(cache, *values(inputs, ("actions", "noise", "time"))).mean().backward()
         results.append(({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, len(calls)))
     (plain, calls), (recomputed, calls_again) = results
     assert (calls, calls_again) == (3, 6)  # prefix, tag and actions

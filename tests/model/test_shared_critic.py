@@ -3,7 +3,7 @@
 import pytest
 import torch
 from double import assert_same
-from tiny import batches, make_algorithm, make_batch, read_prefix, tiny_config
+from tiny import batches, encode_prefix, make_algorithm, make_batch, tiny_config
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.model.critic import SharedValueCritic, ValueBins
@@ -43,13 +43,13 @@ def test_the_critic_reads_the_same_states_in_training_and_when_it_is_asked():
     policy = algorithm.policy
     for member in policy.model.critic.members:
         torch.nn.init.normal_(member.head.weight)
-    features = policy.model.critic_features(policy.embed_observation(batch), read_prefix(policy, batch))
+    features = policy.model.critic_features(policy.embed_observation(batch), encode_prefix(policy, batch))
     assert not features.states.requires_grad
     logits = policy.model.critic(*features)
     assert_same(policy.model.critic.bins.value(logits).detach(), policy.predict_values(batch))
     assert policy.predict_values(batch).std() > 1e-4
-    deeper = read_prefix(policy, batch)
-    assert not torch.equal(policy.embed_observation(batch).embs, deeper.tapped), "one layer lies between"
+    deeper = encode_prefix(policy, batch)
+    assert not torch.equal(policy.embed_observation(batch).embs, deeper.hidden_states), "one layer lies between"
 
 
 def test_the_critic_learns_and_its_loss_never_reaches_the_actor():
@@ -58,7 +58,7 @@ def test_the_critic_learns_and_its_loss_never_reaches_the_actor():
     torch.nn.init.normal_(policy.model.critic.members[0].head.weight)
     policy.zero_grad()
     prefix = policy.embed_observation(batch)
-    features = policy.model.critic_features(prefix, policy.model.read_prefix(prefix))
+    features = policy.model.critic_features(prefix, policy.model.encode_prefix(prefix))
     algorithm.losses.critic_loss(features, {}, batch)[0].backward()
     touched = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
     assert touched == {name for name, _ in policy.named_parameters() if ".critic." in name}

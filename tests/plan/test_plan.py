@@ -143,9 +143,9 @@ def kept_for_backward(device: str, autocast) -> int:
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         with FusedAttention(), autocast[0], autocast[1], hooks:
             prefix = Block(*model.embed_prefix(images, masks, tokens, tokens > 0))
-            states = model.read_prefix(prefix)
-            logits = model.critic(*model.critic_features(prefix, states))
-            error = model.flow_matching_error(states, actions, actions, time)
+            cache = model.encode_prefix(prefix)
+            logits = model.critic(*model.critic_features(prefix, cache))
+            error = model.flow_matching_error(cache, actions, actions, time)
             loss = logits.log_softmax(dim=-1).sum() + error.mean()
     assert loss.requires_grad
     return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)

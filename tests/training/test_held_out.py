@@ -10,7 +10,7 @@ from recordings import make_dataset
 from runs import metrics as logged
 from runs import run, step_back
 from safetensors.torch import load_file
-from tiny import make_algorithm, make_batch, read_prefix, write_config
+from tiny import encode_prefix, make_algorithm, make_batch, write_config
 
 from lerobot_policy_pi05_rl.data.batch import POSITION
 from lerobot_policy_pi05_rl.draws import draw
@@ -60,16 +60,16 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
     hook = policy.model.language_model.layers[0].self_attn.q_proj.register_forward_hook(
         lambda _, args, __: runs.append(args[0].shape[1])
     )
-    states = policy.model.read_prefix(prefix)
-    contexts = held_out.tag_contexts(algorithm, states, batch)
-    columns = held_out.flow_columns(algorithm, contexts, batch)
-    held_out.sample_columns(algorithm, contexts, batch)
+    cache = policy.model.encode_prefix(prefix)
+    caches = held_out.tag_caches(algorithm, cache, batch)
+    columns = held_out.flow_columns(algorithm, caches, batch)
+    held_out.sample_columns(algorithm, caches, batch)
     hook.remove()
     assert runs == [length, 3, 3]  # the prefix once, then the two tags
     draws = draw(3, batch[POSITION], policy.config)
     for name, tag in (("positive", 1), ("negative", 0), ("none", -1)):
         tags = None if tag < 0 else torch.full((6,), tag)
-        loss, _ = algorithm.losses.actor_loss(states, tags, batch, draws)
+        loss, _ = algorithm.losses.actor_loss(cache, tags, batch, draws)
         assert_same(columns[f"loss_actor_{name}"].mean(), loss)
     assert abs(columns["loss_actor_positive"] - columns["loss_actor_negative"]).max() > 1e-5
 
@@ -79,8 +79,8 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
 def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     algorithm, batch = make_algorithm(), make_batch()
     policy, config = algorithm.policy, algorithm.policy.config
-    contexts = held_out.tag_contexts(algorithm, read_prefix(policy, batch), batch)
-    columns = held_out.sample_columns(algorithm, contexts, batch)
+    caches = held_out.tag_caches(algorithm, encode_prefix(policy, batch), batch)
+    columns = held_out.sample_columns(algorithm, caches, batch)
     noise, chunks = draw(3, batch[POSITION], config).noise, {}
     for name in ("positive", "negative", "none"):
         config.inference_advantage = name
@@ -92,7 +92,7 @@ def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     grip = (chunks["positive"] - chunks["negative"]).square().mean(dim=(1, 2))
     assert_same(columns["tag_grip"], grip)
     untagged = make_algorithm(policy_extraction="weighted")
-    assert set(held_out.tag_contexts(untagged, read_prefix(policy, batch), batch)) == {"none"}
+    assert set(held_out.tag_caches(untagged, encode_prefix(policy, batch), batch)) == {"none"}
 
 
 # ── Early stopping ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -46,7 +46,7 @@ class Sharded:
                 reshard = plugin.reshard_after_forward
                 fully_shard(module, mp_policy=travels, reshard_after_forward=reshard, **settings)
                 if own:
-                    register_fsdp_forward_method(module, "read")
+                    register_fsdp_forward_method(module, "forward_with_cache")
         fully_shard(losses, mp_policy=fp32, **settings)
         register_fsdp_forward_method(losses, "run")
 

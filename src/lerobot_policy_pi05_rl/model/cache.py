@@ -1,4 +1,4 @@
-"""What passes between the parts of the network: embedded tokens, what was made of them, what the critic reads."""
+"""What passes between the parts of the network: embedded tokens, their KV cache, the critic's input."""
 
 from typing import NamedTuple
 
@@ -14,22 +14,24 @@ class Block(NamedTuple):
     cameras: int = 0  # how many images' tokens stand in front
 
 
-class Context(NamedTuple):
-    """What the language tower made of a prefix, and of a tag behind it: all that actions and a shared critic need."""
+class PrefixCache(NamedTuple):
+    """The KV cache of a prefix, and of a tag behind it, from the language tower; for a shared critic also the prefix's
+    hidden states. All that actions and critic need."""
 
     pad_masks: Tensor  # (B, N) bool
     keys: list[Tensor]  # of each layer, (B, key-value heads, N, head size)
     values: list[Tensor]
-    tapped: Tensor | None  # (B, P, width) the prefix behind layer critic_llm_depth, where the shared critic reads
+    hidden_states: Tensor | None  # (B, P, width) of the prefix, after layer critic_llm_depth; for a shared critic
 
-    def first(self, count: int) -> "Context":
+    def first(self, count: int) -> "PrefixCache":
         """That of the batch's first ``count`` samples."""
         keys, values = ([tensor[:count] for tensor in tensors] for tensors in (self.keys, self.values))
-        return Context(self.pad_masks[:count], keys, values, None if self.tapped is None else self.tapped[:count])
+        hidden = None if self.hidden_states is None else self.hidden_states[:count]
+        return PrefixCache(self.pad_masks[:count], keys, values, hidden)
 
 
-class Features(NamedTuple):
-    """What the critic reads of an observation, detached from the actor."""
+class CriticFeatures(NamedTuple):
+    """The critic's input for an observation, detached from the actor."""
 
-    states: Tensor  # (B, P, width): the prefix itself, or with a shared critic the actor's states of it
+    states: Tensor  # (B, P, width): the prefix's embeddings, or with a shared critic the actor's hidden states of it
     mask: Tensor  # (B, P) bool, false at padding

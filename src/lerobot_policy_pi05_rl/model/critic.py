@@ -13,8 +13,8 @@ from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attenti
 from lerobot.policies.pi_gemma import PiGemmaModel
 from torch import Tensor, nn
 
-from .cache import Features
-from .towers import read_block, with_own_layers
+from .cache import CriticFeatures
+from .towers import encode_block, with_own_layers
 
 
 class ValueBins(nn.Module):
@@ -59,7 +59,7 @@ class ValueBins(nn.Module):
         return -(target * logits.to(target.dtype).log_softmax(dim=-1)).sum(dim=-1)
 
 
-def pool_images(features: Features, *, cameras: int, grid: int, side: int) -> Features:
+def pool_images(features: CriticFeatures, *, cameras: int, grid: int, side: int) -> CriticFeatures:
     """Each square of ``side`` × ``side`` image tokens becomes their mean; the prompt's tokens stay.
 
     Args:
@@ -73,11 +73,11 @@ def pool_images(features: Features, *, cameras: int, grid: int, side: int) -> Fe
     squares = images.unflatten(1, (cameras, rows, side, rows, side)).mean(dim=(3, 5)).flatten(1, 3)
     there = features.mask[:, :count].unflatten(1, (cameras, grid**2))[:, :, 0]
     mask = there[:, :, None].expand(-1, -1, rows**2).flatten(1)
-    return Features(torch.cat([squares, prompt], dim=1), torch.cat([mask, features.mask[:, count:]], dim=1))
+    return CriticFeatures(torch.cat([squares, prompt], dim=1), torch.cat([mask, features.mask[:, count:]], dim=1))
 
 
 class ValueCritic(nn.Module):
-    """A few learned value queries read the prefix through ``depth`` language layers of their own.
+    """A few learned value queries attend to the prefix through ``depth`` language layers of their own.
 
     The queries form an attention block behind the prefix: they see it, it does not see them.
     """
@@ -111,22 +111,22 @@ class ValueCritic(nn.Module):
             (B, num_bins) fp32 logits.
         """
         own = prefix_mask.new_ones(len(prefix_mask), len(self.queries))
-        *prefix, _ = read_block(
+        *prefix, _ = encode_block(
             self.backbone,
             prefix_embs,
             prepare_attention_masks_4d(make_att_2d_masks(prefix_mask, torch.zeros_like(prefix_mask))),
             torch.cumsum(prefix_mask, dim=1) - 1,
         )
         seen = torch.cat([prefix_mask, own], dim=1)[:, None, :].expand(-1, own.shape[1], -1)
-        *_, read = read_block(
+        *_, hidden = encode_block(
             self.backbone,
             self.queries.to(prefix_embs.dtype).repeat(len(own), 1, 1),
             prepare_attention_masks_4d(seen),
             prefix_mask.sum(dim=1, keepdim=True) + torch.cumsum(own, dim=1) - 1,
             prefix,
-            tap=len(self.backbone.layers),
+            output_layer=len(self.backbone.layers),
         )
-        return self.head(read.flatten(1)).float()
+        return self.head(hidden.flatten(1)).float()
 
 
 class SharedValueCritic(nn.Module):
@@ -152,11 +152,11 @@ class SharedValueCritic(nn.Module):
         """Nothing: it has no layer of the actor's kind."""
 
     def forward(self, prefix_states: Tensor, prefix_mask: Tensor) -> Tensor:
-        """As :meth:`ValueCritic.forward`, of the actor's states (B, P, width) in place of the embeddings."""
+        """As :meth:`ValueCritic.forward`, of the actor's hidden states (B, P, width) in place of the embeddings."""
         states = self.norm(prefix_states)
         queries = self.queries.to(states.dtype).expand(len(states), -1, -1)
-        read, _ = self.attention(queries, states, states, key_padding_mask=~prefix_mask, need_weights=False)
-        return self.head((read + self.mlp(read)).flatten(1)).float()
+        hidden, _ = self.attention(queries, states, states, key_padding_mask=~prefix_mask, need_weights=False)
+        return self.head((hidden + self.mlp(hidden)).flatten(1)).float()
 
 
 class CrossFittedCritic(nn.Module):

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_pi05_rl import PI05RLConfig
-from .cache import Block, Context, Features
+from .cache import Block, CriticFeatures, PrefixCache
 from .compiling import check_compiler, compile_in_place
 from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic, pool_images
-from .towers import PaliGemmaWithExpert, read_block
+from .towers import PaliGemmaWithExpert, encode_block
 
 
 class PI05RLPytorch(PI05Pytorch):
@@ -81,7 +81,7 @@ class PI05RLPytorch(PI05Pytorch):
 
     def _checkpoint_layers(self, enabled: bool) -> None:
         for module in self.modules():
-            if isinstance(module, PiGemmaModel):  # read by its passes (towers.py)
+            if isinstance(module, PiGemmaModel):  # its forward passes (towers.py) look at it
                 module.gradient_checkpointing = enabled
         for layer in self.vision_tower.modules():
             if isinstance(layer, GradientCheckpointingLayer):
@@ -108,72 +108,72 @@ class PI05RLPytorch(PI05Pytorch):
         att_masks[:, 0] = True
         return Block(self.paligemma_with_expert.embed_language_tokens(tokens), masks, att_masks)
 
-    def read_prefix(self, prefix: Block, *, for_critic_alone: bool = False) -> Context:
+    def encode_prefix(self, prefix: Block, *, for_critic_alone: bool = False) -> PrefixCache:
         """The language tower over the prefix, once for the critic and for the actor under whatever tag.
 
         Args:
-            for_critic_alone: run the layers alone whose output a shared critic reads.
+            for_critic_alone: run the layers alone whose hidden states a shared critic needs.
         """
-        keys, values, tapped = read_block(
+        keys, values, hidden_states = encode_block(
             self.language_model,
             prefix.embs,
             prepare_attention_masks_4d(make_att_2d_masks(prefix.pad_masks, prefix.att_masks)),
             torch.cumsum(prefix.pad_masks, dim=1) - 1,
-            tap=None if self.config.use_separate_critic else self.config.critic_llm_depth,
-            stop_at_tap=for_critic_alone,
+            output_layer=None if self.config.use_separate_critic else self.config.critic_llm_depth,
+            stop_at_output_layer=for_critic_alone,
         )
-        return Context(prefix.pad_masks, keys, values, tapped)
+        return PrefixCache(prefix.pad_masks, keys, values, hidden_states)
 
-    def read_tag(self, prefix: Context, tag: Block) -> Context:
-        """The language tower over the tag, which sees the prefix; both are the context of the actions."""
+    def encode_tag(self, prefix: PrefixCache, tag: Block) -> PrefixCache:
+        """The language tower over the tag, which sees the prefix; the cache of both, for the actions."""
         own = make_att_2d_masks(tag.pad_masks, tag.att_masks)
         before = prefix.pad_masks[:, None, :] & tag.pad_masks[:, :, None]
-        keys, values, _ = read_block(
+        keys, values, _ = encode_block(
             self.language_model,
             tag.embs,
             prepare_attention_masks_4d(torch.cat([before, own], dim=2)),
             _positions(prefix.pad_masks, tag.pad_masks),
             (prefix.keys, prefix.values),
         )
-        return Context(torch.cat([prefix.pad_masks, tag.pad_masks], dim=1), keys, values, prefix.tapped)
+        return PrefixCache(torch.cat([prefix.pad_masks, tag.pad_masks], dim=1), keys, values, prefix.hidden_states)
 
-    def critic_features(self, prefix: Block, states: Context | None = None) -> Features:
-        """What the critic reads. ``states`` are the prefix's, if they were computed; a shared critic computes what it
-        needs without them."""
+    def critic_features(self, prefix: Block, cache: PrefixCache | None = None) -> CriticFeatures:
+        """The critic's input. ``cache`` is the prefix's, if it was computed; for a shared critic what is needed is
+        computed without it."""
         if self.config.use_separate_critic:
             return pool_images(
-                Features(prefix.embs.detach(), prefix.pad_masks),
+                CriticFeatures(prefix.embs.detach(), prefix.pad_masks),
                 cameras=prefix.cameras,
                 grid=self.config.image_grid,
                 side=self.config.critic_image_pooling,
             )
-        if states is None:
+        if cache is None:
             with torch.no_grad():
-                states = self.read_prefix(prefix, for_critic_alone=True)
-        return Features(states.tapped.detach(), prefix.pad_masks)
+                cache = self.encode_prefix(prefix, for_critic_alone=True)
+        return CriticFeatures(cache.hidden_states.detach(), prefix.pad_masks)
 
-    def velocities(self, context: Context, readings: list[Tensor], x_t: Tensor, time: Tensor) -> list[Tensor]:
-        """The velocity under each of several readings of one context, in one pass of the expert.
+    def velocities(self, cache: PrefixCache, visible: list[Tensor], x_t: Tensor, time: Tensor) -> list[Tensor]:
+        """The velocity of each guidance branch, all on one cache, in one pass of the expert.
 
         Args:
-            readings: (B, N) bool masks of the context's tokens that the actions see. Each reading is a copy of the
-                action tokens; the copies do not see each other.
+            visible: per branch, (B, N) bool mask of the cached tokens that its actions attend to. Each branch is a
+                copy of the action tokens; the copies do not see each other.
             x_t: (B, H, A) noisy actions; time: (B,) in (0, 1], 1 is noise.
 
         Returns:
-            Per reading (B, H, A) fp32 predicted velocity ``noise - actions``.
+            Per branch (B, H, A) fp32 predicted velocity ``noise - actions``.
         """
         embs, pad_masks, att_masks, adarms_cond = self.embed_suffix(x_t, time)
-        copies, length = len(readings), pad_masks.shape[1]
+        copies, length = len(visible), pad_masks.shape[1]
         own = make_att_2d_masks(pad_masks, att_masks)
         masks, positions = [], []
-        for number, reading in enumerate(readings):
+        for number, cached in enumerate(visible):
             blocks = [own if number == other else torch.zeros_like(own) for other in range(copies)]
-            masks.append(torch.cat([reading[:, None, :].expand(-1, length, -1), *blocks], dim=2))
-            positions.append(_positions(reading, pad_masks))
-        out = self.paligemma_with_expert.read_actions(
-            context.keys,
-            context.values,
+            masks.append(torch.cat([cached[:, None, :].expand(-1, length, -1), *blocks], dim=2))
+            positions.append(_positions(cached, pad_masks))
+        out = self.paligemma_with_expert.run_expert(
+            cache.keys,
+            cache.values,
             embs.repeat(1, copies, 1),
             prepare_attention_masks_4d(torch.cat(masks, dim=1)),
             torch.cat(positions, dim=1),
@@ -182,19 +182,19 @@ class PI05RLPytorch(PI05Pytorch):
         with _full_precision(out.device.type):
             return list(self.action_out_proj(out).chunk(copies, dim=1))
 
-    def velocity(self, context: Context, x_t: Tensor, time: Tensor) -> Tensor:
-        """:meth:`velocities` under the one reading that sees the whole context."""
-        return self.velocities(context, [context.pad_masks], x_t, time)[0]
+    def velocity(self, cache: PrefixCache, x_t: Tensor, time: Tensor) -> Tensor:
+        """:meth:`velocities` of one branch, to which the whole cache is visible."""
+        return self.velocities(cache, [cache.pad_masks], x_t, time)[0]
 
-    def flow_matching_error(self, context: Context, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    def flow_matching_error(self, cache: PrefixCache, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """(B, H, A) squared error of the velocity; ``actions`` and ``noise`` are (B, H, A), ``time`` (B,)."""
         expanded = time[:, None, None]
         x_t = expanded * noise + (1 - expanded) * actions
-        return F.mse_loss(noise - actions, self.velocity(context, x_t, time), reduction="none")
+        return F.mse_loss(noise - actions, self.velocity(cache, x_t, time), reduction="none")
 
     def forward(self, images, img_masks, tokens, masks, actions, noise, time) -> Tensor:
         """Stock's training forward (no tag): (B, H, A) squared errors."""
-        prefix = self.read_prefix(self.embed_observation(images, img_masks, tokens, masks))
+        prefix = self.encode_prefix(self.embed_observation(images, img_masks, tokens, masks))
         return self.flow_matching_error(prefix, actions, noise, time)
 
     @torch.no_grad()
@@ -223,16 +223,16 @@ class PI05RLPytorch(PI05Pytorch):
         if noise is None:
             shape = (tokens.shape[0], self.config.chunk_size, self.config.max_action_dim)
             noise = self.sample_noise(shape, tokens.device)
-        prefix = self.read_prefix(self.embed_observation(images, img_masks, tokens, masks))
-        context = prefix if tag_tokens is None else self.read_tag(prefix, self.embed_tag(tag_tokens, tag_masks))
-        readings = [context.pad_masks]
+        prefix = self.encode_prefix(self.embed_observation(images, img_masks, tokens, masks))
+        cache = prefix if tag_tokens is None else self.encode_tag(prefix, self.embed_tag(tag_tokens, tag_masks))
+        visible = [cache.pad_masks]
         if tag_tokens is not None and guidance_scale != 1.0:
-            untagged = context.pad_masks.clone()
+            untagged = cache.pad_masks.clone()
             untagged[:, prefix.pad_masks.shape[1] :] = False
-            readings.append(untagged)
+            visible.append(untagged)
 
         def velocity(x_t: Tensor, time: Tensor) -> Tensor:
-            tagged, *untagged = self.velocities(context, readings, x_t, time)
+            tagged, *untagged = self.velocities(cache, visible, x_t, time)
             return tagged if not untagged else untagged[0] + guidance_scale * (tagged - untagged[0])
 
         return euler_integrate(
@@ -245,9 +245,9 @@ class PI05RLPytorch(PI05Pytorch):
         )
 
 
-def _positions(context: Tensor, block: Tensor) -> Tensor:
-    """(B, S) positions of a block's tokens behind those of (B, N) ``context`` that are seen; padding takes none."""
-    return context.sum(dim=1, keepdim=True) + torch.cumsum(block, dim=1) - 1
+def _positions(visible: Tensor, block: Tensor) -> Tensor:
+    """(B, S) position ids of a block's tokens behind the (B, N) ``visible`` cached ones; padding takes none."""
+    return visible.sum(dim=1, keepdim=True) + torch.cumsum(block, dim=1) - 1
 
 
 def _full_precision(device_type: str) -> contextlib.AbstractContextManager:

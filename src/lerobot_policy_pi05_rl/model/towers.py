@@ -79,7 +79,7 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
             with_own_layers(tower, compile_mode=compile_mode)
         self.to(torch.float32)  # fp32 master weights; compute precision is autocast's business
 
-    def read_actions(
+    def run_expert(
         self,
         keys: list[Tensor],
         values: list[Tensor],
@@ -91,7 +91,7 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         """The expert over noisy actions (B, S, expert width), which see what stands in front of them.
 
         Args:
-            keys, values: of the N tokens in front, from :func:`read_block`.
+            keys, values: of the N tokens in front, from :func:`encode_block`.
             attention_mask: (B, 1, S, N + S) additive.
             position_ids: (B, S).
             adarms_cond: (B, expert width) time embedding.
@@ -106,15 +106,15 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
         return expert.norm(actions, cond=adarms_cond)[0]
 
 
-def read_block(
+def encode_block(
     tower: PiGemmaModel,
     hidden: Tensor,
     attention_mask: Tensor,
     position_ids: Tensor,
     past: tuple[list[Tensor], list[Tensor]] | None = None,
     *,
-    tap: int | None = None,
-    stop_at_tap: bool = False,
+    output_layer: int | None = None,
+    stop_at_output_layer: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     """A tower of language layers over the prefix, or over a block behind it, (B, N, width).
 
@@ -122,36 +122,36 @@ def read_block(
         attention_mask: (B, 1, N, P + N) additive, as LeRobot's ``prepare_attention_masks_4d`` makes it.
         position_ids: (B, N).
         past: keys and values of the P tokens in front.
-        tap: the number of layers whose output is returned; all of them: behind the tower's norm.
-        stop_at_tap: run no layer behind it.
+        output_layer: the number of layers after which hidden states are returned; all of them: after the tower's norm.
+        stop_at_output_layer: run no layer behind it.
 
     Returns:
-        Keys and values (B, key-value heads, P + N, head size) of each layer that ran, and the tapped output
-        (B, N, width). Of the last layer nothing else is computed, unless it is tapped.
+        Keys and values (B, key-value heads, P + N, head size) of each layer that ran, and the hidden states
+        (B, N, width). Of the last layer keys and values alone are computed, unless it is the ``output_layer``.
     """
     depth = len(tower.layers)
     cos, sin = tower.rotary_emb(hidden, position_ids)
-    keys, values, tapped = [], [], None
+    keys, values, hidden_states = [], [], None
     for number, layer in enumerate(tower.layers):
-        if number == tap:
-            tapped = hidden
-            if stop_at_tap:
+        if number == output_layer:
+            hidden_states = hidden
+            if stop_at_output_layer:
                 break
-        unread = number + 1 == depth and tap != depth
+        kv_only = number + 1 == depth and output_layer != depth
         before = None if past is None else (past[0][number], past[1][number])
-        hidden, key, value = _run(tower, layer, hidden, before, attention_mask, cos, sin, None, unread)
+        hidden, key, value = _run(tower, layer, hidden, before, attention_mask, cos, sin, None, kv_only)
         keys.append(key)
         values.append(value)
-    return keys, values, tower.norm(hidden)[0] if tap == depth else tapped
+    return keys, values, tower.norm(hidden)[0] if output_layer == depth else hidden_states
 
 
 def _run(tower: PiGemmaModel, layer: "TowerLayer", *args) -> tuple[Tensor, Tensor, Tensor]:
-    mode, read = tower.config.compile_mode, layer.read
+    mode, forward = tower.config.compile_mode, layer.forward_with_cache
     if mode is not None:
-        read = partial(compiled(TowerLayer.read, mode), layer)
+        forward = partial(compiled(TowerLayer.forward_with_cache, mode), layer)
     if tower.gradient_checkpointing and tower.training:
-        return checkpoint(read, *args, use_reentrant=False, preserve_rng_state=False)
-    return read(*args)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)
+    return forward(*args)
 
 
 def with_own_layers(tower: PiGemmaModel, *, compile_mode: str | None = None) -> PiGemmaModel:
@@ -166,7 +166,7 @@ def with_own_layers(tower: PiGemmaModel, *, compile_mode: str | None = None) -> 
 
 
 class TowerLayer(_get_pi_gemma_decoder_layer_base()):
-    """LeRobot's layer of language tower, action expert and critic, with the pass that all three are read by.
+    """LeRobot's layer of language tower, action expert and critic, with the forward pass that all three use.
 
     LeRobot makes a class of its own for the layers of each tower (pi_gemma.py: PiGemmaModel); one for all is what a
     compiled graph can serve and a sharding configuration can name.
@@ -179,7 +179,7 @@ class TowerLayer(_get_pi_gemma_decoder_layer_base()):
         own.__dict__ = layer.__dict__
         return own
 
-    def read(
+    def forward_with_cache(
         self,
         hidden: Tensor,
         past: tuple[Tensor, Tensor] | None,
@@ -187,13 +187,13 @@ class TowerLayer(_get_pi_gemma_decoder_layer_base()):
         cos: Tensor,
         sin: Tensor,
         adarms_cond: Tensor | None = None,
-        unread: bool = False,
+        kv_only: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, keys and values of a block that sees ``past``; the output is not computed if it is ``unread``."""
+        """Output, keys and values of a block that sees ``past``; with ``kv_only`` the output is not computed."""
         attention = self.self_attn
         normed, gate = self.input_layernorm(hidden, cond=adarms_cond)
         key, value = _keys_values(attention, normed, cos, sin, past)
-        if not unread:
+        if not kv_only:
             query = _rotated(attention.q_proj(normed), attention, cos, sin)
             attended = attention.o_proj(_attend(query, key, value, attention_mask, attention.scaling))
             hidden = hidden + (attended if gate is None else attended * gate)

@@ -17,7 +17,7 @@ from ..data.batch import ACTION_IS_PAD, FOLD, POSITION, RETURN, Batch
 from ..data.frames import FrameIndex
 from ..draws import draw
 from ..losses import per_sample
-from ..model.cache import Context, Features
+from ..model.cache import CriticFeatures, PrefixCache
 from ..modeling_pi05_rl import select_tag
 from ..recap import RecapAlgorithm
 from ..returns import Outcome
@@ -93,16 +93,16 @@ def held_out_columns(algorithm: RecapAlgorithm, batch: dict[str, Tensor], sampli
     policy = algorithm.policy
     with policy.autocast():
         prefix = policy.embed_observation(batch)
-        states = policy.model.read_prefix(prefix)
+        cache = policy.model.encode_prefix(prefix)
         rows = {"numbers": batch[POSITION]}
         if policy.config.trains_critic:
-            rows |= critic_columns(algorithm, policy.model.critic_features(prefix, states), batch)
-        contexts = tag_contexts(algorithm, states, batch)
-        rows |= flow_columns(algorithm, contexts, batch)
+            rows |= critic_columns(algorithm, policy.model.critic_features(prefix, cache), batch)
+        caches = tag_caches(algorithm, cache, batch)
+        rows |= flow_columns(algorithm, caches, batch)
         if sampling:
             few = SAMPLED_PER_BATCH
             part = {key: value[:few] for key, value in batch.items() if isinstance(value, Tensor)}
-            rows |= sample_columns(algorithm, {tag: context.first(few) for tag, context in contexts.items()}, part)
+            rows |= sample_columns(algorithm, {tag: cache.first(few) for tag, cache in caches.items()}, part)
     return rows
 
 
@@ -133,11 +133,11 @@ def training_cross_entropy(algorithm: RecapAlgorithm, training: Iterable[Batch])
 def probe_columns(algorithm: RecapAlgorithm, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """(B,) columns of one batch that the critic alone reads."""
     with algorithm.policy.autocast():
-        features = algorithm.policy.read_for_critic(batch)
+        features = algorithm.policy.critic_features(batch)
         return {"numbers": batch[POSITION], **critic_columns(algorithm, features, batch)}
 
 
-def critic_columns(algorithm: RecapAlgorithm, features: Features, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def critic_columns(algorithm: RecapAlgorithm, features: CriticFeatures, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """(B,) values, returns and cross-entropies against the return, the latter's mean over those critics that learn
     from the sample (all of them where it is held out)."""
     critic = algorithm.policy.model.critic
@@ -150,30 +150,29 @@ def critic_columns(algorithm: RecapAlgorithm, features: Features, batch: dict[st
     return {"values": values, "returns": returns, "cross_entropy": torch.where(returns.isnan(), torch.nan, mean)}
 
 
-def tag_contexts(algorithm: RecapAlgorithm, prefix: Context, batch: dict[str, Tensor]) -> dict[str, Context]:
+def tag_caches(algorithm: RecapAlgorithm, prefix: PrefixCache, batch: dict[str, Tensor]) -> dict[str, PrefixCache]:
     """Tag → what the actions see under it, for no tag and those that the policy knows."""
-    model, contexts = algorithm.policy.model, {"none": prefix}
+    model, caches = algorithm.policy.model, {"none": prefix}
     for name, tag in TAGS.items() if algorithm.policy.config.extraction.shows_tag else ():
         tags = torch.full((len(batch[POSITION]),), tag, device=batch[POSITION].device)
-        contexts[name] = model.read_tag(prefix, model.embed_tag(*select_tag(batch, tags)))
-    return contexts
+        caches[name] = model.encode_tag(prefix, model.embed_tag(*select_tag(batch, tags)))
+    return caches
 
 
 def flow_columns(
-    algorithm: RecapAlgorithm, contexts: dict[str, Context], batch: dict[str, Tensor]
+    algorithm: RecapAlgorithm, caches: dict[str, PrefixCache], batch: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """(B,) flow-matching error under each tag, from the same noise and time."""
     policy = algorithm.policy
     draws, actions = draw(algorithm.config.seed, batch[POSITION], policy.config), policy.prepare_action(batch)
     errors = {
-        tag: policy.model.flow_matching_error(context, actions, draws.noise, draws.time)
-        for tag, context in contexts.items()
+        tag: policy.model.flow_matching_error(cache, actions, draws.noise, draws.time) for tag, cache in caches.items()
     }
     return {f"loss_actor_{tag}": per_sample(error, batch) for tag, error in errors.items()}
 
 
 def sample_columns(
-    algorithm: RecapAlgorithm, contexts: dict[str, Context], batch: dict[str, Tensor]
+    algorithm: RecapAlgorithm, caches: dict[str, PrefixCache], batch: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """(B,) mean absolute error, in normalised actions, of the executed part of a chunk sampled under each tag from
     the same noise, and the mean square distance between the positive and the negative chunk."""
@@ -182,8 +181,8 @@ def sample_columns(
     width, steps = batch[ACTION].shape[-1], config.n_action_steps
     valid = ~batch[ACTION_IS_PAD][:, :steps]
     chunks, columns = {}, {}
-    for tag, context in contexts.items():
-        chunks[tag] = euler_integrate(partial(model.velocity, context), noise, config.num_inference_steps)
+    for tag, cache in caches.items():
+        chunks[tag] = euler_integrate(partial(model.velocity, cache), noise, config.num_inference_steps)
         chunks[tag] = chunks[tag][:, :, :width]
         error = (chunks[tag] - batch[ACTION])[:, :steps].abs().mean(dim=2)
         columns[f"action_error_{tag}"] = (error * valid).sum(dim=1) / valid.sum(dim=1)
