@@ -50,7 +50,7 @@ class Variant:
     script: str | None = None
 
 
-# Advantages are pinned and no critic trains beside the policy: their gradients never mix, so it would not change it.
+# Labels are precomputed and no critic trains beside the policy: their gradients never mix, so it would not change it.
 NO_CRITIC = "--policy.train_critic=false"
 PLAIN_RECAP = (NO_CRITIC, "--policy.advantage_positive_weight=1")
 VARIANTS = {
@@ -95,7 +95,7 @@ LABELINGS = {
     "critic": ("critic", (), HORIZON),
     "whole": ("critic", (), ("--n-step", "none")),
     "n_step": ("critic", (), ("--n-step", "8")),
-    "short": ("critic", (), ("--trace", "0.7")),
+    "short": ("critic", (), ("--gae-lambda", "0.7")),
     "td": ("critic_td", ("--policy.critic_target=td",), HORIZON),
     "one": ("critic_one", ("--policy.critic_folds=1",), HORIZON),
     "pooled": ("critic_pooled", ("--policy.critic_image_pooling=2",), HORIZON),

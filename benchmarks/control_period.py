@@ -66,7 +66,7 @@ def learner(megabytes: int, period: float, port, stop, pushed) -> None:
 class Environment:
     """Answers at once; two pictures."""
 
-    task, real_robot, judges = "task", False, True
+    task, real_robot, reports_success = "task", False, True
 
     def __init__(self, fps: float, steps: int, size: tuple[int, int]):
         self.fps, self.steps, self.done = fps, steps, 0

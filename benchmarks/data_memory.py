@@ -34,8 +34,7 @@ def train_and_measure(root: Path, steps: int) -> dict[str, float]:
 
     from lerobot_policy_pi05_rl.config.file import load_config
     from lerobot_policy_pi05_rl.config.resolve import resolved
-    from lerobot_policy_pi05_rl.data import dataset as loading
-    from lerobot_policy_pi05_rl.data import loaders
+    from lerobot_policy_pi05_rl.data import dataset, loaders
     from lerobot_policy_pi05_rl.training.start import prepare
 
     found = {"import": time.perf_counter() - BEGIN}
@@ -50,8 +49,8 @@ def train_and_measure(root: Path, steps: int) -> dict[str, float]:
 
         return measured
 
-    loading.open_sources = timed("open", loading.open_sources)
-    loading.label_episodes = timed("label", loading.label_episodes)
+    dataset.open_sources = timed("open", dataset.open_sources)
+    dataset.label_episodes = timed("label", dataset.label_episodes)
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"--dataset.root={root}", f"--output_dir_offline={folder}/run", "--num_workers=2"]
         cfg = resolved(load_config(CONFIG, overrides))

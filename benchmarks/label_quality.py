@@ -1,4 +1,4 @@
-"""Which frames does a labeling call positive? Its look-ahead varied, against what the recording's recipe knows.
+"""Which frames does a labeling call positive? By each advantage estimator, against what the recording's recipe knows.
 
     python benchmarks/label_quality.py outputs/closed_loop/recovers/seed0/dataset --labeling critic
 
@@ -17,10 +17,10 @@ import pandas as pd
 from lerobot_policy_pi05_rl.advantage import tag_columns
 from lerobot_policy_pi05_rl.data.labeling import Columns, advantages, read_labeling
 from lerobot_policy_pi05_rl.demo.recorder import RECIPE_FILE
-from lerobot_policy_pi05_rl.returns import horizon_trace
+from lerobot_policy_pi05_rl.returns import gae_lambda_for_horizon
 from lerobot_policy_pi05_rl.thresholds import task_thresholds
 
-LOOK_AHEADS = [("G − V", None, None), ("N = 8", 8, None), ("λ = 0.7", None, 0.7), ("λ = 0.9", None, 0.9)]
+ESTIMATORS = [("G − V", None, None), ("N = 8", 8, None), ("λ = 0.7", None, 0.7), ("λ = 0.9", None, 0.9)]
 HORIZONS = (0.08, 0.15, 0.2, 0.3)
 
 
@@ -46,15 +46,13 @@ def main() -> None:
     columns, who = labeling.columns, operators(args.dataset, labeling.columns)
     lengths = pd.Series(columns["frame_index"]).groupby(columns["task"]).max() + 1
     good = np.isin(who, ["fast", "recovers"])
-    choices = [
-        (name, n, None if trace is None else dict.fromkeys(lengths.index, trace)) for name, n, trace in LOOK_AHEADS
-    ]
+    choices = [(name, n, None if lam is None else dict.fromkeys(lengths.index, lam)) for name, n, lam in ESTIMATORS]
     for horizon in HORIZONS:
-        traces = {task: horizon_trace(horizon, length) for task, length in lengths.items()}
-        choices.append((f"horizon {horizon:g}", None, traces))
+        gae_lambdas = {task: gae_lambda_for_horizon(horizon, length) for task, length in lengths.items()}
+        choices.append((f"horizon {horizon:g}", None, gae_lambdas))
     rows = {}
-    for name, n_step, traces in choices:
-        found = advantages(columns, n_step=n_step, traces=traces, discount=labeling.meta["discount"])
+    for name, n_step, gae_lambdas in choices:
+        found = advantages(columns, n_step=n_step, gae_lambdas=gae_lambdas, discount=labeling.meta["discount"])
         table = {**columns, "advantage": found}
         thresholds = task_thresholds([table], dict.fromkeys(lengths.index, args.positive_fraction))
         positive = tag_columns(table, thresholds)["positive"]

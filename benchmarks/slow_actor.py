@@ -21,7 +21,7 @@ from lerobot_policy_pi05_rl.online.actor.control import Control, Stats
 from lerobot_policy_pi05_rl.online.actor.environment import Step
 from lerobot_policy_pi05_rl.online.actor.inference import ChunkSource, ChunkThread
 from lerobot_policy_pi05_rl.online.actor.recorder import Recorder
-from lerobot_policy_pi05_rl.online.actor.safety import StaleWatch
+from lerobot_policy_pi05_rl.online.actor.safety import StalenessCheck
 
 FPS, STEPS, ACTIONS, CHUNK = 30.0, 10, 6, 50
 # what is slow → seconds that weights take to load, a chunk, an episode's first chunk, an observation
@@ -38,7 +38,7 @@ CASES = {
 class Robot:
     """Takes so many seconds for an observation; no two pictures are alike."""
 
-    fps, task, real_robot, judges = FPS, "task", True, False
+    fps, task, real_robot, reports_success = FPS, "task", True, False
 
     def __init__(self, camera_s: float):
         self.camera_s, self.steps, self.looks = camera_s, 0, 0
@@ -85,8 +85,8 @@ def play(name: str, episodes: int) -> int:
     """Play and print one case; how many episodes were lost."""
     *model_s, camera_s = CASES[name]
     model, robot, actor = SlowModel(*model_s), Robot(camera_s), ActorConfig()
-    watch = StaleWatch(actor.stale_observation_s, watch_pictures=True)
-    source = ChunkSource(model, RTCConfig(), FPS, threshold=CHUNK // 2, horizon=CHUNK, watch=watch)
+    staleness = StalenessCheck(actor.stale_observation_s, check_pictures=True)
+    source = ChunkSource(model, RTCConfig(), FPS, threshold=CHUNK // 2, horizon=CHUNK, staleness=staleness)
     recorder, stats, chunks = Recorder("bench", "task", 95), Stats(), ChunkThread(source)
     control = Control(robot, source, recorder, actor, lambda: False, stats)
     chunks.start()

@@ -22,8 +22,8 @@ from lerobot_policy_pi05_rl.command.run import set_up_logging
 from lerobot_policy_pi05_rl.config.arguments import split_config_path
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.resolve import changed, resolved
-from lerobot_policy_pi05_rl.data.batch import PINNED_TAG, POSITION
-from lerobot_policy_pi05_rl.draws import draw
+from lerobot_policy_pi05_rl.data.batch import POSITION, PRECOMPUTED_TAG
+from lerobot_policy_pi05_rl.noise import sample_noise
 from lerobot_policy_pi05_rl.offline_learner import training_batches
 from lerobot_policy_pi05_rl.processor_pi05_rl import TAG_TEXTS, PreparePromptStep
 from lerobot_policy_pi05_rl.training import loop
@@ -85,8 +85,8 @@ def with_tags(preprocess: Callable[[dict], dict], step: TagInTextStep, seed: int
     """``preprocess`` with each sample's tag in its text, dropped where a tag block would have been."""
 
     def tagged(samples: dict) -> dict:
-        dropped = draw(seed, samples[POSITION], policy).dropped
-        step.tags = samples[PINNED_TAG].masked_fill(dropped, TAG_NONE).tolist()
+        dropped = sample_noise(seed, samples[POSITION], policy).dropped
+        step.tags = samples[PRECOMPUTED_TAG].masked_fill(dropped, TAG_NONE).tolist()
         return preprocess(samples)
 
     return tagged

@@ -14,11 +14,11 @@ from lerobot_policy_pi05_rl.cli import main
 
 @PolicyExtraction.register("soft_filtered")
 class SoftFiltered(PolicyExtraction):
-    """A sample weighs σ(A / spread), between 0 and 1; a human's correction weighs 1."""
+    """A sample weighs σ(A / std), between 0 and 1; a human's correction weighs 1."""
 
     def weights(self, labels: SampleLabels) -> Tensor:
-        """(B,) 0 where the advantage, or as yet its task's spread, is unknown."""
-        weights = torch.sigmoid(labels.advantages / labels.spread).nan_to_num(nan=0.0)
+        """(B,) 0 where the advantage, or as yet its task's deviation, is unknown."""
+        weights = torch.sigmoid(labels.advantages / labels.advantage_std).nan_to_num(nan=0.0)
         return torch.where(labels.corrected, 1.0, weights)
 
 

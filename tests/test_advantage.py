@@ -17,11 +17,11 @@ from lerobot_policy_pi05_rl.advantage import TAG_POSITIVE, PolicyExtraction, fin
 from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
-from lerobot_policy_pi05_rl.data.batch import INTERVENTION, PINNED_ADVANTAGE, PINNED_TAG, POSITION
+from lerobot_policy_pi05_rl.data.batch import INTERVENTION, POSITION, PRECOMPUTED_ADVANTAGE, PRECOMPUTED_TAG
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
-from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
+from lerobot_policy_pi05_rl.noise import sample_noise
 from lerobot_policy_pi05_rl.returns import Outcome
 from lerobot_policy_pi05_rl.thresholds import sets_the_threshold, task_thresholds
 
@@ -114,9 +114,9 @@ def recording(tmp_path):
 
 
 def test_it_says_which_episodes_and_how_often_frames_are_drawn(tmp_path, recording):
-    own(draws=lambda self, tags, advantages: np.where(tags == TAG_POSITIVE, 3.0, advantages * 0 + 0.5))
+    own(repetitions=lambda self, tags, advantages: np.where(tags == TAG_POSITIVE, 3.0, advantages * 0 + 0.5))
     _, data = opened(tmp_path, recording, dataset__labeling="first")
-    assert data.train.frames.draws.tolist() == [3.0] * 5 + [0.5] * 15
+    assert data.train.frames.repetitions.tolist() == [3.0] * 5 + [0.5] * 15
     own(keeps=lambda self, outcome: outcome is Outcome.FAILURE)
     _, data = opened(tmp_path, recording)
     assert [episode.outcome for episode in data.train.frames.episodes] == [Outcome.FAILURE]
@@ -126,7 +126,7 @@ def test_nothing_left_to_draw_is_an_error(tmp_path, recording):
     own(keeps=lambda self, outcome: False, kept="a miracle")
     with pytest.raises(UserError, match="policy_extraction is mine, and no episode to train on is a miracle"):
         opened(tmp_path, recording)
-    own(draws=lambda self, tags, advantages: np.zeros(len(tags)))
+    own(repetitions=lambda self, tags, advantages: np.zeros(len(tags)))
     with pytest.raises(UserError, match="policy_extraction is mine, and it draws no frame"):
         opened(tmp_path, recording, dataset__labeling="first")
 
@@ -154,9 +154,11 @@ def test_it_says_which_tag_and_weight_each_sample_has_and_what_is_asked_for():
     algorithm = make_algorithm(policy_extraction="mine", inference_advantage="negative")
     corrected = torch.tensor([True, False, False, False, False, True])
     tags = torch.tensor([0, 0, 1, 1, -1, 0])
-    batch = dict(make_batch(), **{INTERVENTION: corrected, PINNED_TAG: tags, PINNED_ADVANTAGE: torch.zeros(6)})
-    draws = draw(3, batch[POSITION], algorithm.policy.config)
-    shown, counted, metrics = algorithm.losses.tag_and_weigh(batch[PINNED_ADVANTAGE], batch, draws)
+    batch = dict(
+        make_batch(), **{INTERVENTION: corrected, PRECOMPUTED_TAG: tags, PRECOMPUTED_ADVANTAGE: torch.zeros(6)}
+    )
+    sampled = sample_noise(3, batch[POSITION], algorithm.policy.config)
+    shown, counted, metrics = algorithm.losses.tag_and_weigh(batch[PRECOMPUTED_ADVANTAGE], batch, sampled)
     assert shown.tolist() == [-1, 0, 1, 1, -1, -1] and torch.equal(counted, weights)
     assert float(metrics["advantage_positive_fraction"]) == pytest.approx(4 / 6)  # as labelled, not as shown
     assert algorithm.policy.config.extraction.inference_tag() == 0
@@ -209,13 +211,13 @@ def test_a_labelings_threshold_and_a_windows_are_taken_from_the_same_advantages(
     ours = task_thresholds([table], {"pick": 0.5})["pick"]
     algorithm = make_algorithm(advantage_positive_fraction=0.5, advantage_window=4)  # as many as count
     batch = dict(make_batch(size=7), **{INTERVENTION: torch.from_numpy(CORRECTED)})
-    draws = draw(3, batch[POSITION], algorithm.policy.config)
-    tags, _, metrics = algorithm.losses.tag_and_weigh(torch.from_numpy(ADVANTAGES), batch, draws)
+    sampled = sample_noise(3, batch[POSITION], algorithm.policy.config)
+    tags, _, metrics = algorithm.losses.tag_and_weigh(torch.from_numpy(ADVANTAGES), batch, sampled)
     window = algorithm.thresholds[torch.tensor([0])].item()
     for threshold in (ours, window):
         assert 0.2 <= threshold < 0.3
     assert algorithm.thresholds.state_dict()["advantage_counts"].tolist() == [4]
     assert sets_the_threshold(ADVANTAGES, CORRECTED).sum() == 4
     assert float(metrics["advantage_mean"]) == pytest.approx(18 / 6)  # of all known ones: what the batch holds
-    dropped = draws.dropped
+    dropped = sampled.dropped
     assert (tags[torch.from_numpy(CORRECTED) & ~dropped] == 1).all()

@@ -10,24 +10,24 @@ from tiny import batches, encode_prefix, make_algorithm, make_batch
 from lerobot_policy_pi05_rl.data.batch import (
     ACTION_IS_PAD,
     INTERVENTION,
-    PINNED_ADVANTAGE,
-    PINNED_TAG,
     POSITION,
+    PRECOMPUTED_ADVANTAGE,
+    PRECOMPUTED_TAG,
     RETURN,
 )
-from lerobot_policy_pi05_rl.draws import draw
+from lerobot_policy_pi05_rl.noise import sample_noise
 
 ADVANTAGES = torch.tensor([0.4, -0.2, 0.1, math.nan, -0.3, 0.0])
 CORRECTED = torch.tensor([False, False, False, False, True, False])
-WINDOW = torch.tensor([-0.3, -0.1, 0.1, 0.3])  # median 0, spread √0.05
+WINDOW = torch.tensor([-0.3, -0.1, 0.1, 0.3])  # median 0, std √0.05
 
 
-def judged(algorithm, **columns):
+def tagged(algorithm, **columns):
     """(tags, weights, metrics) of the advantages above under a window filled with ``WINDOW``."""
     algorithm.thresholds.update(torch.zeros(4, dtype=torch.long), WINDOW)
     algorithm.losses.eval()  # the window stays as it is
     batch = dict(make_batch(), **{INTERVENTION: CORRECTED}, **columns)
-    return algorithm.losses.tag_and_weigh(ADVANTAGES, batch, draw(3, batch[POSITION], algorithm.policy.config))
+    return algorithm.losses.tag_and_weigh(ADVANTAGES, batch, sample_noise(3, batch[POSITION], algorithm.policy.config))
 
 
 def extraction(**overrides):
@@ -35,35 +35,35 @@ def extraction(**overrides):
 
 
 def test_conditioning_tags_and_a_correction_is_always_positive():
-    tags, weights, metrics = judged(extraction())
+    tags, weights, metrics = tagged(extraction())
     assert tags.tolist() == [1, 0, 1, -1, 1, 0] and (weights == 1).all()
-    _, weights, _ = judged(extraction(advantage_positive_weight=4.0))
+    _, weights, _ = tagged(extraction(advantage_positive_weight=4.0))
     assert weights.tolist() == [1, 0.25, 1, 0.25, 1, 0.25]
     assert float(metrics["advantage_positive_fraction"]) == 0.5
-    dropped, _, metrics = judged(make_algorithm(advantage_positive_fraction=0.5, advantage_dropout=1.0))
+    dropped, _, metrics = tagged(make_algorithm(advantage_positive_fraction=0.5, advantage_dropout=1.0))
     assert (dropped == -1).all()
-    assert float(metrics["advantage_positive_fraction"]) == 0.5  # of the judgements, not of the tags shown
+    assert float(metrics["advantage_positive_fraction"]) == 0.5  # of the labels, not of the tags shown
 
 
 def test_weighted_cloning_by_hand():
-    tags, weights, _ = judged(extraction(policy_extraction="weighted", awr_temperature=2.0, awr_max_weight=2.2))
-    spread = 2.0 * math.sqrt(0.05)
-    expected = [2.2, math.exp(-0.2 / spread), math.exp(0.1 / spread), 0.0, 2.2, 1.0]
-    assert math.exp(0.4 / spread) > 2.2  # the first is at the limit, and so is the correction
+    tags, weights, _ = tagged(extraction(policy_extraction="weighted", awr_temperature=2.0, awr_max_weight=2.2))
+    std = 2.0 * math.sqrt(0.05)
+    expected = [2.2, math.exp(-0.2 / std), math.exp(0.1 / std), 0.0, 2.2, 1.0]
+    assert math.exp(0.4 / std) > 2.2  # the first is at the limit, and so is the correction
     assert tags is None
     torch.testing.assert_close(weights, torch.tensor(expected))  # float32: one exponential of a number below 2
 
 
 def test_filtered_cloning_keeps_positive_frames_and_corrections():
-    tags, weights, _ = judged(extraction(policy_extraction="filtered", filter_by="advantage"))
+    tags, weights, _ = tagged(extraction(policy_extraction="filtered", filter_by="advantage"))
     assert tags is None and weights.tolist() == [1, 0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("choice", ["conditioning", "filtered"])
-def test_pinned_tags_win_over_the_window_and_corrections_over_pinned_tags(choice):
+def test_precomputed_tags_win_over_the_window_and_corrections_over_them(choice):
     overrides = {} if choice == "conditioning" else {"policy_extraction": "filtered", "filter_by": "advantage"}
-    pinned = torch.tensor([0, 1, -1, 1, 0, 0])
-    tags, weights, _ = judged(extraction(**overrides), **{PINNED_TAG: pinned})
+    precomputed = torch.tensor([0, 1, -1, 1, 0, 0])
+    tags, weights, _ = tagged(extraction(**overrides), **{PRECOMPUTED_TAG: precomputed})
     expected = [0, 1, -1, 1, 1, 0]
     if choice == "conditioning":
         assert tags.tolist() == expected
@@ -75,20 +75,20 @@ def test_pinned_tags_win_over_the_window_and_corrections_over_pinned_tags(choice
 def test_the_actors_loss_is_the_mean_of_the_weighted_samples():
     algorithm = extraction(policy_extraction="weighted")
     batch, config = make_batch(), algorithm.policy.config
-    draws = draw(3, batch[POSITION], config)
+    sampled = sample_noise(3, batch[POSITION], config)
     prefix = encode_prefix(algorithm.policy, batch)
     single = []
     for row in range(6):
         one = {key: value[row : row + 1] for key, value in batch.items()}
         loss, _ = algorithm.losses.actor_loss(
-            encode_prefix(algorithm.policy, one), None, one, draw(3, one[POSITION], config)
+            encode_prefix(algorithm.policy, one), None, one, sample_noise(3, one[POSITION], config)
         )
         single.append(loss)
     weights = torch.tensor([0.0, 2.0, 1.0, 0.5, 0.0, 20.0])
-    loss, metrics = algorithm.losses.actor_loss(prefix, None, batch, draws, weights=weights)
+    loss, metrics = algorithm.losses.actor_loss(prefix, None, batch, sampled, weights=weights)
     assert_same(loss, (torch.stack(single) * weights).mean())
     assert_same(metrics["loss_actor"], loss.detach())
-    plain, _ = algorithm.losses.actor_loss(prefix, None, batch, draws)
+    plain, _ = algorithm.losses.actor_loss(prefix, None, batch, sampled)
     assert_same(plain, torch.stack(single).mean())
 
 
@@ -97,14 +97,14 @@ def test_negative_frames_do_not_reach_a_filtered_actor():
     algorithm = extraction(policy_extraction="filtered", filter_by="advantage")
     algorithm.thresholds.update(torch.zeros(4, dtype=torch.long), WINDOW)
     algorithm.losses.eval()
-    batch = dict(make_batch(), **{PINNED_ADVANTAGE: ADVANTAGES.nan_to_num(-1.0)})
+    batch = dict(make_batch(), **{PRECOMPUTED_ADVANTAGE: ADVANTAGES.nan_to_num(-1.0)})
     batch[ACTION_IS_PAD] = torch.zeros_like(batch[ACTION_IS_PAD])
-    draws = draw(3, batch[POSITION], algorithm.policy.config)
+    sampled = sample_noise(3, batch[POSITION], algorithm.policy.config)
 
     def actor_loss(rows):
         changed = dict(batch, action=batch["action"].clone())
         changed["action"][rows] += 3.0
-        return algorithm.losses(changed, draws, train_actor=True)[1]["loss_actor"]
+        return algorithm.losses(changed, sampled, train_actor=True)[1]["loss_actor"]
 
     untouched = actor_loss([])
     assert_same(actor_loss([1, 3, 4, 5]), untouched)
@@ -117,9 +117,9 @@ def test_cloning_has_the_plain_flow_loss_and_neither_runs_nor_trains_a_critic(ov
     runs = []
     algorithm.policy.model.critic.register_forward_hook(lambda *_: runs.append(1))
     batch = dict(make_batch(), **{RETURN: torch.full((6,), math.nan)})  # no label is read
-    draws = draw(3, batch[POSITION], algorithm.policy.config)
-    loss, metrics, histograms = algorithm.losses(batch, draws, train_actor=True)
-    plain, _ = algorithm.losses.actor_loss(encode_prefix(algorithm.policy, batch), None, batch, draws)
+    sampled = sample_noise(3, batch[POSITION], algorithm.policy.config)
+    loss, metrics, histograms = algorithm.losses(batch, sampled, train_actor=True)
+    plain, _ = algorithm.losses.actor_loss(encode_prefix(algorithm.policy, batch), None, batch, sampled)
     assert torch.equal(loss, plain) and set(metrics) == {"loss_actor"} and histograms == {}
     before = {name: p.detach().clone() for name, p in algorithm.policy.model.critic.named_parameters()}
     algorithm.update(batches())

@@ -28,7 +28,7 @@ ORDER = [
     "modeling_pi05_rl",
     "distributed.processes",
     "data",
-    "draws",
+    "noise",
     "losses",
     "distributed",
     "training.metrics",

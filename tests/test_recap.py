@@ -8,8 +8,8 @@ from double import assert_same
 from tiny import CAMERAS, batches, encode_prefix, make_algorithm, make_batch, tiny_config
 
 from lerobot_policy_pi05_rl.data.batch import ACTION_IS_PAD, POSITION, RETURN
-from lerobot_policy_pi05_rl.draws import draw
 from lerobot_policy_pi05_rl.model.trainable import select_trainable
+from lerobot_policy_pi05_rl.noise import sample_noise
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm
 
 PARTS = {
@@ -54,7 +54,7 @@ def test_every_part_meant_to_train_gets_a_gradient_and_moves():
     iterator = batches()
     for _ in range(2):
         loss, _, _ = algorithm.losses(
-            batch := next(iterator), draw(3, batch[POSITION], algorithm.policy.config), train_actor=True
+            batch := next(iterator), sample_noise(3, batch[POSITION], algorithm.policy.config), train_actor=True
         )
         loss.backward()
     names = {id(p): name for name, p in algorithm.policy.named_parameters()}
@@ -98,8 +98,8 @@ def test_what_only_serves_unread_outputs_has_no_gradient_anyway():
     trained = {id(p) for group in algorithm.parameters.values() for p in group}
     policy = algorithm.policy.requires_grad_(True)
     batch = make_batch()
-    algorithm.losses(make_batch(100), draw(3, batch[POSITION], policy.config), train_actor=True)
-    loss, _, _ = algorithm.losses(batch, draw(3, batch[POSITION], policy.config), train_actor=True)
+    algorithm.losses(make_batch(100), sample_noise(3, batch[POSITION], policy.config), train_actor=True)
+    loss, _, _ = algorithm.losses(batch, sample_noise(3, batch[POSITION], policy.config), train_actor=True)
     loss.backward()
     left_out = {n: p for n, p in policy.named_parameters() if id(p) not in trained}
     assert left_out, "nothing is frozen"
@@ -121,7 +121,7 @@ def test_gradients_of_critic_and_actor_never_mix():
 
     policy.zero_grad()
     tags = torch.tensor([1, 0, -1, 1, 0, -1])
-    loss, _ = algorithm.losses.actor_loss(cache, tags, batch, draw(3, batch[POSITION], policy.config))
+    loss, _ = algorithm.losses.actor_loss(cache, tags, batch, sample_noise(3, batch[POSITION], policy.config))
     loss.backward()
     touched = {id(p) for p in policy.parameters() if p.grad is not None and p.grad.any()}
     assert touched and not touched & critic
@@ -195,17 +195,17 @@ def test_padded_actions_do_not_reach_the_loss():
     algorithm = make_algorithm()
     policy, batch = algorithm.policy, make_batch()
     batch["action"] = batch["action"].clone()
-    draws = draw(3, batch[POSITION], policy.config)
+    sampled = sample_noise(3, batch[POSITION], policy.config)
     prefix = encode_prefix(policy, batch)
     # The noisy actions are the network's input, so a padded action may reach other steps through attention; the
     # loss itself must ignore it: with the input fixed, changing the target behind the padding changes nothing.
     fixed = policy.model.velocity
     policy.model.velocity = lambda *args: torch.zeros(6, 6, 8)
-    first, _ = algorithm.losses.actor_loss(prefix, None, batch, draws)
+    first, _ = algorithm.losses.actor_loss(prefix, None, batch, sampled)
     batch["action"][batch[ACTION_IS_PAD]] += 100
-    second, _ = algorithm.losses.actor_loss(prefix, None, batch, draws)
+    second, _ = algorithm.losses.actor_loss(prefix, None, batch, sampled)
     batch["action"][~batch[ACTION_IS_PAD]] += 1
-    third, _ = algorithm.losses.actor_loss(prefix, None, batch, draws)
+    third, _ = algorithm.losses.actor_loss(prefix, None, batch, sampled)
     policy.model.velocity = fixed
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
@@ -215,24 +215,24 @@ def test_padded_actions_do_not_reach_the_loss():
 def test_unknown_returns_train_no_critic_and_carry_no_tag():
     algorithm = make_algorithm()
     batch = make_batch()
-    draws = draw(3, batch[POSITION], algorithm.policy.config)
+    sampled = sample_noise(3, batch[POSITION], algorithm.policy.config)
     some = dict(batch, **{RETURN: torch.where(torch.arange(6) < 3, batch[RETURN], math.nan)})
     loss, values, _ = algorithm.losses.critic_loss(algorithm.policy.critic_features(some), {}, some)
     first = {k: v[:3] for k, v in batch.items()}
     half, _, _ = algorithm.losses.critic_loss(algorithm.policy.critic_features(first), {}, first)
     assert_same(loss, half / 2)
-    tags, _, _ = algorithm.losses.tag_and_weigh(some[RETURN] - values, some, draws)
+    tags, _, _ = algorithm.losses.tag_and_weigh(some[RETURN] - values, some, sampled)
     assert (tags[3:] == -1).all()
 
 
 def test_draws_depend_on_seed_and_position_alone():
     config = tiny_config()
-    a = draw(1, torch.tensor([5, 6, 7]), config)
-    b = draw(1, torch.tensor([7, 5]), config)
+    a = sample_noise(1, torch.tensor([5, 6, 7]), config)
+    b = sample_noise(1, torch.tensor([7, 5]), config)
     assert torch.equal(a.noise[0], b.noise[1]) and torch.equal(a.time[2], b.time[0])
     assert not torch.equal(a.noise[0], a.noise[1])
-    assert not torch.equal(a.noise[0], draw(2, torch.tensor([5]), config).noise[0])
-    many = draw(1, torch.arange(4000), config)
+    assert not torch.equal(a.noise[0], sample_noise(2, torch.tensor([5]), config).noise[0])
+    many = sample_noise(1, torch.arange(4000), config)
     assert abs(many.dropped.float().mean() - config.advantage_dropout) < 0.03
     assert abs(many.time.mean() - 0.6) < 0.02  # Beta(1.5, 1) has mean 0.6
     assert abs(many.noise.mean()) < 0.01 and abs(many.noise.std() - 1) < 0.01

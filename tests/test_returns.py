@@ -14,8 +14,8 @@ from lerobot_policy_pi05_rl.returns import (
     discounted_returns,
     episode_advantages,
     episode_outcome,
-    horizon_trace,
-    lookahead,
+    gae_lambda_for_horizon,
+    n_step_returns,
     steps_to_success_rewards,
 )
 from lerobot_policy_pi05_rl.thresholds import AdvantageThresholds, positive_fractions
@@ -132,43 +132,45 @@ def test_n_step_advantages_equal_their_sums_written_out(n, discount, terminated)
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.9])
-def test_a_trace_of_one_and_any_n_beyond_the_end_are_the_return_less_the_value(discount):
+def test_a_lambda_of_one_and_any_n_beyond_the_end_are_the_return_less_the_value(discount):
     rewards, values = drawn_episode()
     returns = discounted_returns(rewards, discount=discount)
     common = dict(discount=discount, terminated=True)
     plain = episode_advantages(returns, rewards, values, **common)
     np.testing.assert_array_equal(plain, returns - values)
-    for choice in ({"trace": 1.0}, {"n_step": 9}, {"n_step": 400}):
+    for choice in ({"gae_lambda": 1.0}, {"n_step": 9}, {"n_step": 400}):
         np.testing.assert_allclose(
             episode_advantages(returns, rewards, values, **choice, **common), plain, rtol=1e-5, atol=1e-5
         )
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.9])
-def test_a_trace_mixes_the_n_step_advantages_exponentially_and_zero_is_one_step(discount):
+def test_a_lambda_mixes_the_n_step_advantages_exponentially_and_zero_is_one_step(discount):
     rewards, values = drawn_episode()
     common = dict(discount=discount, terminated=True)
     steps = [episode_advantages(None, rewards, values, n_step=n, **common) for n in range(1, 60)]
     mixed = sum(0.3 * 0.7**k * advantages for k, advantages in enumerate(steps))  # (1 − λ) Σ λ^(n−1) A^(n)
     np.testing.assert_allclose(
-        episode_advantages(None, rewards, values, trace=0.7, **common), mixed, rtol=1e-4, atol=1e-5
+        episode_advantages(None, rewards, values, gae_lambda=0.7, **common), mixed, rtol=1e-4, atol=1e-5
     )
-    np.testing.assert_allclose(episode_advantages(None, rewards, values, trace=0.0, **common), steps[0], atol=1e-6)
+    one_step = episode_advantages(None, rewards, values, gae_lambda=0.0, **common)
+    np.testing.assert_allclose(one_step, steps[0], atol=1e-6)
 
 
-@pytest.mark.parametrize(("length", "trace"), [(40, 0.875), (400, 0.9875), (5, 0.0), (2, 0.0)])
-def test_a_horizon_is_the_mean_look_ahead_in_task_lengths_and_at_least_one_step(length, trace):
-    assert horizon_trace(0.2, length) == pytest.approx(trace)
+@pytest.mark.parametrize(("length", "gae_lambda"), [(40, 0.875), (400, 0.9875), (5, 0.0), (2, 0.0)])
+def test_a_horizon_is_the_mean_n_in_task_lengths_and_at_least_one_step(length, gae_lambda):
+    assert gae_lambda_for_horizon(0.2, length) == pytest.approx(gae_lambda)
     steps = np.arange(1, 5000)
-    mean = ((1 - trace) * trace ** (steps - 1) * steps).sum()  # over the n-step returns that the λ-return mixes
+    weights = (1 - gae_lambda) * gae_lambda ** (steps - 1)  # of the n-step returns that the λ-return mixes
+    mean = (weights * steps).sum()
     assert mean == pytest.approx(max(1.0, 0.2 * length), rel=1e-4)
 
 
 @pytest.mark.parametrize("n", [1, 4, 20])
-def test_a_lookahead_never_leaves_its_episode_and_bootstraps_unless_the_end_is_reached(n):
+def test_n_step_returns_never_leave_their_episode_and_bootstrap_unless_the_end_is_reached(n):
     rewards, frames = np.full(7, -1.0, dtype=np.float32), np.arange(7)
-    ended = lookahead(rewards, n, discount=0.5, terminated=True)
-    cut = lookahead(rewards, n, discount=0.5, terminated=False)
+    ended = n_step_returns(rewards, n, discount=0.5, terminated=True)
+    cut = n_step_returns(rewards, n, discount=0.5, terminated=False)
     for steps in (ended, cut):
         assert ((frames + steps.offset >= 0) & (frames + steps.offset < 7)).all()
         assert (steps.offset <= n).all()
@@ -185,7 +187,7 @@ def test_the_last_frame_of_a_cut_episode_has_no_advantage_whatever_the_rule():
     unknown = np.full(9, np.nan, dtype=np.float32)
     cut = dict(discount=1.0, terminated=False)
     assert np.isnan(episode_advantages(unknown, rewards, values, **cut)).all()
-    for choice in ({"n_step": 1}, {"n_step": 100}, {"trace": 0.5}):
+    for choice in ({"n_step": 1}, {"n_step": 100}, {"gae_lambda": 0.5}):
         result = episode_advantages(unknown, rewards, values, **choice, **cut)
         assert np.isnan(result).tolist() == [False] * 8 + [True], choice
 
@@ -270,8 +272,8 @@ def test_tags_are_positive_above_the_threshold_or_for_a_correction_and_absent_wh
 
 def test_awr_weights_by_hand():
     advantages = torch.tensor([0.0, 0.5, -1.0, 100.0, NAN, 0.5])
-    spread = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5, NAN])
-    weights = awr_weights(advantages, spread, temperature=2.0, max_weight=20.0)
+    std = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5, NAN])
+    weights = awr_weights(advantages, std, temperature=2.0, max_weight=20.0)
     expected = [1.0, np.exp(0.5), np.exp(-1.0), 20.0, 0.0, 0.0]  # exp(A / (2 · 0.5)), capped; 0 where unknown
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float32))
 
@@ -279,8 +281,8 @@ def test_awr_weights_by_hand():
 def test_the_spread_of_advantages_is_each_tasks_own():
     thresholds = AdvantageThresholds([0.5, 0.5], window=4, min_count=2)
     thresholds.update(torch.tensor([0, 0, 1]), torch.tensor([1.0, 3.0, 9.0]))
-    spread = thresholds.spread(torch.tensor([1, 0]))
-    assert spread[1].item() == 1.0 and spread[0].isnan()
+    std = thresholds.std(torch.tensor([1, 0]))
+    assert std[1].item() == 1.0 and std[0].isnan()
 
 
 # ── Value targets ────────────────────────────────────────────────────────────────────────────────────────────────

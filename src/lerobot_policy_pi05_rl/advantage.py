@@ -49,10 +49,10 @@ def tag_columns(columns: dict[str, np.ndarray], thresholds: Mapping[str, float])
     return {**columns, "tag": tags, "positive": tags == TAG_POSITIVE}
 
 
-def awr_weights(advantages: Tensor, spread: Tensor, *, temperature: float, max_weight: float) -> Tensor:
-    """(B,) ``exp(A / (temperature · spread))``, at most ``max_weight`` (AWR, arXiv 1910.00177); 0 where A or the
-    spread of the task's advantages is unknown: such a sample is worth nothing yet."""
-    weights = torch.exp(advantages / (temperature * spread.clamp(min=1e-6))).clamp(max=max_weight)
+def awr_weights(advantages: Tensor, std: Tensor, *, temperature: float, max_weight: float) -> Tensor:
+    """(B,) ``exp(A / (temperature · std))``, at most ``max_weight`` (AWR, arXiv 1910.00177); 0 where A or the
+    deviation of the task's advantages is unknown: such a sample is worth nothing yet."""
+    weights = torch.exp(advantages / (temperature * std.clamp(min=1e-6))).clamp(max=max_weight)
     return weights.nan_to_num(nan=0.0)
 
 
@@ -77,19 +77,19 @@ class SampleLabels:
         *,
         corrected: Tensor,
         hidden: Tensor,
-        labelled: Tensor | None,
+        precomputed_tags: Tensor | None,
     ) -> "SampleLabels":
-        """``labelled``: (B,) the tags of a labeling, which win over the thresholds; corrections win over both."""
+        """``precomputed_tags``: (B,) those of a labeling, which win over the thresholds; corrections win over both."""
         on_cpu = task_index.cpu()
         tags = advantage_tags(advantages, thresholds[on_cpu].to(advantages.device), interventions=corrected)
-        if labelled is not None:
-            tags = torch.where(corrected, TAG_POSITIVE, labelled)
-        return cls(advantages, tags, corrected, hidden, on_cpu, thresholds, labelled is not None)
+        if precomputed_tags is not None:
+            tags = torch.where(corrected, TAG_POSITIVE, precomputed_tags)
+        return cls(advantages, tags, corrected, hidden, on_cpu, thresholds, precomputed_tags is not None)
 
     @property
-    def spread(self) -> Tensor:
+    def advantage_std(self) -> Tensor:
         """(B,) standard deviation of the recent advantages of each sample's task; NaN while too few are known."""
-        return self.thresholds.spread(self.task_index).to(self.advantages.device)
+        return self.thresholds.std(self.task_index).to(self.advantages.device)
 
 
 # ── Policy extractions ───────────────────────────────────────────────────────────────────────────────────────────
@@ -137,8 +137,8 @@ class PolicyExtraction:
         """Whether episodes that ended so are learnt from at all, by the critic neither."""
         return True
 
-    def draws(self, tags: np.ndarray, advantages: np.ndarray) -> np.ndarray | None:
-        """How often an epoch draws each frame, (N,), 0: never; None: all once. Asked only where there is a labeling.
+    def repetitions(self, tags: np.ndarray, advantages: np.ndarray) -> np.ndarray | None:
+        """How often an epoch repeats each frame, (N,), 0: never; None: all once. Asked only where there is a labeling.
         The critic's loss takes it back.
 
         Args:
@@ -185,7 +185,7 @@ class Conditioning(PolicyExtraction):
 
     shows_tag = True
 
-    def draws(self, tags: np.ndarray, advantages: np.ndarray) -> np.ndarray | None:
+    def repetitions(self, tags: np.ndarray, advantages: np.ndarray) -> np.ndarray | None:
         """Positive frames ``advantage_positive_weight`` times as often."""
         weight = self.config.advantage_positive_weight
         return None if weight == 1 else np.where(tags == TAG_POSITIVE, weight, 1.0)
@@ -208,7 +208,7 @@ class Weighted(PolicyExtraction):
         """A human's correction weighs as much as anything can."""
         most = self.config.awr_max_weight
         weights = awr_weights(
-            labels.advantages, labels.spread, temperature=self.config.awr_temperature, max_weight=most
+            labels.advantages, labels.advantage_std, temperature=self.config.awr_temperature, max_weight=most
         )
         return torch.where(labels.corrected, most, weights)
 
@@ -228,7 +228,7 @@ class Filtered(PolicyExtraction):
         """Successful episodes alone, where outcomes decide."""
         return self.needs_advantage or outcome is Outcome.SUCCESS
 
-    def draws(self, tags: np.ndarray, advantages: np.ndarray) -> np.ndarray | None:
+    def repetitions(self, tags: np.ndarray, advantages: np.ndarray) -> np.ndarray | None:
         """The positive frames alone; but a critic that trains beside the policy must see the others, too, which then
         do not count in the actor's loss.
 

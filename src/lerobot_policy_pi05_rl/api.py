@@ -27,7 +27,7 @@ from .config.train import PI05RLTrainConfig as TrainConfig
 from .configuration_pi05_rl import PI05RLConfig as PolicyConfig
 from .errors import UserError
 from .labels import command as labels_command
-from .labels.command import Labelled
+from .labels.command import LabelingResult
 from .labels.options import LabelOptions, check_options
 from .labels.outcomes import format_ranges
 from .offline_learner import train_offline as train
@@ -39,7 +39,7 @@ from .returns import RewardConfig
 __all__ = [
     "ActorConfig",
     "DatasetConfig",
-    "Labelled",
+    "LabelingResult",
     "Plan",
     "PolicyConfig",
     "ReplayConfig",
@@ -81,14 +81,14 @@ def label(
     failure: Sequence[int] = (),
     outcomes: str | Path | None = None,
     of: str | None = None,
-) -> Labelled | None:
+) -> LabelingResult | None:
     """A critic's values of the configuration's datasets, and the advantages and tags that follow, as side-cars.
 
     Args:
         name: of the labeling; None: the run's name and step.
         checkpoint: of the critic; None: the newest of ``config``'s run, else ``config.policy.pi05_checkpoint``.
         values_from: take the values of this labeling; no network runs.
-        horizon: advantages of the λ-return that looks this share of the task's longest episode ahead.
+        horizon: advantages of the λ-return (GAE) over this share of the task's longest episode, in the mean.
         gae_lambda: the same with this λ for every task.
         n_step: advantages over so many steps, or "none": to the episode's end; None: the configuration's.
         positive_fraction: share of positive frames; None: the configuration's.
@@ -108,7 +108,7 @@ def label(
         from_name=values_from,
         n_step=None if n_step == "none" else n_step,
         n_step_given=n_step is not None,
-        trace=gae_lambda,
+        gae_lambda=gae_lambda,
         horizon=horizon,
         fraction=positive_fraction,
         success=format_ranges(sorted(set(success))) or None,

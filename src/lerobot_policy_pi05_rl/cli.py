@@ -49,11 +49,11 @@ def main(argv: list[str] | None = None) -> None:
     if rest in HELP:
         print(help_of(verb))
         raise SystemExit(0)
-    code = run_verb(first_look(verb), rest, debug=debug)
+    code = run_verb(quick_check(verb), rest, debug=debug)
     if code == 0:
         importlib.import_module(".plugin", __package__)  # start-up: registers with LeRobot
         set_up_logging()
-        count = memory_in_words if verb in TRAINING else None
+        count = describe_memory if verb in TRAINING else None
         code = run_verb(verb_function(verb), rest, debug=debug, count_memory=count)
     raise SystemExit(code)
 
@@ -64,8 +64,8 @@ def verb_function(verb: str) -> Callable[[list[str]], int]:
     return main
 
 
-def first_look(verb: str) -> Callable[[list[str]], int]:
-    """What is told of the verb's arguments before anything slow is imported."""
+def quick_check(verb: str) -> Callable[[list[str]], int]:
+    """A check of the verb's arguments that needs nothing slow to be imported."""
 
     def look(arguments: list[str]) -> int:
         if verb in CONFIG_ALONE:
@@ -81,8 +81,8 @@ def first_look(verb: str) -> Callable[[list[str]], int]:
     return look
 
 
-def memory_in_words(arguments: list[str]) -> str:
+def describe_memory(arguments: list[str]) -> str:
     """What ``plan`` counts for a run's arguments."""
-    from .plan.command import memory_in_words as count  # start-up, and only a run out of memory asks
+    from .plan.command import describe_memory as count  # start-up, and only a run out of memory asks
 
     return count(arguments)

@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from .advantage import TAG_POSITIVE, SampleLabels
 from .data.batch import (
     ACTION_IS_PAD,
-    AHEAD_DISCOUNT,
-    AHEAD_REWARD,
     FOLD,
+    IMPORTANCE_WEIGHT,
     INTERVENTION,
-    NATURAL_WEIGHT,
-    PINNED_ADVANTAGE,
-    PINNED_TAG,
+    N_STEP_DISCOUNT,
+    N_STEP_REWARD,
+    PRECOMPUTED_ADVANTAGE,
+    PRECOMPUTED_TAG,
     RETURN,
     TASK_INDEX,
-    ahead,
-    ahead_columns,
+    n_step_columns,
+    n_step_key,
 )
 from .distributed.processes import Processes
-from .draws import Draws
 from .model.cache import CriticFeatures, PrefixCache
 from .modeling_pi05_rl import PI05RLPolicy, select_tag
+from .noise import SampledNoise
 from .thresholds import AdvantageThresholds
 
 Metrics = dict[str, Tensor]
@@ -44,7 +44,7 @@ class RecapLosses(nn.Module):
         self.target_critic = copy.deepcopy(policy.model.critic).requires_grad_(False) if td else None
 
     def forward(
-        self, batch: dict[str, Tensor], draws: Draws, *, train_actor: bool
+        self, batch: dict[str, Tensor], sampled: SampledNoise, *, train_actor: bool
     ) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
         """(loss, metrics, histograms) of one preprocessed batch; the loss is the sum of the two losses.
 
@@ -58,7 +58,7 @@ class RecapLosses(nn.Module):
             with torch.set_grad_enabled(train_actor and torch.is_grad_enabled()):
                 prefix = policy.embed_observation(batch)
                 cache = policy.model.encode_prefix(prefix) if train_actor else None
-            later = self.read_ahead(batch) if config.trains_critic else {}
+            later = self.bootstrap_features(batch) if config.trains_critic else {}
             if config.trains_critic:
                 with torch.set_grad_enabled(self.critic_learns and torch.is_grad_enabled()):
                     features = policy.model.critic_features(prefix, cache)
@@ -68,14 +68,14 @@ class RecapLosses(nn.Module):
                 metrics |= info
                 histograms["critic_values"] = values
             if config.uses_advantage:
-                advantages = batch.get(PINNED_ADVANTAGE)
+                advantages = batch.get(PRECOMPUTED_ADVANTAGE)
                 if advantages is None:
                     advantages = self.advantages(values, later, batch)
-                tags, weights, info = self.tag_and_weigh(advantages, batch, draws)
+                tags, weights, info = self.tag_and_weigh(advantages, batch, sampled)
                 metrics |= info
                 histograms["advantages"] = advantages
             if train_actor:
-                loss, info = self.actor_loss(cache, tags, batch, draws, weights=weights)
+                loss, info = self.actor_loss(cache, tags, batch, sampled, weights=weights)
                 losses.append(loss)
                 metrics |= info
         return torch.stack(losses).sum() if losses else torch.zeros(()), metrics, histograms
@@ -85,9 +85,9 @@ class RecapLosses(nn.Module):
         return function(*args)
 
     @torch.no_grad()
-    def read_ahead(self, batch: dict[str, Tensor]) -> dict[int, CriticFeatures]:
+    def bootstrap_features(self, batch: dict[str, Tensor]) -> dict[int, CriticFeatures]:
         """n → what the critic reads of the frame n steps later, for every n that the batch carries."""
-        return {n: self.policy.critic_features(view) for n, view in ahead_columns(batch).items()}
+        return {n: self.policy.critic_features(view) for n, view in n_step_columns(batch).items()}
 
     def critic_loss(
         self, features: CriticFeatures, later: dict[int, CriticFeatures], batch: dict[str, Tensor]
@@ -98,18 +98,18 @@ class RecapLosses(nn.Module):
         return count as zero, so that the batch's mean does not depend on how samples are spread over processes.
 
         However often a frame is drawn, loss and metrics follow the data as recorded: each sample counts with its
-        ``natural_weight`` (B,); without that column as one.
+        ``importance_weight`` (B,); without that column as one.
         """
         critic, fold = self.policy.model.critic, batch[FOLD]
         logits = critic(*features)
         targets = self.critic_targets(later, batch)
         learns = critic.learns_from(fold) & ~targets.isnan()
         cross_entropy = critic.bins.cross_entropy(logits, targets.nan_to_num())
-        natural = batch.get(NATURAL_WEIGHT, torch.ones_like(batch[RETURN])).to(batch[RETURN])
-        loss = (natural[:, None] * torch.where(learns, cross_entropy, 0.0)).mean(dim=0).sum()
+        importance = batch.get(IMPORTANCE_WEIGHT, torch.ones_like(batch[RETURN])).to(batch[RETURN])
+        loss = (importance[:, None] * torch.where(learns, cross_entropy, 0.0)).mean(dim=0).sum()
         all_values = critic.bins.value(logits.detach())
         values = critic.out_of_fold(all_values, fold)
-        columns = torch.stack([values, batch[RETURN], natural], dim=1)
+        columns = torch.stack([values, batch[RETURN], importance], dim=1)
         gathered, returns, weights = self.processes.gather(columns).unbind(dim=1)
         known = ~returns.isnan()
         metrics = {"loss_critic": loss.detach() / max(1, len(critic.members) - 1)}
@@ -121,12 +121,12 @@ class RecapLosses(nn.Module):
     @torch.no_grad()
     def critic_targets(self, later: dict[int, CriticFeatures], batch: dict[str, Tensor]) -> Tensor:
         """(B, K) what each critic regresses to; NaN where unknown."""
-        members = len(self.policy.model.critic.members)
         if self.target_critic is None:
-            return batch[RETURN][:, None].expand(-1, members)
+            return batch[RETURN][:, None].expand(-1, len(self.policy.model.critic.members))
         n = self.policy.config.n_step
         values = self.target_critic.bins.value(self.target_critic(*later[n]))
-        targets = batch[ahead(n, AHEAD_REWARD)][:, None] + batch[ahead(n, AHEAD_DISCOUNT)][:, None] * values
+        reward, discount = batch[n_step_key(n, N_STEP_REWARD)], batch[n_step_key(n, N_STEP_DISCOUNT)]
+        targets = reward[:, None] + discount[:, None] * values
         return targets.clamp(self.target_critic.bins.support_min, self.target_critic.bins.support_max)
 
     @torch.no_grad()
@@ -136,13 +136,13 @@ class RecapLosses(nn.Module):
         if n is None:
             return batch[RETURN] - values
         critic = self.policy.model.critic
-        ahead_values = critic.bins.value(critic(*later[n]))
-        ahead_value = critic.out_of_fold(ahead_values, batch[FOLD])
-        return batch[ahead(n, AHEAD_REWARD)] + batch[ahead(n, AHEAD_DISCOUNT)] * ahead_value - values
+        bootstrap_values = critic.bins.value(critic(*later[n]))
+        bootstrap_value = critic.out_of_fold(bootstrap_values, batch[FOLD])
+        return batch[n_step_key(n, N_STEP_REWARD)] + batch[n_step_key(n, N_STEP_DISCOUNT)] * bootstrap_value - values
 
     @torch.no_grad()
     def tag_and_weigh(
-        self, advantages: Tensor, batch: dict[str, Tensor], draws: Draws
+        self, advantages: Tensor, batch: dict[str, Tensor], sampled: SampledNoise
     ) -> tuple[Tensor | None, Tensor | None, Metrics]:
         """What the policy extraction makes of the advantages (B,): tags (B,), weights (B,) of the actor's loss."""
         extraction, corrected = self.policy.config.extraction, batch[INTERVENTION]
@@ -155,8 +155,8 @@ class RecapLosses(nn.Module):
             batch[TASK_INDEX],
             self.thresholds,
             corrected=corrected,
-            hidden=draws.dropped,
-            labelled=batch.get(PINNED_TAG),
+            hidden=sampled.dropped,
+            precomputed_tags=batch.get(PRECOMPUTED_TAG),
         )
         known = gathered[~gathered.isnan()]
         metrics = {
@@ -171,7 +171,7 @@ class RecapLosses(nn.Module):
         cache: PrefixCache,
         tags: Tensor | None,
         batch: dict[str, Tensor],
-        draws: Draws,
+        sampled: SampledNoise,
         *,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
@@ -181,7 +181,7 @@ class RecapLosses(nn.Module):
         # Sharded processes run the same passes in step, whatever their own samples need.
         if tags is not None and (self.processes.fsdp is not None or bool((tags >= 0).any())):
             cache = model.encode_tag(cache, model.embed_tag(*select_tag(batch, tags)))
-        error = model.flow_matching_error(cache, self.policy.prepare_action(batch), draws.noise, draws.time)
+        error = model.flow_matching_error(cache, self.policy.prepare_action(batch), sampled.noise, sampled.time)
         error = per_sample(error, batch)
         loss = (error if weights is None else error * weights).mean()
         return loss, {"loss_actor": loss.detach()}

@@ -72,6 +72,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     from .command.run import run_as_script  # start-up: of this way in alone
-    from .plan.command import memory_in_words
+    from .plan.command import describe_memory
 
-    run_as_script("offline", main, count_memory=memory_in_words)
+    run_as_script("offline", main, count_memory=describe_memory)

@@ -17,11 +17,11 @@ from .configuration_pi05_rl import PI05RLConfig
 from .data.batch import POSITION, Batch, Preprocess
 from .distributed.fsdp import Sharded, full_tensors, shard_like
 from .distributed.processes import Processes, Replicated
-from .draws import Draws, draw
 from .errors import UserError
 from .losses import Metrics, RecapLosses
 from .model.trainable import select_trainable
 from .modeling_pi05_rl import PI05RLPolicy
+from .noise import SampledNoise, sample_noise
 from .stored.files import CRITIC_PREFIX
 from .thresholds import AdvantageThresholds, positive_fractions
 from .training.early_stopping import CriticEarlyStopping
@@ -90,13 +90,13 @@ class RecapAlgorithm(RLAlgorithm):
         return Replicated(self.losses, groups) if self.processes.fsdp is None else Sharded(self.losses, self.processes)
 
     def _forward(
-        self, batch: Batch, draws: Draws, *, train_actor: bool, synchronise: bool
+        self, batch: Batch, sampled: SampledNoise, *, train_actor: bool, synchronise: bool
     ) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
         """The losses' forward, through the wrapper where there are several processes."""
         if self.wrapped is None:
-            return self.losses(batch, draws, train_actor=train_actor)
+            return self.losses(batch, sampled, train_actor=train_actor)
         return self.wrapped(
-            batch, draws, train_actor=train_actor, train_critic=self.losses.critic_learns, synchronise=synchronise
+            batch, sampled, train_actor=train_actor, train_critic=self.losses.critic_learns, synchronise=synchronise
         )
 
     def make_optimizers_and_scheduler(self) -> dict[str, torch.optim.Optimizer]:
@@ -151,11 +151,11 @@ class RecapAlgorithm(RLAlgorithm):
                 samples = next(batch_iterator)
             with record_function("preprocess"):
                 batch = self.preprocess(samples)
-                draws = draw(self.config.seed, batch[POSITION], self.policy.config)
+                sampled = sample_noise(self.config.seed, batch[POSITION], self.policy.config)
                 self.sample_position += len(batch[POSITION]) * self.processes.count
             with record_function("forward"):
                 loss, metrics, self.histograms = self._forward(
-                    batch, draws, train_actor=train_actor, synchronise=number + 1 == accumulation
+                    batch, sampled, train_actor=train_actor, synchronise=number + 1 == accumulation
                 )
             if loss.requires_grad:  # a stopped critic has nothing to learn in a step without the actor
                 with record_function("backward"):

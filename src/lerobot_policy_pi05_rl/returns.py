@@ -106,16 +106,18 @@ def discounted_returns(rewards: np.ndarray, *, discount: float) -> np.ndarray:
     return returns.astype(np.float32)
 
 
-class Lookahead(NamedTuple):
-    """What stands for the rest of an episode, seen from each of its frames: rewards, then one later frame's value."""
+class NStepReturns(NamedTuple):
+    """n-step returns of each frame of an episode, not yet bootstrapped: rewards, and where the later value comes from.
+
+    The return is ``reward + discount · V(frame t + offset)``."""
 
     reward: np.ndarray  # (T,) float32 Σ_{k<m} γ^k r_{t+k}; NaN where nothing is known of the future
-    offset: np.ndarray  # (T,) int64 m: how many frames ahead the bootstrap frame lies, 0 where there is none
+    offset: np.ndarray  # (T,) int64 m: how many frames later the bootstrap frame lies, 0 where there is none
     discount: np.ndarray  # (T,) float32 γ^m; 0 where the episode's end is reached, nothing being left to estimate
 
 
-def lookahead(rewards: np.ndarray, n: int, *, discount: float, terminated: bool) -> Lookahead:
-    """The ``n``-step look-ahead of every frame of one episode.
+def n_step_returns(rewards: np.ndarray, n: int, *, discount: float, terminated: bool) -> NStepReturns:
+    """The ``n``-step returns of every frame of one episode.
 
     Args:
         rewards: (T,) of the whole episode.
@@ -125,11 +127,8 @@ def lookahead(rewards: np.ndarray, n: int, *, discount: float, terminated: bool)
     length = len(rewards)
     to_go = discounted_returns(rewards, discount=discount).astype(np.float64)
     frames = np.arange(length)
-    ahead = frames + n
-    inside = ahead < length
-    if not terminated:
-        ahead = np.minimum(ahead, length - 1)
-    reaches = np.minimum(ahead, length - 1)
+    inside = frames + n < length
+    reaches = np.minimum(frames + n, length - 1)
     offset = np.where(inside | (not terminated), reaches - frames, 0)
     power = discount ** offset.astype(np.float64)
     bootstrapped = inside | (not terminated)
@@ -137,7 +136,7 @@ def lookahead(rewards: np.ndarray, n: int, *, discount: float, terminated: bool)
     if not terminated:
         reward[-1] = np.nan
     weight = np.where(bootstrapped, power, 0.0)
-    return Lookahead(reward.astype(np.float32), offset, weight.astype(np.float32))
+    return NStepReturns(reward.astype(np.float32), offset, weight.astype(np.float32))
 
 
 def episode_advantages(
@@ -146,7 +145,7 @@ def episode_advantages(
     values: np.ndarray,
     *,
     n_step: int | None = None,
-    trace: float | None = None,
+    gae_lambda: float | None = None,
     discount: float = 1.0,
     terminated: bool = True,
 ) -> np.ndarray:
@@ -154,22 +153,22 @@ def episode_advantages(
 
     Args:
         n_step: ``Σ_{k<N} γ^k r_{t+k} + γ^N V(o_{t+N}) − V(o_t)`` (RECAP, section IV-C); None: ``G_t − V(o_t)``.
-        trace: λ of the λ-return instead (GAE, arXiv 1506.02438): the n-step advantages' exponential mean.
+        gae_lambda: λ of the λ-return instead (GAE, arXiv 1506.02438): the n-step advantages' exponential mean.
     """
-    if trace is not None:
-        step = lookahead(rewards, 1, discount=discount, terminated=terminated)
+    if gae_lambda is not None:
+        step = n_step_returns(rewards, 1, discount=discount, terminated=terminated)
         errors = _bootstrapped(step, values) - values
         known = slice(None) if terminated else slice(-1)  # what follows a cut episode's last frame is unknown
-        errors[known] = discounted_returns(errors[known], discount=discount * trace)
+        errors[known] = discounted_returns(errors[known], discount=discount * gae_lambda)
         return errors.astype(np.float32)
     if n_step is None:
         return (returns - values).astype(np.float32)
-    steps = lookahead(rewards, n_step, discount=discount, terminated=terminated)
+    steps = n_step_returns(rewards, n_step, discount=discount, terminated=terminated)
     return (_bootstrapped(steps, values) - values).astype(np.float32)
 
 
-def horizon_trace(horizon: float, task_length: int) -> float:
-    """λ whose λ-return looks ``horizon · task_length`` steps ahead, in the mean over its n-step returns.
+def gae_lambda_for_horizon(horizon: float, task_length: int) -> float:
+    """λ whose λ-return bootstraps after ``horizon · task_length`` steps, in the mean over its n-step returns.
 
     Args:
         horizon: share of the task's longest episode. A critic's values differ over so many steps by about
@@ -179,5 +178,5 @@ def horizon_trace(horizon: float, task_length: int) -> float:
     return 1.0 - 1.0 / max(1.0, horizon * task_length)
 
 
-def _bootstrapped(steps: Lookahead, values: np.ndarray) -> np.ndarray:
+def _bootstrapped(steps: NStepReturns, values: np.ndarray) -> np.ndarray:
     return steps.reward + steps.discount * values[np.arange(len(values)) + steps.offset]

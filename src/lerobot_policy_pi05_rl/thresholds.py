@@ -65,7 +65,7 @@ class AdvantageThresholds:
         """(B,) task indices → (B,) thresholds, NaN where too few advantages are known."""
         return self._per_task(task_index, lambda known, task: torch.quantile(known, 1 - self.positive_fractions[task]))
 
-    def spread(self, task_index: Tensor) -> Tensor:
+    def std(self, task_index: Tensor) -> Tensor:
         """(B,) task indices → (B,) standard deviations of recent advantages, NaN where too few are known."""
         return self._per_task(task_index, lambda known, _: known.std(correction=0))
 

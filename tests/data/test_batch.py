@@ -11,7 +11,7 @@ from recordings import MIXED_EPISODES, make_dataset, make_labeling
 from tiny import write_config
 
 from lerobot_policy_pi05_rl.config.file import load_config
-from lerobot_policy_pi05_rl.data.batch import AHEAD, KEYS, TASK, BatchKey, ahead, ahead_columns, present_columns
+from lerobot_policy_pi05_rl.data.batch import KEYS, N_STEP, TASK, BatchKey, n_step_columns, n_step_key, own_columns
 from lerobot_policy_pi05_rl.data.loaders import make_train_loader
 from lerobot_policy_pi05_rl.training.start import prepare
 
@@ -22,21 +22,21 @@ ELSEWHERE = {TASK, "return", "task_index", "intervention", "fold", "position", "
 
 
 def describe(key: str) -> BatchKey:
-    """What lies under a key of a batch, the one of a camera or of a frame ahead included.
+    """What lies under a key of a batch, the one of a camera or of a later frame included.
 
     Raises:
         KeyError: no batch has it.
     """
     prefix, _, name = key.partition(".")
-    if prefix.startswith(AHEAD):
-        general = f"{AHEAD}<n>.{name}"
+    if prefix.startswith(N_STEP):
+        general = f"{N_STEP}<n>.{name}"
         return KEYS[general] if general in KEYS else describe(name)
     return KEYS[f"{OBS_IMAGES}.<camera>" if key.startswith(f"{OBS_IMAGES}.") else key]
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory) -> tuple[dict, dict]:
-    """A batch with every key there is, collated and preprocessed: under a labeling, and with a frame ahead."""
+    """A batch with every key there is, collated and preprocessed: under a labeling, and with n-step returns."""
     root = tmp_path_factory.mktemp("batch")
     make_dataset(root / "data", MIXED_EPISODES)
     changes = {"dataset__labeling": "mine", "policy__critic_target": "td", "policy__n_step": 2}
@@ -82,10 +82,10 @@ def test_writers_and_readers_are_files():
 
 def test_columns_of_later_frames_are_found_again(seen):
     samples, _ = seen
-    assert set(ahead_columns(samples)) == {2}
-    again = {ahead(n, key) for n, columns in ahead_columns(samples).items() for key in columns}
-    assert again | present_columns(samples).keys() == samples.keys()
-    assert not again & present_columns(samples).keys()
+    assert set(n_step_columns(samples)) == {2}
+    again = {n_step_key(n, key) for n, columns in n_step_columns(samples).items() for key in columns}
+    assert again | own_columns(samples).keys() == samples.keys()
+    assert not again & own_columns(samples).keys()
 
 
 def spelled(tree: ast.AST) -> list[str]:
@@ -94,7 +94,7 @@ def spelled(tree: ast.AST) -> list[str]:
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found += [node.value] if node.value in exact or node.value.startswith(AHEAD) else []
+            found += [node.value] if node.value in exact or node.value.startswith(N_STEP) else []
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in BATCHES:
             found += [node.slice.value] if getattr(node.slice, "value", None) in ELSEWHERE else []
         if isinstance(node, ast.Dict):  # a batch has a list of texts: {**batch, "task": […]}
@@ -112,10 +112,10 @@ def test_no_other_file_spells_a_key():
 @pytest.mark.parametrize(
     "code",
     [
-        'x["natural_weight"]',
+        'x["importance_weight"]',
         'batch["return"]',
-        'key.startswith("ahead_")',
-        'f"ahead_{n}.reward"',
+        'key.startswith("n_step_")',
+        'f"n_step_{n}.reward"',
         '{**b, "task": [t]}',
     ],
 )

@@ -464,11 +464,11 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(mixed_dataset, open_
     assert make_held_out_loader(open_data(mixed_dataset), batch_size=4, most=0) is None
 
 
-# ── Frames ahead, folds, filters ─────────────────────────────────────────────────────────────────────────────────
+# ── n-step returns, folds, filters ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("target", ["monte_carlo", "td"])
-def test_samples_carry_the_frames_ahead_of_their_own_episode(video_dataset, open_data, target):
+def test_samples_carry_the_frames_n_steps_later_of_their_own_episode(video_dataset, open_data, target):
     data = open_data(
         video_dataset, policy__advantage_n_step=3, policy__critic_target=target, policy__n_step=6, policy__discount=0.5
     )
@@ -478,17 +478,17 @@ def test_samples_carry_the_frames_ahead_of_their_own_episode(video_dataset, open
             end = next(end for end in (8, 13, 19, 26) if end > row)
             later = row + n if row + n < end else 7 if row in truncated else row
             for key in (*CAMERAS, "observation.state"):
-                assert torch.equal(sample[f"ahead_{n}.{key}"], samples[later][key])
+                assert torch.equal(sample[f"n_step_{n}.{key}"], samples[later][key])
             inside = row + n < end or row in truncated
-            assert float(sample[f"ahead_{n}.discount"]) == (1.0 if inside else 0.0)  # steps-to-success: undiscounted
+            assert float(sample[f"n_step_{n}.discount"]) == (1.0 if inside else 0.0)  # steps-to-success: undiscounted
             unit = 16 if row < 8 or 13 <= row < 19 else 14
             cost = (later - row) / unit if inside else (end - 1 - row) / unit
             expected = float("nan") if row == 7 else -cost
-            assert float(sample[f"ahead_{n}.reward"]) == pytest.approx(expected, nan_ok=True)
-    assert any(key.startswith("ahead_6") for key in samples[0]) == (target == "td")
+            assert float(sample[f"n_step_{n}.reward"]) == pytest.approx(expected, nan_ok=True)
+    assert any(key.startswith("n_step_6") for key in samples[0]) == (target == "td")
 
 
-def test_a_frame_ahead_is_decoded_only_where_there_is_one(video_dataset, open_data, monkeypatch):
+def test_a_later_frame_is_decoded_only_where_there_is_one(video_dataset, open_data, monkeypatch):
     data, read = open_data(video_dataset, policy__advantage_n_step=3), []
     rows = [row for _, row in drawn_rows(data)]
 
@@ -503,10 +503,10 @@ def test_a_frame_ahead_is_decoded_only_where_there_is_one(video_dataset, open_da
         assert len(read) == frames * len(CAMERAS), row
 
 
-def test_by_default_nothing_is_read_ahead(video_dataset, open_data):
-    assert not any(key.startswith("ahead") for key in open_data(video_dataset).train[(0, 0)])
+def test_by_default_no_later_frame_is_read(video_dataset, open_data):
+    assert not any(key.startswith("n_step") for key in open_data(video_dataset).train[(0, 0)])
     none = open_data(video_dataset, policy__advantage_n_step=3, policy__policy_extraction="none")
-    assert not any(key.startswith("ahead") for key in none.train[(0, 0)])
+    assert not any(key.startswith("n_step") for key in none.train[(0, 0)])
 
 
 def test_every_frame_of_an_episode_has_the_episodes_fold_and_held_out_ones_none(mixed_dataset, open_data):

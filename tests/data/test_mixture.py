@@ -238,18 +238,18 @@ def test_returns_count_the_policys_steps_whatever_the_frame_rate(opened, fast):
     assert data.labels.returns[1].min() >= -1.0 and data.labels.returns[1][16:].max() <= -0.5
 
 
-def test_look_aheads_reach_as_far_in_time_whatever_the_frame_rate(opened, fast):
+def test_n_step_returns_reach_as_far_in_time_whatever_the_frame_rate(opened, fast):
     changes = {"policy__critic_target": "td", "policy__n_step": 3}
     data = opened(fast, dataset__resample_actions=True, **changes)
-    (steps,) = data.train.lookaheads.values()
+    (steps,) = data.train.n_step_returns.values()
     assert steps[0].offset[0] == 3
     assert steps[1].offset[0] == 6
     columns = {**frame_columns(1, data.sources[1], data.labels), "value": np.zeros(36, dtype=np.float32)}
-    found = advantages(columns, n_step=3, traces=None, discount=1.0, alignment=data.sources[1].alignment)
+    found = advantages(columns, n_step=3, gae_lambdas=None, discount=1.0, alignment=data.sources[1].alignment)
     assert found[0] == pytest.approx(-6 / 2 / 24)
 
 
-def test_discounts_and_traces_are_per_step():
+def test_discounts_and_lambdas_are_per_step():
     alignment = Alignment(rate=2.0)
     assert alignment.per_frame(0.81) == pytest.approx(0.9)
     assert Alignment().per_frame(0.81) == 0.81

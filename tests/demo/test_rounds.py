@@ -21,7 +21,7 @@ from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.demo.operators import ScriptedOperator
 from lerobot_policy_pi05_rl.demo.record import record_dataset
 from lerobot_policy_pi05_rl.demo.simulator import PandaPickCubeSimulator
-from lerobot_policy_pi05_rl.labels import command as labeler
+from lerobot_policy_pi05_rl.labels import command as label_command
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -181,7 +181,7 @@ def test_a_round_is_recorded_by_lerobot_rollout_labelled_and_trained_on(checkpoi
     demo = record_dataset(tmp_path / "demo", "test/tiny", episodes=2, image_size=32)
     config = str(write_config(tmp_path / "c.json", demo, tmp_path / "run"))
     both = f'--dataset.additional_offline_dataset_paths=["{tmp_path}/round"]'
-    assert labeler.main([config, both, "--of", f"{tmp_path}/round", "--success=0", "--failure=1"]) == 0
+    assert label_command.main([config, both, "--of", f"{tmp_path}/round", "--success=0", "--failure=1"]) == 0
     labels = f"--reward.outcome_file={tmp_path}/demo.labels/outcomes.csv"
     train_offline(load_config(config, [both, labels]))
     assert (tmp_path / "run" / "checkpoints" / "last" / "pretrained_model" / "model.safetensors").is_file()

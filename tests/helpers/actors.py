@@ -19,7 +19,7 @@ from lerobot_policy_pi05_rl.online.actor.control import Control, Stats
 from lerobot_policy_pi05_rl.online.actor.environment import ActorEnvironment, Step
 from lerobot_policy_pi05_rl.online.actor.inference import ChunkSource, ChunkThread
 from lerobot_policy_pi05_rl.online.actor.recorder import Recorder
-from lerobot_policy_pi05_rl.online.actor.safety import StaleWatch
+from lerobot_policy_pi05_rl.online.actor.safety import StalenessCheck
 from lerobot_policy_pi05_rl.online.actor.setup import decode_policy_config, make_environment
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.episode import EpisodeSpec
@@ -125,9 +125,12 @@ class FakeEnv:
 
     fps, task, action_names = 50.0, "pick the cube", NAMES
 
-    def __init__(self, length=5, last=None, real_robot=False, judges=True, frozen_from=10**9, human=(), limits=None):
+    def __init__(
+        self, length=5, last=None, real_robot=False, reports_success=True, frozen_from=10**9, human=(), limits=None
+    ):
         self.length, self.last = length, last or {"terminated": True, "success": True}
-        self.real_robot, self.judges, self.frozen_from, self.human = real_robot, judges, frozen_from, human
+        self.real_robot, self.reports_success = real_robot, reports_success
+        self.frozen_from, self.human = frozen_from, human
         self.executed, self.resets, self.closed, self.steps = [], 0, False, 0
         self.fails_at, self.on_step = None, lambda number: None
         self.limits = limits
@@ -161,8 +164,8 @@ class FakeEnv:
 def make_control(env, model, actor=None, *, stopped=lambda: False, weights=140, thread=True, **kwargs):
     """A control loop around fakes; the chunks' thread runs if ``thread``."""
     actor = actor or ActorConfig(realtime=False)
-    watch = StaleWatch(actor.stale_observation_s, True) if env.real_robot else None
-    values = {"threshold": 3, "horizon": model.size, "watch": watch, "inline": not thread, **kwargs}
+    staleness = StalenessCheck(actor.stale_observation_s, True) if env.real_robot else None
+    values = {"threshold": 3, "horizon": model.size, "staleness": staleness, "inline": not thread, **kwargs}
     source = ChunkSource(model, RTCConfig(enabled=thread), env.fps, **values)
     if weights is not None:
         source.stage(Weights(weights, {}))

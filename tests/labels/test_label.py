@@ -22,8 +22,9 @@ from lerobot_policy_pi05_rl.data.labeling import SCHEMA, out_of_fold, read_label
 from lerobot_policy_pi05_rl.data.sampling import SampleOrder
 from lerobot_policy_pi05_rl.data.sources import dataset_fingerprint
 from lerobot_policy_pi05_rl.errors import UserError
-from lerobot_policy_pi05_rl.labels import command as labeler
+from lerobot_policy_pi05_rl.labels import command as label_command
 from lerobot_policy_pi05_rl.labels import values as label_values
+from lerobot_policy_pi05_rl.labels.options import parse_options
 from lerobot_policy_pi05_rl.labels.outcomes import format_ranges, parse_ranges
 from lerobot_policy_pi05_rl.losses import RecapLosses
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
@@ -78,7 +79,7 @@ def no_network(monkeypatch):
 
 
 def label(world, *arguments, config="a.json") -> int:
-    return labeler.main([str(world / config), *arguments])
+    return label_command.main([str(world / config), *arguments])
 
 
 def read(world, name: str, data="data") -> tuple[pd.DataFrame, dict]:
@@ -200,7 +201,7 @@ def test_another_datasets_labeling_is_refused_by_name(world, tmp_path):
     other = write_config(tmp_path / "c.json", world / "other", world / "a")
     for extra in ([], ["--from", "mine"]):
         with pytest.raises(UserError, match=r"'mine'.*made for (another dataset|other frames)"):
-            labeler.main([str(other), "--name", "mine", *extra])
+            label_command.main([str(other), "--name", "mine", *extra])
     sources, _ = open_sources(load_config(other))
     with pytest.raises(UserError, match="labeling 'mine' was made for other frames"):
         read_labelings(sources, "mine")
@@ -232,11 +233,11 @@ def test_the_fingerprint_is_of_frames_not_of_paths_or_outcomes(world):
     assert fingerprint(world / "other") != fingerprint(world / "data")
 
 
-def test_thresholds_and_look_ahead_change_without_a_network(world, request):
+def test_thresholds_and_advantage_estimator_change_without_a_network(world, request):
     label(world, "--name", "first")
     request.getfixturevalue("no_network")
     assert label(world, "--name", "second", "--from", "first", "--n-step", "4", "--positive-fraction", "0.6") == 0
-    assert label(world, "--name", "third", "--from", "first", "--trace", "0.9") == 0
+    assert label(world, "--name", "third", "--from", "first", "--gae-lambda", "0.9") == 0
     whole = ("--n-step", "none", "--positive-fraction", "0.6")
     assert label(world, "--name", "first", *whole) == 0  # the same critic: its values stay
     assert label(world, "--name", "fourth", "--from", "first") == 0
@@ -245,7 +246,7 @@ def test_thresholds_and_look_ahead_change_without_a_network(world, request):
     by_task = {task: max(0.0, 1 - 1 / (0.15 * length)) for task, length in longest.items()}
     assert read(world, "fourth")[1]["trace"] == pytest.approx(by_task) and len(set(by_task.values())) == 2
     same = dict.fromkeys(longest.index, 0.9)
-    for frames, n_step, trace in (
+    for frames, n_step, lambdas in (
         (first, None, None),
         (second, 4, None),
         (third, None, same),
@@ -255,7 +256,8 @@ def test_thresholds_and_look_ahead_change_without_a_network(world, request):
         for _, episode in frames.groupby("episode_index"):
             columns = (episode[name].to_numpy() for name in ("return", "reward", "value"))
             task = episode["task"].iloc[0]
-            expected = episode_advantages(*columns, n_step=n_step, trace=None if trace is None else trace[task])
+            gae_lambda = None if lambdas is None else lambdas[task]
+            expected = episode_advantages(*columns, n_step=n_step, gae_lambda=gae_lambda)
             np.testing.assert_array_equal(episode["advantage"], expected)
     assert first["positive"].mean() > 0.5
     with pytest.raises(UserError, match="no labeling 'forth'"):
@@ -410,9 +412,9 @@ def test_outcomes_of_an_additional_dataset_by_hand_name_it_and_leave_the_first_a
         (["--success=all"], "'all' is not"),
         (["--outcomes=nowhere.csv"], "nowhere.csv does not exist"),
         (["--n-step=0"], "--n-step takes"),
-        (["--trace=2"], "--trace must be"),
-        (["--trace=x"], "--trace"),
-        (["--trace=0.5", "--n-step=3"], "--n-step and --trace exclude"),
+        (["--gae-lambda=2"], "--gae-lambda must be"),
+        (["--gae-lambda=x"], "--gae-lambda"),
+        (["--trace=0.5", "--n-step=3"], "--n-step and --gae-lambda exclude"),
         (["--horizon=0.5", "--n-step=none"], "--n-step and --horizon exclude"),
         (["--horizon=-1"], "--horizon must be"),
         (["--from=x"], "--from needs --name"),
@@ -428,13 +430,20 @@ def test_bad_input_is_one_clear_error_and_nothing_is_written(unlabelled, argumen
     assert not (unlabelled / "data.labels").exists()
 
 
+def test_lambdas_earlier_name_is_accepted_with_one_warning(caplog):
+    for arguments in (["--trace", "0.5"], ["--trace=0.5"]):
+        caplog.clear()
+        assert parse_options(arguments)[0].gae_lambda == 0.5
+        assert caplog.messages == ["[LABEL] --trace is called --gae-lambda now"]
+
+
 def test_label_uses_the_outcomes_beside_the_dataset_and_training_only_on_request(world, caplog):
     make_dataset(world / "bare", EPISODES, columns=("intervention",))
     config = write_config(world / "bare.json", world / "bare", world / "new")
     successes = ",".join(str(k) for k, episode in enumerate(EPISODES) if episode["success"])
     failures = ",".join(str(k) for k, episode in enumerate(EPISODES) if not episode["success"])
-    labeler.main([str(config), "--success", successes, "--failure", failures])
-    assert labeler.main([str(config), "--name", "x", "--checkpoint", str(world / "a")]) == 0
+    label_command.main([str(config), "--success", successes, "--failure", failures])
+    assert label_command.main([str(config), "--name", "x", "--checkpoint", str(world / "a")]) == 0
     assert "Outcomes set by hand are used" in caplog.text
     frames, _ = read(world, "x", data="bare")
     assert (frames["outcome"] == "success").tolist() == [e["success"] for e in EPISODES for _ in range(e["length"])]
@@ -452,17 +461,17 @@ def test_ranges_and_back():
 
 @pytest.mark.parametrize("train_critic", [False, True])
 def test_training_uses_exactly_the_labelings_tags(world, monkeypatch, train_critic):
-    label(world, "--name", "pinned", "--positive-fraction", "0.4")
-    frames, _ = read(world, "pinned")
+    label(world, "--name", "stored", "--positive-fraction", "0.4")
+    frames, _ = read(world, "stored")
     used: dict[int, int] = {}
     order = SampleOrder(FRAMES, 7)
     actor_loss = RecapLosses.actor_loss
 
-    def record(self, prefix, tags, batch, draws, **kwargs):
-        for position, tag, dropped in zip(batch[POSITION].tolist(), tags.tolist(), draws.dropped, strict=True):
+    def record(self, prefix, tags, batch, sampled, **kwargs):
+        for position, tag, dropped in zip(batch[POSITION].tolist(), tags.tolist(), sampled.dropped, strict=True):
             assert tag == -1 or not dropped
             used[order[position]] = tag
-        return actor_loss(self, prefix, tags, batch, draws, **kwargs)
+        return actor_loss(self, prefix, tags, batch, sampled, **kwargs)
 
     monkeypatch.setattr(RecapLosses, "actor_loss", record)
     config = write_config(
@@ -470,7 +479,7 @@ def test_training_uses_exactly_the_labelings_tags(world, monkeypatch, train_crit
         world / "data",
         world / "t",
         batch_size=24,
-        dataset__labeling="pinned",
+        dataset__labeling="stored",
         policy__train_critic=train_critic,
         policy__advantage_dropout=0.0,
         dataset__eval_split=0.0,

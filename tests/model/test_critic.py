@@ -9,7 +9,7 @@ from double import assert_same
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from tiny import CAMERAS, make_algorithm, make_batch
 
-from lerobot_policy_pi05_rl.data.batch import AHEAD_DISCOUNT, AHEAD_REWARD, FOLD, RETURN, TASK_INDEX, ahead
+from lerobot_policy_pi05_rl.data.batch import FOLD, N_STEP_DISCOUNT, N_STEP_REWARD, RETURN, TASK_INDEX, n_step_key
 from lerobot_policy_pi05_rl.data.episodes import Episode, assign_folds
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.model.cache import CriticFeatures
@@ -20,24 +20,24 @@ N = 3
 OBSERVATION = (*CAMERAS, "observation.language.tokens", "observation.language.attention_mask")
 
 
-def with_ahead(batch: dict, *, n: int = N, seed: int = 50, discount: float = 0.9) -> dict:
-    """``batch`` with drawn frames ``n`` steps ahead; the last sample's lies past the episode's end."""
+def with_n_step(batch: dict, *, n: int = N, seed: int = 50, discount: float = 0.9) -> dict:
+    """``batch`` with drawn frames ``n`` steps later; the last sample's lies past the episode's end."""
     size = len(batch[RETURN])
     later = make_batch(seed, size)
     weights = torch.full((size,), discount**n)
     weights[-1] = 0.0
     return {
         **batch,
-        **{ahead(n, key): later[key] for key in OBSERVATION},
-        ahead(n, AHEAD_REWARD): -0.1 * torch.rand(size, generator=torch.Generator().manual_seed(seed)),
-        ahead(n, AHEAD_DISCOUNT): weights,
+        **{n_step_key(n, key): later[key] for key in OBSERVATION},
+        n_step_key(n, N_STEP_REWARD): -0.1 * torch.rand(size, generator=torch.Generator().manual_seed(seed)),
+        n_step_key(n, N_STEP_DISCOUNT): weights,
     }
 
 
 def critic_gradients(algorithm, batch) -> list[float]:
     """The gradient's norm of each critic under the critic's loss alone."""
     algorithm.policy.zero_grad()
-    features, later = algorithm.policy.critic_features(batch), algorithm.losses.read_ahead(batch)
+    features, later = algorithm.policy.critic_features(batch), algorithm.losses.bootstrap_features(batch)
     loss, _, _ = algorithm.losses.critic_loss(features, later, batch)
     loss.backward()
     members = algorithm.policy.model.critic.members
@@ -113,10 +113,10 @@ def test_prefix_and_queries_one_behind_the_other_equal_one_joint_pass(checkpoint
 def test_a_critic_learns_nothing_from_its_own_fold_and_all_from_the_others(target):
     algorithm = make_algorithm(critic_folds=3, critic_target=target, n_step=N)
     for own in range(3):
-        batch = with_ahead(dict(make_batch(), **{FOLD: torch.full((6,), own)}))
+        batch = with_n_step(dict(make_batch(), **{FOLD: torch.full((6,), own)}))
         gradients = critic_gradients(algorithm, batch)
         assert [norm == 0 for norm in gradients] == [k == own for k in range(3)]
-    mixed = with_ahead(dict(make_batch(), **{FOLD: torch.arange(6) % 3}))
+    mixed = with_n_step(dict(make_batch(), **{FOLD: torch.arange(6) % 3}))
     assert all(norm > 0 for norm in critic_gradients(algorithm, mixed))
 
 
@@ -212,36 +212,36 @@ def td(request):
 
 
 def targets_of(algorithm, batch) -> torch.Tensor:
-    return algorithm.losses.critic_targets(algorithm.losses.read_ahead(batch), batch)
+    return algorithm.losses.critic_targets(algorithm.losses.bootstrap_features(batch), batch)
 
 
 @pytest.mark.usefixtures("float64")
 def test_the_target_is_the_reward_and_the_target_critics_discounted_value_of_the_later_frame(td):
-    batch = with_ahead(make_batch())
-    later = {key: batch[ahead(N, key)] for key in OBSERVATION}
+    batch = with_n_step(make_batch())
+    later = {key: batch[n_step_key(N, key)] for key in OBSERVATION}
     online = td.policy.predict_values(later)
     kept, td.policy.model.critic = td.policy.model.critic, td.losses.target_critic
     values = td.policy.predict_values(later)
     td.policy.model.critic = kept
     assert (values - online).abs().max() > 1e-3
-    rewards = batch[ahead(N, AHEAD_REWARD)][:, None]
+    rewards = batch[n_step_key(N, N_STEP_REWARD)][:, None]
     weights = torch.tensor([0.9**3] * 5 + [0.0])[:, None]
     assert_same(targets_of(td, batch), (rewards + weights * values).clamp(-1, 0))
 
 
 def test_a_frame_that_reaches_the_end_does_not_bootstrap(td):
-    first, second = (with_ahead(make_batch(), seed=seed) for seed in (50, 51))
-    second[ahead(N, AHEAD_REWARD)] = first[ahead(N, AHEAD_REWARD)]
+    first, second = (with_n_step(make_batch(), seed=seed) for seed in (50, 51))
+    second[n_step_key(N, N_STEP_REWARD)] = first[n_step_key(N, N_STEP_REWARD)]
     one, two = targets_of(td, first), targets_of(td, second)
-    reward = float(first[ahead(N, AHEAD_REWARD)][-1])
+    reward = float(first[n_step_key(N, N_STEP_REWARD)][-1])
     assert one[-1].tolist() == two[-1].tolist() == [pytest.approx(reward)] * one.shape[1]
     assert (one[:-1] != two[:-1]).all()  # the others read their later frame
 
 
 @pytest.mark.usefixtures("float64")
 def test_the_target_stays_inside_the_support_and_an_unknown_reward_teaches_nothing(td):
-    batch = with_ahead(make_batch())
-    batch[ahead(N, AHEAD_REWARD)] = torch.tensor([-5.0, 5.0, -0.1, -0.1, -0.1, math.nan])
+    batch = with_n_step(make_batch())
+    batch[n_step_key(N, N_STEP_REWARD)] = torch.tensor([-5.0, 5.0, -0.1, -0.1, -0.1, math.nan])
     targets = targets_of(td, batch)
     assert (targets[0] == -1).all() and (targets[1] == 0).all() and targets[5].isnan().all()
     gradients = critic_gradients(td, batch)
@@ -257,7 +257,7 @@ def test_the_target_critic_moves_by_polyak_alone(td):
     held = {id(p) for group in td.optimizer.param_groups for p in group["params"]}
     assert not any(id(p) in held or p.requires_grad for p in target.parameters())
     before = copy.deepcopy(target)
-    td.update(iter([with_ahead(make_batch())]))
+    td.update(iter([with_n_step(make_batch())]))
     moved = 0
     for old, now, current in zip(before.parameters(), target.parameters(), online.parameters(), strict=True):
         assert_same(now.detach(), (old + rate * (current - old)).detach())
@@ -266,7 +266,7 @@ def test_the_target_critic_moves_by_polyak_alone(td):
 
 
 def test_the_target_critic_is_training_state_and_not_policy(td):
-    td.update(iter([with_ahead(make_batch())]))
+    td.update(iter([with_n_step(make_batch())]))
     state = td.state_dict()
     assert not any("target" in name for name in td.policy.state_dict())
     other = make_algorithm(critic_target="td", n_step=N, critic_folds=td.policy.config.critic_folds)
@@ -287,12 +287,14 @@ def test_n_step_advantages_use_the_same_out_of_fold_critic_at_both_ends():
     algorithm = make_algorithm(critic_folds=2, advantage_n_step=N)
     random_heads(algorithm)
     folds = [0, 1, 0, 1, 0, 1]
-    batch = with_ahead(dict(make_batch(), **{FOLD: torch.tensor(folds), TASK_INDEX: torch.zeros(6, dtype=torch.long)}))
+    columns = {FOLD: torch.tensor(folds), TASK_INDEX: torch.zeros(6, dtype=torch.long)}
+    batch = with_n_step(dict(make_batch(), **columns))
     now = algorithm.policy.predict_values(batch)
-    then = algorithm.policy.predict_values({key: batch[ahead(N, key)] for key in OBSERVATION})
+    then = algorithm.policy.predict_values({key: batch[n_step_key(N, key)] for key in OBSERVATION})
     rows = torch.arange(6)
-    expected = batch[ahead(N, AHEAD_REWARD)] + batch[ahead(N, AHEAD_DISCOUNT)] * then[rows, folds] - now[rows, folds]
-    later = algorithm.losses.read_ahead(batch)
+    reward, discount = batch[n_step_key(N, N_STEP_REWARD)], batch[n_step_key(N, N_STEP_DISCOUNT)]
+    expected = reward + discount * then[rows, folds] - now[rows, folds]
+    later = algorithm.losses.bootstrap_features(batch)
     _, values, _ = algorithm.losses.critic_loss(algorithm.policy.critic_features(batch), later, batch)
     assert_same(algorithm.losses.advantages(values, later, batch), expected)
     plain = make_algorithm(critic_folds=2)

@@ -22,7 +22,7 @@ from lerobot_policy_pi05_rl.report import labels, statistics
 from lerobot_policy_pi05_rl.report.build import main as report
 from lerobot_policy_pi05_rl.report.curves import CURVES, thinned
 from lerobot_policy_pi05_rl.report.frames import DatasetFrames
-from lerobot_policy_pi05_rl.report.labels import read_labeling
+from lerobot_policy_pi05_rl.report.labels import read_labeling_table
 from lerobot_policy_pi05_rl.report.strips import strip_steps
 from lerobot_policy_pi05_rl.report.svg import nice_ticks
 
@@ -401,14 +401,14 @@ def test_a_damaged_labeling_is_refused(dataset, tmp_path):
     path = write_labeling(root, "short")
     table = pq.read_table(path)
     with pytest.raises(UserError, match="has 51 rows but the dataset has 52 frames"):
-        read_labeling(root, "short", 52)
+        read_labeling_table(root, "short", 52)
     for damage in (table.drop_columns(["value"]), table.replace_schema_metadata(None)):
         pq.write_table(damage, path)
         with pytest.raises(UserError, match="is not a labeling"):
-            read_labeling(root, "short", 51)
+            read_labeling_table(root, "short", 51)
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="or damaged"):
-        read_labeling(root, "short", 51)
+        read_labeling_table(root, "short", 51)
 
 
 def test_the_verb_prints_one_line_on_bad_input(tmp_path, capsys, logging_as_before):

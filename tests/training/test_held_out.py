@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import encode_prefix, make_algorithm, make_batch, write_config
 
 from lerobot_policy_pi05_rl.data.batch import POSITION
-from lerobot_policy_pi05_rl.draws import draw
+from lerobot_policy_pi05_rl.noise import sample_noise
 from lerobot_policy_pi05_rl.training import critic_metrics
 from lerobot_policy_pi05_rl.training import evaluation as held_out
 from lerobot_policy_pi05_rl.training.early_stopping import CriticEarlyStopping
@@ -66,10 +66,10 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
     held_out.sample_columns(algorithm, caches, batch)
     hook.remove()
     assert runs == [length, 3, 3]  # the prefix once, then the two tags
-    draws = draw(3, batch[POSITION], policy.config)
+    sampled = sample_noise(3, batch[POSITION], policy.config)
     for name, tag in (("positive", 1), ("negative", 0), ("none", -1)):
         tags = None if tag < 0 else torch.full((6,), tag)
-        loss, _ = algorithm.losses.actor_loss(cache, tags, batch, draws)
+        loss, _ = algorithm.losses.actor_loss(cache, tags, batch, sampled)
         assert_same(columns[f"loss_actor_{name}"].mean(), loss)
     assert abs(columns["loss_actor_positive"] - columns["loss_actor_negative"]).max() > 1e-5
 
@@ -81,7 +81,7 @@ def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     policy, config = algorithm.policy, algorithm.policy.config
     caches = held_out.tag_caches(algorithm, encode_prefix(policy, batch), batch)
     columns = held_out.sample_columns(algorithm, caches, batch)
-    noise, chunks = draw(3, batch[POSITION], config).noise, {}
+    noise, chunks = sample_noise(3, batch[POSITION], config).noise, {}
     for name in ("positive", "negative", "none"):
         config.inference_advantage = name
         chunks[name] = policy.predict_action_chunk(batch, noise=noise)

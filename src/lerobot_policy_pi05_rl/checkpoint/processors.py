@@ -32,15 +32,15 @@ def check_processors(
     Raises:
         CheckpointError: they are not; without them the policy would read, or do, something else than it learnt.
     """
-    complaint = (
-        _step_complaint(preprocessor, postprocessor)
-        or _tokenizer_complaint(config, preprocessor)
-        or _statistics_complaint(config, preprocessor, NormalizerProcessorStep)
-        or _statistics_complaint(config, postprocessor, UnnormalizerProcessorStep)
+    problem = (
+        _step_problem(preprocessor, postprocessor)
+        or _tokenizer_problem(config, preprocessor)
+        or _statistics_problem(config, preprocessor, NormalizerProcessorStep)
+        or _statistics_problem(config, postprocessor, UnnormalizerProcessorStep)
     )
-    if complaint:
+    if problem:
         raise CheckpointError(
-            f"the processors in {path} ({PROCESSORS}) are not those of this policy: {complaint}. {PROCESSORS_ADVICE}"
+            f"the processors in {path} ({PROCESSORS}) are not those of this policy: {problem}. {PROCESSORS_ADVICE}"
         )
 
 
@@ -54,7 +54,7 @@ def probe_processors(
     postprocessor(torch.zeros(1, actions))
 
 
-def _step_complaint(preprocessor: PolicyProcessorPipeline, postprocessor: PolicyProcessorPipeline) -> str | None:
+def _step_problem(preprocessor: PolicyProcessorPipeline, postprocessor: PolicyProcessorPipeline) -> str | None:
     for name, pipeline, needed in (
         (PROCESSOR_CONFIGS[0], preprocessor, (NormalizerProcessorStep, TokenizePromptStep)),
         (PROCESSOR_CONFIGS[1], postprocessor, (UnnormalizerProcessorStep,)),
@@ -65,7 +65,7 @@ def _step_complaint(preprocessor: PolicyProcessorPipeline, postprocessor: Policy
     return None
 
 
-def _tokenizer_complaint(config: PI05RLConfig, preprocessor: PolicyProcessorPipeline) -> str | None:
+def _tokenizer_problem(config: PI05RLConfig, preprocessor: PolicyProcessorPipeline) -> str | None:
     step = next(step for step in preprocessor.steps if isinstance(step, TokenizePromptStep))
     tokens = len(step.input_tokenizer)
     if tokens <= config.vocab_size:
@@ -73,7 +73,7 @@ def _tokenizer_complaint(config: PI05RLConfig, preprocessor: PolicyProcessorPipe
     return f"the tokenizer has {tokens} tokens, policy.vocab_size is {config.vocab_size}"
 
 
-def _statistics_complaint(config: PI05RLConfig, pipeline: PolicyProcessorPipeline, kind: type) -> str | None:
+def _statistics_problem(config: PI05RLConfig, pipeline: PolicyProcessorPipeline, kind: type) -> str | None:
     step = next(step for step in pipeline.steps if isinstance(step, kind))
     for key, feature in {**config.input_features, **config.output_features}.items():
         mode = step.norm_map.get(feature.type, NormalizationMode.IDENTITY)

@@ -61,17 +61,17 @@ def checkpoint_to_resume(run_dir: Path, resume_from: str | int | None = None) ->
             checkpoint = last_checkpoint(run_dir)
         except CheckpointError as error:
             target = (run_dir / "checkpoints" / LAST_CHECKPOINT_LINK).resolve()
-            raise CheckpointError(f"{error}; {advice(run_dir, target)}") from error
+            raise CheckpointError(f"{error}; {resume_advice(run_dir, target)}") from error
     else:
         checkpoint = named_checkpoint(run_dir, resume_from)
     if checkpoint is None:
         return None
-    found = complaints(checkpoint)
+    found = checkpoint_problems(checkpoint)
     if found:
         more = f" (and {len(found) - MANY} more)" if len(found) > MANY else ""
         raise CheckpointError(
-            f"the checkpoint {checkpoint} is damaged: {'; '.join(found[:MANY])}{more}. {advice(run_dir, checkpoint)}. "
-            f"If you changed it yourself, delete its {MANIFEST}"
+            f"the checkpoint {checkpoint} is damaged: {'; '.join(found[:MANY])}{more}. "
+            f"{resume_advice(run_dir, checkpoint)}. If you changed it yourself, delete its {MANIFEST}"
         )
     later = [path.name for path in checkpoints_of(run_dir) if int(path.name) > int(checkpoint.name)]
     if later:
@@ -105,16 +105,16 @@ def named_checkpoint(run_dir: Path, resume_from: str | int) -> Path:
     )
 
 
-def complaints(checkpoint: Path) -> list[str]:
+def checkpoint_problems(checkpoint: Path) -> list[str]:
     """Why a checkpoint is not whole; empty if it is."""
     return damages(checkpoint) if has_parts(checkpoint) else [f"{MANIFEST} and its folders are not all there"]
 
 
-def advice(run_dir: Path, damaged: Path) -> str:
+def resume_advice(run_dir: Path, damaged: Path) -> str:
     """Where to go on instead: the newest whole checkpoint before ``damaged``. Reads them until one is."""
     older = [path for path in checkpoints_of(run_dir) if damaged.name.isdigit() and int(path.name) < int(damaged.name)]
     for path in reversed(older):
-        if not complaints(path):
+        if not checkpoint_problems(path):
             return f"The newest whole one before it is {path.name}: --resume_from={int(path.name)}"
     return "No checkpoint before it is whole: start anew in another output_dir_offline"
 
@@ -148,7 +148,7 @@ def _changes(checkpoint: Path, config: dict[str, Any], reads: frozenset[str]) ->
         raise CheckpointError(f"{file} is missing or damaged ({typed_line(error)})") from error
 
 
-def say_changes(checkpoint: Path, changes: Changes) -> None:
+def log_changes(checkpoint: Path, changes: Changes) -> None:
     """What differs from the configuration that the checkpoint was made with, and what that means."""
     if changes.learning:
         text = "; ".join(map(str, changes.learning))
@@ -226,7 +226,7 @@ def data_state(data: OfflineData) -> dict[str, Any]:
     return {
         "datasets": [{"name": source.name, "fingerprint": dataset_fingerprint(source)} for source in data.sources],
         "train_episodes": len(data.train.frames.episodes),
-        "train_draws": data.train.frames.draws_per_epoch,
+        "train_draws": data.train.frames.samples_per_epoch,
         "held_out_frames": 0 if data.held_out is None else len(data.held_out),
     }
 
@@ -244,7 +244,7 @@ def check_data(checkpoint: Path, data: OfflineData, config: dict[str, Any], read
     changes = _changes(checkpoint, config, reads)
     file = checkpoint / TRAINING_STATE_DIR / DATA_STATE
     if not file.is_file():
-        say_changes(checkpoint, changes)
+        log_changes(checkpoint, changes)
         return
     try:
         differing = data_differences(json.loads(file.read_text()), data_state(data))
@@ -257,7 +257,7 @@ def check_data(checkpoint: Path, data: OfflineData, config: dict[str, Any], read
             f"{checkpoint} learnt from other data: {'; '.join(differing)}{settings}. Resume with the data it began "
             "with, or start a run of its own; policy.pi05_checkpoint gives it these weights"
         )
-    say_changes(checkpoint, changes)
+    log_changes(checkpoint, changes)
 
 
 def data_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -108,12 +108,12 @@ _NODES = ("optimizer", "scheduler", "algorithm", "checkpoint_path", "reward_mode
 
 
 def rename_aliases(raw: dict[str, Any]) -> list[str]:
-    """Move the values of :data:`ALIASES` to their keys, in place; returns what there is to say.
+    """Move the values of :data:`ALIASES` to their keys, in place; returns warnings.
 
     Raises:
         ConfigError: two names of one key hold different values.
     """
-    said = []
+    warnings = []
     for alias, key in ALIASES.items():
         value = _pop(raw, alias)
         if value is None or (alias == "policy.pretrained_path" and _is_our_own(raw, value)):
@@ -125,8 +125,8 @@ def rename_aliases(raw: dict[str, Any]) -> list[str]:
             )
         assign(raw, key, value)
         if alias not in _SILENT:
-            said.append(f"{alias} is read as {key}: {value}")
-    return said
+            warnings.append(f"{alias} is read as {key}: {value}")
+    return warnings
 
 
 def _is_our_own(raw: dict[str, Any], path: Any) -> bool:
@@ -137,9 +137,9 @@ def _is_our_own(raw: dict[str, Any], path: Any) -> bool:
     return same or policy.get("use_peft") is True
 
 
-def take_out(raw: dict[str, Any]) -> tuple[list[str], list[str]]:
+def remove_unread_keys(raw: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Remove what draccus shall not see, in place; returns the warnings and the refusals."""
-    said, refused = [], []
+    warnings, refused = [], []
     for name in _NODES:
         value = _pop(raw, name)
         if value is None:
@@ -147,7 +147,7 @@ def take_out(raw: dict[str, Any]) -> tuple[list[str], list[str]]:
         if INHERITED[name].status == REFUSED:
             refused.append(not_supported(_names(name, value), INHERITED[name].advice))
         else:
-            said.append(no_effect(_names(name, value), INHERITED[name].advice))
+            warnings.append(no_effect(_names(name, value), INHERITED[name].advice))
     env = raw.get("env")
     manipulator = isinstance(env, dict) and env.get("type") == "gym_manipulator"
     for name, advice in EARLIER.items():
@@ -155,8 +155,8 @@ def take_out(raw: dict[str, Any]) -> tuple[list[str], list[str]]:
             continue
         value = _pop(raw, name)
         if value is not None:
-            said.append(no_effect(_names(name, value), advice))
-    return said, refused
+            warnings.append(no_effect(_names(name, value), advice))
+    return warnings, refused
 
 
 def _names(name: str, value: Any) -> list[str]:

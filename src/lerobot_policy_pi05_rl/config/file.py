@@ -15,13 +15,13 @@ from lerobot.utils.import_utils import register_third_party_plugins
 from ..advantage import extraction_names
 from ..configuration_pi05_rl import whole_mapping
 from .arguments import assign, parse_overrides
-from .earlier_keys import ALIASES, rename_aliases, take_out
+from .earlier_keys import ALIASES, remove_unread_keys, rename_aliases
 from .errors import explain, forbidden_nulls
 from .keys import SIZE_FIELDS as SIZE_FIELDS  # where other modules look for it
 from .names import check_names
 from .reading import find_file, read_mapping
 from .sizes import inherit_sizes
-from .train import ConfigError, PI05RLTrainConfig, say
+from .train import ConfigError, PI05RLTrainConfig, log_warnings
 
 
 def load_config[C: PI05RLTrainConfig](
@@ -40,9 +40,9 @@ def load_config[C: PI05RLTrainConfig](
     file = find_file(Path(path))
     raw = read_mapping(file)
     pairs = parse_overrides(overrides or [])
-    said = _overridden(file, raw, pairs)
+    of_aliases = _overridden(file, raw, pairs)
     try:
-        warnings, refused = take_out(raw)
+        warnings, refused = remove_unread_keys(raw)
         _check_values(raw)
         if refused:
             raise ConfigError("; ".join(refused))
@@ -60,23 +60,23 @@ def load_config[C: PI05RLTrainConfig](
         raise ConfigError(f"{file}: a section contains itself, or sections are nested too deep") from error
     except (DraccusException, AttributeError, ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"{file}: {explain(error)}") from error
-    say([*said, *warnings])
+    log_warnings([*of_aliases, *warnings])
     return cfg
 
 
 def _overridden(file: Path, raw: dict[str, Any], pairs: list[tuple[str, Any]]) -> list[str]:
-    """Put the overrides into ``raw``, each name that leads to a key under that key; returns what there is to say."""
+    """Put the overrides into ``raw``, each name that leads to a key under that key; returns warnings."""
     try:
-        said = rename_aliases(raw)
+        warnings = rename_aliases(raw)
         given: dict[str, Any] = {}
         for key, value in pairs:
             assign(given, key, value)
-        said += rename_aliases(given)
+        warnings += rename_aliases(given)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     for key, value in pairs:
         assign(raw, ALIASES.get(key, key), value)
-    return said
+    return warnings
 
 
 def _complete(raw: dict[str, Any], kind: type[PI05RLTrainConfig], overridden: set[str], file: Path) -> None:

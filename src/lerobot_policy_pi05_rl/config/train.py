@@ -31,7 +31,7 @@ class OfflineDatasetConfig(DatasetConfig):
 
     eval_split: float = option(0.1, DATA)  # share of each task's episodes held out, both outcomes among them; 0: none
     additional_offline_dataset_paths: list[str] = option(list, NOTE)  # folders or Hub ids
-    # Share of the draws, the first dataset's first; None: all frames alike.
+    # Share of the samples, the first dataset's first; None: all frames alike.
     weights: list[float] | None = option(None, LEARNING)
     # pooled | own: each dataset is brought from its own scale to the first one's.
     statistics: str = option("pooled", OTHER_RUN, choices=("pooled", "own"))
@@ -122,7 +122,7 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             )
         if device_key is not None:
             self.check_device(device_key)
-        say([no_effect(names, advice) for names, advice in answered(self, WARNED)])
+        log_warnings([no_effect(names, advice) for names, advice in answered(self, WARNED)])
 
     def _check_options(self) -> None:
         sections = {"": self, "dataset": self.dataset, "wandb": self.wandb, "peft": self.peft}
@@ -231,7 +231,7 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         return self.wandb.offline_project or self.wandb.project
 
 
-def say(warnings: list[str]) -> None:
+def log_warnings(warnings: list[str]) -> None:
     """Log each once, whatever the number of processes that read the configuration."""
     if os.environ.get("RANK", "0") == "0":
         for warning in warnings:

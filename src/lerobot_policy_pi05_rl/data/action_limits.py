@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 TOLERATED = 0.001  # share of the frames that a limit may cut without a word: a person's twitch
 
 
-def say_what_limits_cut(actor: ActorConfig, sources: Sequence[Source], tag: str) -> None:
+def warn_of_clipping(actor: ActorConfig, sources: Sequence[Source], tag: str) -> None:
     """A warning for each limit that would cut more than one in a thousand of a dataset's recorded actions."""
     if not (actor.action_clamp_limits or actor.max_action_step):
         return
@@ -37,11 +37,11 @@ def say_what_limits_cut(actor: ActorConfig, sources: Sequence[Source], tag: str)
                 ", ".join(names),
             )
         actions = source.alignment.scaled(ACTION, source.recorded(ACTION))
-        for text in cuts(actor, names, actions, source.starts):
+        for text in clipping_texts(actor, names, actions, source.starts):
             logger.warning("%s %s (dataset %s)", tag, text, source.name)
 
 
-def cuts(actor: ActorConfig, names: Sequence[str], actions: np.ndarray, starts: np.ndarray) -> list[str]:
+def clipping_texts(actor: ActorConfig, names: Sequence[str], actions: np.ndarray, starts: np.ndarray) -> list[str]:
     """One sentence for each limit that cuts too much.
 
     Args:
@@ -74,7 +74,9 @@ def cuts(actor: ActorConfig, names: Sequence[str], actions: np.ndarray, starts: 
     return texts
 
 
-def cuts_of_statistics(actor: ActorConfig, names: Sequence[str], stats: dict[str, np.ndarray] | None) -> list[str]:
+def clipping_texts_of_statistics(
+    actor: ActorConfig, names: Sequence[str], stats: dict[str, np.ndarray] | None
+) -> list[str]:
     """The same where only the recorded actions' statistics are known, of a checkpoint's preprocessor.
 
     Args:

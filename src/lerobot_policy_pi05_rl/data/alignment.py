@@ -24,7 +24,7 @@ class Alignment:
     scale: dict[str, Affine] = field(default_factory=dict)  # key → what its values are multiplied with and moved by
 
     @property
-    def in_words(self) -> str:
+    def description(self) -> str:
         """What is translated; empty: nothing."""
         parts = [f"{own} as {key}" for key, own in self.names.items()]
         if self.rate != 1.0:
@@ -47,7 +47,7 @@ class Alignment:
         factor, offset = self.scale[key]
         return (values * factor + offset).astype(np.float32)
 
-    def frames_ahead(self, steps: int | np.ndarray) -> np.ndarray:
+    def frame_offset(self, steps: int | np.ndarray) -> np.ndarray:
         """The frame that was current ``steps`` policy steps later: a recorded command holds until the next one."""
         return np.floor(np.asarray(steps) * self.rate + 1e-6).astype(np.int64)
 

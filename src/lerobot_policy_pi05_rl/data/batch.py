@@ -34,10 +34,10 @@ TASK_INDEX = "task_index"
 INTERVENTION = "intervention"  # lerobot-rollout's name of the dataset's column
 FOLD = "fold"
 POSITION = "position"
-NATURAL_WEIGHT = "natural_weight"
-PINNED_ADVANTAGE, PINNED_TAG = "pinned_advantage", "pinned_tag"
-AHEAD = "ahead_"  # begins the key of what belongs to a later frame
-AHEAD_REWARD, AHEAD_DISCOUNT = "reward", "discount"  # behind :func:`ahead`
+IMPORTANCE_WEIGHT = "importance_weight"
+PRECOMPUTED_ADVANTAGE, PRECOMPUTED_TAG = "precomputed_advantage", "precomputed_tag"
+N_STEP = "n_step_"  # begins the key of what belongs to a later frame
+N_STEP_REWARD, N_STEP_DISCOUNT = "reward", "discount"  # behind :func:`n_step_key`
 
 
 @dataclass(frozen=True)
@@ -93,21 +93,23 @@ KEYS: dict[str, BatchKey] = {
     POSITION: BatchKey(
         ("B",),
         "int64",
-        "global sample index, the how-manieth draw of the run; of a held-out frame its number",
+        "global sample index, the how-manieth sample of the run; of a held-out frame its number",
         f"{COLUMNS}, online/learner/batches.py",
         f"recap.py (noise and time), {HELD_OUT}",
     ),
-    NATURAL_WEIGHT: BatchKey(
+    IMPORTANCE_WEIGHT: BatchKey(
         ("B",), "float32", "how much rarer the frame is drawn than it was recorded", COLUMNS, f"{LOSSES}: the critic's"
     ),
-    PINNED_ADVANTAGE: BatchKey(
+    PRECOMPUTED_ADVANTAGE: BatchKey(
         ("B",), "float32", "a labeling's advantage, in units of the return; NaN where unknown", COLUMNS, LOSSES
     ),
-    PINNED_TAG: BatchKey(("B",), "int64", "a labeling's tag: 1 positive, 0 negative, −1 unknown", COLUMNS, LOSSES),
-    f"{AHEAD}<n>.{AHEAD_REWARD}": BatchKey(
+    PRECOMPUTED_TAG: BatchKey(
+        ("B",), "int64", "a labeling's tag: 1 positive, 0 negative, −1 unknown", COLUMNS, LOSSES
+    ),
+    f"{N_STEP}<n>.{N_STEP_REWARD}": BatchKey(
         ("B",), "float32", "discounted rewards of the n steps; NaN where unknown", COLUMNS, LOSSES
     ),
-    f"{AHEAD}<n>.{AHEAD_DISCOUNT}": BatchKey(
+    f"{N_STEP}<n>.{N_STEP_DISCOUNT}": BatchKey(
         ("B",), "float32", "what the later frame's value counts; 0 past the episode's end", COLUMNS, LOSSES
     ),
     **{
@@ -115,24 +117,24 @@ KEYS: dict[str, BatchKey] = {
         for key in (REWARD, DONE, TRUNCATED, INFO)
     },
 }
-"""Key → what lies under it. The observation of the frame n steps later lies under ``ahead_<n>.`` and its own key."""
+"""Key → what lies under it. The observation of the frame n steps later lies under ``n_step_<n>.`` and its own key."""
 
 
-def ahead(n: int, key: str) -> str:
+def n_step_key(n: int, key: str) -> str:
     """The batch key of what belongs to the frame ``n`` steps later."""
-    return f"{AHEAD}{n}.{key}"
+    return f"{N_STEP}{n}.{key}"
 
 
-def ahead_columns(batch: Batch) -> dict[int, Batch]:
+def n_step_columns(batch: Batch) -> dict[int, Batch]:
     """The inverse of :func:`ahead`, over a batch: n → key → value of what belongs to the frames ``n`` steps later."""
     later: dict[int, Batch] = {}
     for key, value in batch.items():
         prefix, _, name = key.partition(".")
-        if prefix.startswith(AHEAD):
-            later.setdefault(int(prefix.removeprefix(AHEAD)), {})[name] = value
+        if prefix.startswith(N_STEP):
+            later.setdefault(int(prefix.removeprefix(N_STEP)), {})[name] = value
     return later
 
 
-def present_columns(batch: Batch) -> Batch:
+def own_columns(batch: Batch) -> Batch:
     """The rest of the batch: what belongs to the samples' own frames."""
-    return {key: value for key, value in batch.items() if not key.startswith(AHEAD)}
+    return {key: value for key, value in batch.items() if not key.startswith(N_STEP)}

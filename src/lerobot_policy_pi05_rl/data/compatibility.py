@@ -49,8 +49,8 @@ def align_sources(
     if config.statistics == "own":
         sources = [sources[0], *(_to_scale_of(sources[0], source, policy) for source in sources[1:])]
     for source in sources:
-        if source.alignment.in_words:
-            logger.info("[DATA] Of %s: %s", source.name, source.alignment.in_words)
+        if source.alignment.description:
+            logger.info("[DATA] Of %s: %s", source.name, source.alignment.description)
     return sources, policy
 
 

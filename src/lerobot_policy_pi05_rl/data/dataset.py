@@ -9,7 +9,7 @@ from lerobot.transforms import ImageTransforms
 
 from ..config.train import OfflineDatasetConfig, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
-from ..returns import Lookahead, Outcome, lookahead
+from ..returns import NStepReturns, Outcome, n_step_returns
 from .compatibility import align_sources
 from .episodes import (
     Episode,
@@ -22,8 +22,8 @@ from .episodes import (
 )
 from .files.folder import open_dataset
 from .files.picture_files import check_pictures
-from .frames import FrameDataset, FrameIndex, PinnedLabels
-from .labeling import labeling_outcomes, pinned_labels, read_labelings
+from .frames import FrameDataset, FrameIndex, PrecomputedLabels
+from .labeling import labeling_outcomes, precomputed_labels, read_labelings
 from .labeling_checks import check_labelings
 from .normalisation import normalisation_statistics
 from .pictures.cameras import EMPTY_CAMERA, picture_shape
@@ -124,21 +124,21 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
     labels = label_episodes(sources, cfg.reward, policy, needs_returns=needs_returns, recorded=recorded)
     if labelings and needs_returns:
         check_labelings(labelings, name, sources, labels, cfg.reward.outcome_file)
-    pinned = pinned_labels(labelings) if labelings else None
+    precomputed = precomputed_labels(labelings) if labelings else None
     train, held_out = split_episodes(labels.episodes, cfg.dataset.eval_split)
     train = cap_transitions(kept_episodes(policy, train), policy.offline_buffer_capacity, cfg.seed)
-    draws = frame_draws(policy, train, pinned) if pinned else None
+    repetitions = frame_repetitions(policy, train, precomputed) if precomputed else None
     pooled = cfg.dataset.statistics == "pooled"
     stats = normalisation_statistics(policy, sources, train, policy_cameras(policy), pooled=pooled)
     transforms = cfg.dataset.image_transforms
 
     folds = assign_folds(train, policy.critic_folds) if policy.trains_critic else {}
     discount = reward_discount(cfg.reward, policy)
-    lookaheads = make_lookaheads(sources, labels, policy, discount, pinned=pinned is not None)
+    bootstrapped = make_n_step_returns(sources, labels, policy, discount, precomputed=precomputed is not None)
     workers = Workers(cfg.num_workers, cfg.prefetch_factor, cfg.dataloader_multiprocessing_context)
     caches = open_caches(sources, policy, cfg.dataset.frame_cache, workers)
 
-    def frames(index: FrameIndex, image_transforms=None, lookaheads=lookaheads) -> FrameDataset:
+    def frames(index: FrameIndex, image_transforms=None, n_step_returns=bootstrapped) -> FrameDataset:
         return FrameDataset(
             sources,
             labels,
@@ -147,20 +147,20 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
             chunk_size=policy.chunk_size,
             image_transforms=image_transforms,
             folds=folds,
-            lookaheads=lookaheads,
-            pinned=pinned,
+            n_step_returns=n_step_returns,
+            precomputed=precomputed,
             caches=caches,
             padded=dict.fromkeys(mixed_cameras(policy, sources, caches), policy.image_resolution),
             seed=cfg.seed,
         )
 
-    index = FrameIndex.of(train, draws, by_source=cfg.dataset.weights is not None)
+    index = FrameIndex.of(train, repetitions, by_source=cfg.dataset.weights is not None)
     return OfflineData(
         sources,
         policy,
         labels,
         frames(index, ImageTransforms(transforms) if transforms.enable else None),
-        frames(FrameIndex.of(held_out), lookaheads=None) if held_out else None,
+        frames(FrameIndex.of(held_out), n_step_returns=None) if held_out else None,
         sample_order(sources, index, cfg.dataset.weights, cfg.seed),
         workers,
         stats,
@@ -224,74 +224,78 @@ def kept_episodes(policy: PI05RLConfig, episodes: list[Episode]) -> list[Episode
     return kept
 
 
-def frame_draws(policy: PI05RLConfig, episodes: list[Episode], pinned: list[PinnedLabels]) -> list[np.ndarray] | None:
-    """Per source (frames,) how often an epoch draws each frame of ``episodes``, as the policy extraction has it; None:
+def frame_repetitions(
+    policy: PI05RLConfig, episodes: list[Episode], precomputed: list[PrecomputedLabels]
+) -> list[np.ndarray] | None:
+    """Per source (frames,) how often an epoch repeats each frame of ``episodes``, by the policy extraction; None:
     all once.
 
     Args:
-        pinned: per source, the labels of a labeling.
+        precomputed: per source, the labels of a labeling.
 
     Raises:
-        DatasetError: it draws none.
+        DatasetError: it repeats none of them.
     """
     tags, advantages = (
         np.concatenate([column[episode.source][episode.start : episode.end] for episode in episodes])
-        for column in ([labels.tags for labels in pinned], [labels.advantages for labels in pinned])
+        for column in ([labels.tags for labels in precomputed], [labels.advantages for labels in precomputed])
     )
-    drawn = policy.extraction.draws(tags, advantages)
-    if drawn is None:
+    repeated = policy.extraction.repetitions(tags, advantages)
+    if repeated is None:
         return None
-    if not drawn.any():
+    if not repeated.any():
         raise DatasetError(f"policy.policy_extraction is {policy.policy_extraction}, and it draws no frame")
-    draws = [np.zeros(len(labels.tags)) for labels in pinned]
+    repetitions = [np.zeros(len(labels.tags)) for labels in precomputed]
     ends = np.cumsum([episode.length for episode in episodes])
-    for episode, counts in zip(episodes, np.split(drawn, ends[:-1]), strict=True):
-        draws[episode.source][episode.start : episode.end] = counts
-    return draws
+    for episode, counts in zip(episodes, np.split(repeated, ends[:-1]), strict=True):
+        repetitions[episode.source][episode.start : episode.end] = counts
+    return repetitions
 
 
-def lookahead_steps(policy: PI05RLConfig, *, pinned: bool) -> list[int]:
-    """The n of the n-step look-aheads that training reads; none by default.
+def bootstrap_steps(policy: PI05RLConfig, *, precomputed: bool) -> list[int]:
+    """The n of the n-step returns that training bootstraps; none by default.
 
     Args:
-        pinned: the advantages are those of a labeling.
+        precomputed: the advantages are those of a labeling.
     """
     wanted = set()
     if policy.trains_critic and policy.critic_target == "td":
         wanted.add(policy.n_step)
-    if policy.trains_critic and policy.advantage_n_step is not None and not pinned:
+    if policy.trains_critic and policy.advantage_n_step is not None and not precomputed:
         wanted.add(policy.advantage_n_step)
     return sorted(wanted)
 
 
-def episode_lookahead(episode: Episode, source: Source, rewards: np.ndarray, n: int, discount: float) -> Lookahead:
-    """The ``n``-step look-ahead of every frame of ``episode``, from its (T,) rewards and γ per policy step."""
-    return lookahead(
+def episode_n_step_returns(
+    episode: Episode, source: Source, rewards: np.ndarray, n: int, discount: float
+) -> NStepReturns:
+    """The ``n``-step returns of every frame of ``episode``, from its (T,) rewards and γ per policy step."""
+    return n_step_returns(
         rewards,
-        max(1, int(source.alignment.frames_ahead(n))),
+        max(1, int(source.alignment.frame_offset(n))),
         discount=source.alignment.per_frame(discount),
         terminated=episode.outcome is not Outcome.TRUNCATED,
     )
 
 
-def make_lookaheads(
-    sources: list[Source], labels: LabelledEpisodes, policy: PI05RLConfig, discount: float, *, pinned: bool
-) -> dict[int, list[Lookahead]]:
-    """n → per source the n-step look-ahead of every frame, for the n that training reads."""
-    lookaheads = {}
-    for n in lookahead_steps(policy, pinned=pinned):
-        lookaheads[n] = []
+def make_n_step_returns(
+    sources: list[Source], labels: LabelledEpisodes, policy: PI05RLConfig, discount: float, *, precomputed: bool
+) -> dict[int, list[NStepReturns]]:
+    """n → per source the n-step returns of every frame, for the n that training reads."""
+    result: dict[int, list[NStepReturns]] = {}
+    for n in bootstrap_steps(policy, precomputed=precomputed):
+        result[n] = []
         for number, source in enumerate(sources):
             count = len(source.columns["index"])
-            columns = Lookahead(
+            columns = NStepReturns(
                 np.full(count, np.nan, dtype=np.float32),
                 np.zeros(count, dtype=np.int64),
                 np.zeros(count, dtype=np.float32),
             )
             for episode in (episode for episode in labels.episodes if episode.source == number):
                 rows = slice(episode.start, episode.end)
-                steps = episode_lookahead(episode, source, labels.rewards[number][rows], n, discount)
+                steps = episode_n_step_returns(episode, source, labels.rewards[number][rows], n, discount)
                 for column, values in zip(columns, steps, strict=True):
                     column[rows] = values
-            lookaheads[n].append(columns)
-    return lookaheads
+            result[n].append(columns)
+    return result

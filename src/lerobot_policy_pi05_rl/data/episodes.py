@@ -12,7 +12,7 @@ from lerobot.utils.constants import REWARD
 from ..configuration_pi05_rl import PI05RLConfig
 from ..returns import Outcome, RewardConfig, dataset_rewards, discounted_returns, steps_to_success_rewards
 from .flags import number_column
-from .outcomes import LabelColumns, intervention_flags, say_outcomes, told_outcomes
+from .outcomes import LabelColumns, find_outcomes, intervention_flags, log_outcomes
 from .sources import DatasetError, Source, check_outcome_file_datasets
 
 logger = logging.getLogger(__name__)
@@ -70,15 +70,15 @@ def label_episodes(
     unlabelled = Outcome(reward.unlabelled) if reward.unlabelled != "error" else None
     check_outcome_file_datasets(reward.outcome_file, sources)
     columns = [LabelColumns(source) for source in sources]
-    told = [
-        told_outcomes(own, reward.outcome_file, primary=number == 0, recorded=recorded and recorded[number])
+    found = [
+        find_outcomes(own, reward.outcome_file, primary=number == 0, recorded=recorded and recorded[number])
         for number, own in enumerate(columns)
     ]
     if needs_returns:
-        say_outcomes(columns, told)
+        log_outcomes(columns, found)
     episodes, unknown = [], []
     for number, source in enumerate(sources):
-        bounds = zip(source.starts.tolist(), source.ends.tolist(), told[number], strict=True)
+        bounds = zip(source.starts.tolist(), source.ends.tolist(), found[number], strict=True)
         for start, end, (outcome, _) in bounds:
             index = int(source.columns["episode_index"][start])
             if outcome is None:

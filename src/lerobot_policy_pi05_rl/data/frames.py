@@ -11,21 +11,21 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..returns import Lookahead
+from ..returns import NStepReturns
 from .batch import (
     ACTION_IS_PAD,
-    AHEAD_DISCOUNT,
-    AHEAD_REWARD,
     FOLD,
+    IMPORTANCE_WEIGHT,
     INTERVENTION,
-    NATURAL_WEIGHT,
-    PINNED_ADVANTAGE,
-    PINNED_TAG,
+    N_STEP_DISCOUNT,
+    N_STEP_REWARD,
     POSITION,
+    PRECOMPUTED_ADVANTAGE,
+    PRECOMPUTED_TAG,
     RETURN,
     TASK,
     TASK_INDEX,
-    ahead,
+    n_step_key,
 )
 from .episodes import Episode, LabelledEpisodes
 from .pictures.decoding import read_picture
@@ -33,8 +33,8 @@ from .pictures.frame_cache import FrameCache, resize
 from .sources import Source
 
 
-class PinnedLabels(NamedTuple):
-    """One source's columns of a labeling."""
+class PrecomputedLabels(NamedTuple):
+    """One source's columns of a labeling, computed once before training."""
 
     advantages: np.ndarray  # (frames,) float32, NaN where unknown
     tags: np.ndarray  # (frames,) int8: 1 positive, 0 negative, −1 unknown
@@ -47,42 +47,42 @@ class FrameIndex:
     episodes: list[Episode]
     offsets: np.ndarray  # (episodes + 1,) cumulative number of frames
     chosen: np.ndarray | None = None  # (frames,) which of those, None: all
-    draws: np.ndarray | None = None  # (frames,) float64 how often an epoch draws each, None: once
-    by_source: bool = False  # each source has a share of the draws of its own (`dataset.weights`)
+    repetitions: np.ndarray | None = None  # (frames,) float64 how often an epoch repeats each, None: once
+    by_source: bool = False  # each source has a share of the samples of its own (`dataset.weights`)
 
     @classmethod
     def of(
-        cls, episodes: list[Episode], draws: list[np.ndarray] | None = None, *, by_source: bool = False
+        cls, episodes: list[Episode], repetitions: list[np.ndarray] | None = None, *, by_source: bool = False
     ) -> "FrameIndex":
-        """``draws``: per source (frames,) how often an epoch draws each frame, 0: never; None: all once."""
+        """``repetitions``: per source (frames,) how often an epoch repeats each frame, 0: never; None: all once."""
         offsets = np.cumsum([0, *(episode.length for episode in episodes)])
-        if draws is None:
+        if repetitions is None:
             return cls(episodes, offsets, by_source=by_source)
-        every = [draws[episode.source][episode.start : episode.end] for episode in episodes]
+        every = [repetitions[episode.source][episode.start : episode.end] for episode in episodes]
         counts = np.concatenate(every).astype(np.float64)
         chosen = np.flatnonzero(counts)
         return cls(episodes, offsets, chosen, counts[chosen], by_source)
 
     @cached_property
-    def natural_weights(self) -> np.ndarray:
-        """(frames,) natural frequency of each frame over the one it is drawn with.
+    def importance_weights(self) -> np.ndarray:
+        """(frames,) importance weights: how often a frame was recorded over how often it is drawn.
 
         Over the frames as drawn, the mean of anything times this weight is its mean over the frames as recorded
         (within each source where sources have shares of their own: that mixture is the user's choice).
         """
-        if self.draws is None:
+        if self.repetitions is None:
             return np.ones(len(self))
         sources = np.zeros(len(self), dtype=np.int64)
         if self.by_source:
             lengths = np.diff(self.offsets)
             sources = np.repeat([episode.source for episode in self.episodes], lengths)[self.chosen]
-        mean = np.bincount(sources, weights=self.draws) / np.maximum(1, np.bincount(sources))
-        return mean[sources] / self.draws
+        mean = np.bincount(sources, weights=self.repetitions) / np.maximum(1, np.bincount(sources))
+        return mean[sources] / self.repetitions
 
     @property
-    def draws_per_epoch(self) -> float:
+    def samples_per_epoch(self) -> float:
         """Expected number; a whole one where every frame is drawn a whole number of times."""
-        total = len(self) if self.draws is None else round(float(self.draws.sum()), 6)
+        total = len(self) if self.repetitions is None else round(float(self.repetitions.sum()), 6)
         return int(total) if total == int(total) else total
 
     def frames_per_source(self, sources: int) -> list[int]:
@@ -104,7 +104,7 @@ class FrameIndex:
 
 
 class FrameDataset(Dataset):
-    """Items are addressed by ``(position, number)``: the draw's global index and the frame's number."""
+    """Items are addressed by ``(position, number)``: the sample's global index and the frame's number."""
 
     def __init__(
         self,
@@ -116,23 +116,23 @@ class FrameDataset(Dataset):
         chunk_size: int,
         image_transforms=None,
         folds: dict[tuple[int, int], int] | None = None,
-        lookaheads: dict[int, list[Lookahead]] | None = None,
-        pinned: list[PinnedLabels] | None = None,
+        n_step_returns: dict[int, list[NStepReturns]] | None = None,
+        precomputed: list[PrecomputedLabels] | None = None,
         caches: list[FrameCache] | None = None,
         padded: dict[str, tuple[int, int]] | None = None,
         seed: int = 0,
     ):
         """Args:
         folds: (source, episode index) → fold.
-        lookaheads: n → per source, with (frames,) columns; the frames that far ahead are read too.
-        pinned: per source, the labels of a labeling.
+        n_step_returns: n → per source, with (frames,) columns; the frames n steps later are read too.
+        precomputed: per source, the labels of a labeling.
         caches: per source, its decoded frames, under its own names of the cameras.
         padded: camera → (h, w) to which its pictures are resized, with black borders.
         seed: with the position it decides what ``image_transforms`` draw.
         """
         self.sources, self.labels, self.frames = sources, labels, frames
         self.cameras, self.chunk_size, self.image_transforms = cameras, chunk_size, image_transforms
-        self.folds, self.lookaheads, self.pinned = folds or {}, lookaheads or {}, pinned
+        self.folds, self.n_step_returns, self.precomputed = folds or {}, n_step_returns or {}, precomputed
         self.caches, self.padded, self.seed = caches, padded or {}, seed
 
     def __len__(self) -> int:
@@ -154,8 +154,8 @@ class FrameDataset(Dataset):
         observation = self._observation(episode.source, row)
         return {
             **observation,
-            **self._ahead(episode.source, row, observation),
-            **self._pinned(episode.source, row),
+            **self._bootstrap(episode.source, row, observation),
+            **self._precomputed(episode.source, row),
             ACTION: actions,
             ACTION_IS_PAD: is_pad,
             TASK: self.labels.tasks[task],
@@ -163,7 +163,7 @@ class FrameDataset(Dataset):
             TASK_INDEX: torch.tensor(task),
             INTERVENTION: torch.tensor(bool(self.labels.interventions[episode.source][row])),
             FOLD: torch.tensor(self.folds.get((episode.source, episode.index), -1)),
-            NATURAL_WEIGHT: torch.tensor(self.frames.natural_weights[number], dtype=torch.float32),
+            IMPORTANCE_WEIGHT: torch.tensor(self.frames.importance_weights[number], dtype=torch.float32),
             POSITION: torch.tensor(position),
         }
 
@@ -172,32 +172,32 @@ class FrameDataset(Dataset):
         state = source.alignment.scaled(OBS_STATE, source.recorded(OBS_STATE)[row])
         return {**self._images(number, row), OBS_STATE: torch.from_numpy(state)}
 
-    def _ahead(self, number: int, row: int, observation: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The observations that the look-aheads bootstrap from; past the episode's end the present one stands in,
+    def _bootstrap(self, number: int, row: int, observation: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The observations that the n-step returns bootstrap from; past the episode's end the present one stands in,
         with discount 0, and nothing is decoded."""
         sample = {}
-        for n, per_source in self.lookaheads.items():
+        for n, per_source in self.n_step_returns.items():
             steps = per_source[number]
             offset = int(steps.offset[row])
             later = observation if offset == 0 else self._observation(number, row + offset)
-            sample |= {ahead(n, key): value for key, value in later.items()}
-            sample[ahead(n, AHEAD_REWARD)] = torch.tensor(steps.reward[row])
-            sample[ahead(n, AHEAD_DISCOUNT)] = torch.tensor(steps.discount[row])
+            sample |= {n_step_key(n, key): value for key, value in later.items()}
+            sample[n_step_key(n, N_STEP_REWARD)] = torch.tensor(steps.reward[row])
+            sample[n_step_key(n, N_STEP_DISCOUNT)] = torch.tensor(steps.discount[row])
         return sample
 
-    def _pinned(self, number: int, row: int) -> dict[str, Tensor]:
-        if self.pinned is None:
+    def _precomputed(self, number: int, row: int) -> dict[str, Tensor]:
+        if self.precomputed is None:
             return {}
-        labels = self.pinned[number]
+        labels = self.precomputed[number]
         return {
-            PINNED_ADVANTAGE: torch.tensor(labels.advantages[row]),
-            PINNED_TAG: torch.tensor(int(labels.tags[row])),
+            PRECOMPUTED_ADVANTAGE: torch.tensor(labels.advantages[row]),
+            PRECOMPUTED_TAG: torch.tensor(int(labels.tags[row])),
         }
 
     def _action_chunk(self, source: Source, row: int) -> tuple[Tensor, Tensor]:
         """(chunk, A) actions from ``row`` on, the last one repeated behind the episode's end, and (chunk,) padding."""
         last = int(source.ends[np.searchsorted(source.ends, row, side="right")]) - 1
-        rows = row + source.alignment.frames_ahead(np.arange(self.chunk_size))
+        rows = row + source.alignment.frame_offset(np.arange(self.chunk_size))
         chunk = source.alignment.scaled(ACTION, source.recorded(ACTION)[np.minimum(rows, last)])
         return torch.from_numpy(chunk), torch.from_numpy(rows > last)
 

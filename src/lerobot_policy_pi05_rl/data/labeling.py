@@ -1,8 +1,8 @@
 """Labelings: outcomes, values and advantages of a whole dataset in a Parquet file beside it, under a name.
 
 ``<dataset_root>.labels/<name>.parquet`` holds one row per frame, and in its schema's metadata what it was made of:
-the fingerprints of the dataset and of the critic, the look-ahead and the thresholds. Several labelings lie side by
-side, their thresholds change without the critic, and the dataset's own files are never touched.
+the fingerprints of the dataset and of the critic, the advantage estimator and the thresholds. Several labelings lie
+side by side, their thresholds change without the critic, and the dataset's own files are never touched.
 """
 
 import json
@@ -20,7 +20,7 @@ from ..returns import Outcome, episode_advantages
 from ..runtime.files import replacing
 from .alignment import Alignment
 from .episodes import LabelledEpisodes
-from .frames import PinnedLabels
+from .frames import PrecomputedLabels
 from .sources import DatasetError, Source, dataset_fingerprint
 
 META_KEY = b"pi05_rl"
@@ -92,18 +92,18 @@ def advantages(
     columns: Columns,
     *,
     n_step: int | None,
-    traces: Mapping[str, float] | None,
+    gae_lambdas: Mapping[str, float] | None,
     discount: float,
     alignment: Alignment | None = None,
 ) -> np.ndarray:
     """(T,) float32 advantages from the columns of a labeling, episode by episode; no network runs.
 
     Args:
-        traces: task → λ of the λ-return; None: ``n_step`` steps.
+        gae_lambdas: task → λ of the λ-return; None: ``n_step`` steps.
         alignment: the source's, which says how many frames a step has; None: one.
     """
     alignment = alignment or Alignment()
-    frames = None if n_step is None else max(1, int(alignment.frames_ahead(n_step)))
+    frames = None if n_step is None else max(1, int(alignment.frame_offset(n_step)))
     result = np.full(len(columns["index"]), np.nan, dtype=np.float32)
     for rows in episode_rows(columns["episode_index"]):
         result[rows] = episode_advantages(
@@ -111,7 +111,7 @@ def advantages(
             columns["reward"][rows],
             columns["value"][rows],
             n_step=frames,
-            trace=None if traces is None else alignment.per_frame(traces[columns["task"][rows.start]]),
+            gae_lambda=None if gae_lambdas is None else alignment.per_frame(gae_lambdas[columns["task"][rows.start]]),
             discount=alignment.per_frame(discount),
             terminated=columns["outcome"][rows.start] != Outcome.TRUNCATED.value,
         )
@@ -222,9 +222,9 @@ def read_labelings(sources: list[Source], name: str) -> list[Labeling]:
     return [find_labeling(source, name) for source in sources]
 
 
-def pinned_labels(labelings: list[Labeling]) -> list[PinnedLabels]:
+def precomputed_labels(labelings: list[Labeling]) -> list[PrecomputedLabels]:
     """Advantages and tags, per source."""
-    return [PinnedLabels(labeling.columns["advantage"], labeling.columns["tag"]) for labeling in labelings]
+    return [PrecomputedLabels(labeling.columns["advantage"], labeling.columns["tag"]) for labeling in labelings]
 
 
 def labeling_outcomes(labeling: Labeling) -> dict[int, Outcome]:

@@ -61,12 +61,12 @@ def _advice(labeling: Labeling, name: str, first: Source, outcome_file: str | No
 
 
 def derive_command(meta: dict[str, Any], name: str, outcome_file: str | None) -> str:
-    """The command that derives a labeling anew from its own values, with its own look-ahead and fraction.
+    """The command that derives a labeling anew from its own values, with its own advantage estimator and fraction.
 
     Args:
         meta: the labeling's.
     """
-    words = [f"pi05-rl label CONFIG --from {name} --name {name}", _look_ahead(meta)]
+    words = [f"pi05-rl label CONFIG --from {name} --name {name}", _estimator_option(meta)]
     fractions = set(meta.get("positive_fraction", {}).values())
     if len(fractions) == 1:
         words.append(f"--positive-fraction {fractions.pop():g}")
@@ -75,12 +75,12 @@ def derive_command(meta: dict[str, Any], name: str, outcome_file: str | None) ->
     return " ".join(word for word in words if word)
 
 
-def _look_ahead(meta: dict[str, Any]) -> str:
+def _estimator_option(meta: dict[str, Any]) -> str:
     if meta.get("horizon") is not None:
         return f"--horizon {meta['horizon']:g}"
-    traces = meta.get("trace")
-    if traces is None:
+    gae_lambdas = meta.get("trace")
+    if gae_lambdas is None:
         return f"--n-step {meta.get('n_step') or 'none'}"
-    if len(set(traces.values())) == 1:
-        return f"--trace {next(iter(traces.values())):g}"
+    if len(set(gae_lambdas.values())) == 1:
+        return f"--gae-lambda {next(iter(gae_lambdas.values())):g}"
     return ""  # an older labeling's horizon is not noted; the command's default is what most were made with

@@ -49,11 +49,11 @@ def make_probe_loader(
     data: OfflineData, *, batch_size: int, most: int, processes: Processes = ALONE
 ) -> DataLoader | None:
     """As many training frames as :func:`make_held_out_loader` reads, evenly spread and read as those are (no
-    augmentation, no frame ahead), so that the two can be compared."""
+    augmentation, no n-step returns), so that the two can be compared."""
     if data.held_out is None:
         return None
     probe = copy.copy(data.train)
-    probe.image_transforms, probe.lookaheads = None, {}
+    probe.image_transforms, probe.n_step_returns = None, {}
     count = min(len(probe), len(held_out_numbers(data.held_out.frames, most)))
     return _loader_in_order(probe, np.linspace(0, len(probe) - 1, count).astype(int).tolist(), batch_size, processes)
 

@@ -87,7 +87,7 @@ def _relative_blocks(
             last = source.ends[np.searchsorted(source.ends, rows, side="right")] - 1
             actions = source.recorded(ACTION)[:, dimension].astype(np.float64)
             start = source.recorded(OBS_STATE)[rows, dimension].astype(np.float64) if relative else np.zeros(len(rows))
-            for ahead in source.alignment.frames_ahead(np.arange(chunk_size)):
+            for ahead in source.alignment.frame_offset(np.arange(chunk_size)):
                 within = rows + ahead <= last
                 yield actions[rows[within] + ahead] - start[within]
 

@@ -18,20 +18,20 @@ OUTCOME_COLUMNS = (*SUCCESS_COLUMNS, "outcome")
 FILE, LABELING = "the outcome file", "the labeling"
 
 
-class Told(NamedTuple):
+class FoundOutcome(NamedTuple):
     """An episode's outcome and the column, or file, that says so; (None, None): nothing does."""
 
     outcome: Outcome | None = None
     by: str | None = None
 
 
-def told_outcomes(
+def find_outcomes(
     columns: "LabelColumns",
     outcome_file: str | None,
     *,
     primary: bool,
     recorded: Mapping[int, Outcome] | None = None,
-) -> list[Told]:
+) -> list[FoundOutcome]:
     """(episodes,) each episode's outcome from the first that knows it.
 
     The order: the outcome file; ``next.cut_off``; ``next.success``, ``success``, ``outcome``; a positive last
@@ -43,27 +43,27 @@ def told_outcomes(
     """
     source = columns.source
     given = read_outcome_file(outcome_file, source, primary=primary)
-    told = []
+    found = []
     for row, start in enumerate(source.starts):
         index = int(source.columns["episode_index"][start])
         if index in given:
-            told.append(Told(given[index], FILE))
+            found.append(FoundOutcome(given[index], FILE))
             continue
-        own = columns.told(row)
+        own = columns.find(row)
         if own.outcome is None and recorded and index in recorded:
-            own = Told(recorded[index], LABELING)
-        told.append(own)
-    return told
+            own = FoundOutcome(recorded[index], LABELING)
+        found.append(own)
+    return found
 
 
 def known_outcomes(source: Source, outcome_file: str | None, *, primary: bool) -> list[Outcome | None]:
     """(episodes,) the outcome of each episode of ``source``, None where neither file nor columns know it."""
-    return [told.outcome for told in told_outcomes(LabelColumns(source), outcome_file, primary=primary)]
+    return [found.outcome for found in find_outcomes(LabelColumns(source), outcome_file, primary=primary)]
 
 
 def known_outcome(source: Source, row: int) -> Outcome | None:
     """What the columns say of the ``row``-th episode of ``source``."""
-    return LabelColumns(source).told(row).outcome
+    return LabelColumns(source).find(row).outcome
 
 
 class LabelColumns:
@@ -74,22 +74,22 @@ class LabelColumns:
         self._flags = flag_columns(source, (CUT_OFF, *OUTCOME_COLUMNS, *TRUNCATED_COLUMNS))
         self.rewards = number_column(source, REWARD)
 
-    def told(self, row: int) -> Told:
+    def find(self, row: int) -> FoundOutcome:
         """The ``row``-th episode's outcome from the first column that knows it."""
         rows = slice(self.source.starts[row], self.source.ends[row])
         for name, flags in self._flags.items():
             outcome = column_outcome(name, flags[rows]) if name not in TRUNCATED_COLUMNS else None
             if outcome is not None:
-                return Told(outcome, name)
+                return FoundOutcome(outcome, name)
         if self.rewards is not None and episode_outcome(reward=self.rewards[rows]) is not None:
-            return Told(Outcome.SUCCESS, REWARD)
+            return FoundOutcome(Outcome.SUCCESS, REWARD)
         for name in TRUNCATED_COLUMNS:
             if name in self._flags and episode_outcome(truncated=self._flags[name][rows]) is not None:
-                return Told(Outcome.TRUNCATED, name)
-        return Told()
+                return FoundOutcome(Outcome.TRUNCATED, name)
+        return FoundOutcome()
 
-    def say_unknown(self) -> None:
-        """Say of each outcome column which episodes it leaves open."""
+    def warn_of_unknown(self) -> None:
+        """Warn, for each outcome column, which episodes it leaves open."""
         bounds = list(zip(self.source.starts, self.source.ends, strict=True))
         for name in OUTCOME_COLUMNS:
             if name in self._flags:
@@ -98,7 +98,7 @@ class LabelColumns:
                     [np.full(e - s, column_outcome(name, flags[s:e]) is None, dtype=bool) for s, e in bounds]
                 )
                 text = "what it leaves open is unknown, and asked of what comes next"
-                say_unknown(self.source, name, np.where(left, flags, NO), text)
+                warn_of_unknown(self.source, name, np.where(left, flags, NO), text)
 
 
 def column_outcome(name: str, flags: np.ndarray) -> Outcome | None:
@@ -108,7 +108,7 @@ def column_outcome(name: str, flags: np.ndarray) -> Outcome | None:
     return Outcome.TRUNCATED if flags[-1] == CUT else episode_outcome(success=flags)
 
 
-def say_unknown(source: Source, name: str, flags: np.ndarray, consequence: str) -> None:
+def warn_of_unknown(source: Source, name: str, flags: np.ndarray, consequence: str) -> None:
     """Warn, once for the column, where its (frames,) flags are neither yes nor no."""
     text = describe_unknown(source, name, flags, consequence)
     if text:
@@ -123,16 +123,16 @@ def intervention_flags(source: Source) -> np.ndarray:
     for own in columns.values():
         flags = np.where(flags == UNKNOWN, own, flags)
     for name in columns if (flags == UNKNOWN).any() else ():
-        say_unknown(source, name, np.where(flags == UNKNOWN, columns[name], NO), "such frames are no corrections")
+        warn_of_unknown(source, name, np.where(flags == UNKNOWN, columns[name], NO), "such frames are no corrections")
     return flags == 1
 
 
-def say_outcomes(datasets: list[LabelColumns], told: list[list[Told]]) -> None:
-    """Say of each dataset how many episodes ended how, by which column, and what its columns leave open; warn where
+def log_outcomes(datasets: list[LabelColumns], found: list[list[FoundOutcome]]) -> None:
+    """Log of each dataset how many episodes ended how, by which column, and what its columns leave open; warn where
     all episodes ended alike, or those of a dataset did and its rewards say otherwise."""
-    everything_alike = len({t.outcome for own in told for t in own}) == 1
-    for columns, own in zip(datasets, told, strict=True):
-        columns.say_unknown()
+    everything_alike = len({t.outcome for own in found for t in own}) == 1
+    for columns, own in zip(datasets, found, strict=True):
+        columns.warn_of_unknown()
         source = columns.source
         counts = Counter((t.outcome.value, t.by) for t in own if t.outcome is not None)
         text = ", ".join(f"{count} {outcome} ({by})" for (outcome, by), count in sorted(counts.items()))

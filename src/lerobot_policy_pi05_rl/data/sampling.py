@@ -1,6 +1,6 @@
 """The order of samples: a pure function of (seed, epoch), the same on any number of processes.
 
-The run is one endless sequence of draws, numbered by their *position*: epoch ``position // n`` visits the ``n``
+The run is one endless sequence of samples, numbered by their *position*: epoch ``position // n`` visits the ``n``
 frames in a permutation derived from (seed, epoch), as LeRobot's ``EpisodeAwareSampler`` does
 (datasets/sampler.py). A batch never stops at an epoch's end; nothing is dropped or padded.
 """
@@ -16,15 +16,16 @@ from .sources import DatasetError, Source
 class SampleOrder:
     """Maps a position to a frame number in ``range(num_frames)``.
 
-    An epoch visits every frame once or, with ``draws``, frame i ``draws[i]`` times. Where that is no whole number, the
-    first e epochs visit it ``floor(e · draws[i] + phase[i])`` times with a phase in [0, 1) derived from the seed: the
-    count never strays from ``e · draws[i]`` by a whole draw, and is a pure function of (seed, epoch).
+    An epoch visits every frame once or, with ``repetitions``, frame i ``repetitions[i]`` times. Where that is no whole
+    number, the first e epochs visit it ``floor(e · repetitions[i] + phase[i])`` times with a phase in [0, 1) derived
+    from the seed: the count never strays from ``e · repetitions[i]`` by a whole visit, and is a pure function of
+    (seed, epoch).
     """
 
-    def __init__(self, num_frames: int, seed: int, draws: np.ndarray | None = None):
-        """``draws``: (num_frames,) how often an epoch visits each frame, above 0; None: once."""
-        self.num_frames, self.seed, self._draws = num_frames, seed, draws
-        self._phases = None if draws is None else np.random.default_rng([seed, 0, num_frames]).random(num_frames)
+    def __init__(self, num_frames: int, seed: int, repetitions: np.ndarray | None = None):
+        """``repetitions``: (num_frames,) how often an epoch visits each frame, above 0; None: once."""
+        self.num_frames, self.seed, self._repetitions = num_frames, seed, repetitions
+        self._phases = None if repetitions is None else np.random.default_rng([seed, 0, num_frames]).random(num_frames)
         self._epoch, self._first, self._frames = -1, 0, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
@@ -34,15 +35,15 @@ class SampleOrder:
 
     def _visit(self, epoch: int) -> None:
         frames = np.arange(self.num_frames)
-        if self._draws is not None:
+        if self._repetitions is not None:
             frames = np.repeat(frames, self._visits(epoch + 1) - self._visits(epoch))
         self._epoch, self._first = epoch, self._begin(epoch)
         self._frames = frames[np.random.default_rng([self.seed, epoch]).permutation(len(frames))]
 
     def _epoch_of(self, position: int) -> int:
-        if self._draws is None:
+        if self._repetitions is None:
             return position // self.num_frames
-        epoch = int(position / self._draws.sum())  # to within one: each frame's count is off by less than a draw
+        epoch = int(position / self._repetitions.sum())  # to within one: each frame's count is off by less than one
         while self._begin(epoch) > position:
             epoch -= 1
         while self._begin(epoch + 1) <= position:
@@ -51,11 +52,11 @@ class SampleOrder:
 
     def _begin(self, epoch: int) -> int:
         """The position at which ``epoch`` begins."""
-        return epoch * self.num_frames if self._draws is None else int(self._visits(epoch).sum())
+        return epoch * self.num_frames if self._repetitions is None else int(self._visits(epoch).sum())
 
     def _visits(self, epochs: int) -> np.ndarray:
         """(num_frames,) how often the first ``epochs`` epochs visit each frame."""
-        return np.floor(epochs * self._draws + self._phases).astype(np.int64)
+        return np.floor(epochs * self._repetitions + self._phases).astype(np.int64)
 
 
 class MixedOrder:
@@ -68,14 +69,16 @@ class MixedOrder:
 
     BLOCK = 1024
 
-    def __init__(self, num_frames: list[int], weights: list[float], seed: int, draws: list[np.ndarray] | None = None):
+    def __init__(
+        self, num_frames: list[int], weights: list[float], seed: int, repetitions: list[np.ndarray] | None = None
+    ):
         """Args:
         num_frames: per source; frame numbers run through the sources in order.
-        draws: per source, as of :class:`SampleOrder`.
+        repetitions: per source, as of :class:`SampleOrder`.
         """
         self.firsts = np.cumsum([0, *num_frames])
         self.seed, self._bounds = seed, np.cumsum(weights) / np.sum(weights)
-        every = draws or [None] * len(num_frames)
+        every = repetitions or [None] * len(num_frames)
         self._orders = [SampleOrder(count, seed, own) for count, own in zip(num_frames, every, strict=True)]
         self._block, self._sources, self._ranks = -1, np.empty(0, np.int64), np.empty(0, np.int64)
 
@@ -97,7 +100,7 @@ class MixedOrder:
         self._block, self._sources, self._ranks = block, sources, ranks
 
     def _drawn(self, positions: int) -> np.ndarray:
-        """(sources,) how many of the first ``positions`` draws are of each source."""
+        """(sources,) how many of the first ``positions`` samples are of each source."""
         return np.diff(np.rint(self._bounds * positions).astype(np.int64), prepend=0)
 
 
@@ -110,13 +113,13 @@ def sample_order(
         DatasetError: nothing is left to draw of a dataset that has a weight.
     """
     if weights is None:
-        return SampleOrder(len(frames), seed, frames.draws)
+        return SampleOrder(len(frames), seed, frames.repetitions)
     counts = frames.frames_per_source(len(sources))
     for source, count in zip(sources, counts, strict=True):
         if count == 0:
             raise DatasetError(f"dataset.weights: nothing is left to draw of the dataset {source.name}; leave it out")
-    draws = None if frames.draws is None else np.split(frames.draws, np.cumsum(counts)[:-1])
-    return MixedOrder(counts, weights, seed, draws)
+    repetitions = None if frames.repetitions is None else np.split(frames.repetitions, np.cumsum(counts)[:-1])
+    return MixedOrder(counts, weights, seed, repetitions)
 
 
 class BatchPositions:

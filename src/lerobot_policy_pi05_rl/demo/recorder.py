@@ -18,7 +18,7 @@ from lerobot.utils.constants import ACTION, DONE, OBS_IMAGES, OBS_STATE, REWARD
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..online.actor.success import told_success
+from ..online.actor.success import parse_success
 from ..runtime.files import give_name
 from ..runtime.scheduling import unchanged_scheduling
 from .constants import ACTION_NAMES, CAMERA_NAMES, CONTROL_HZ, STATE_NAMES
@@ -172,7 +172,7 @@ def _record_episode(env: gym.Env, dataset: LeRobotDataset, operator: Operator, s
     while not done:
         action = operator.act_in(env)
         following, reward, terminated, truncated, info = env.step(action)
-        done, success = terminated or truncated, bool(told_success(info).success)
+        done, success = terminated or truncated, bool(parse_success(info).success)
         dataset.add_frame(
             {
                 **{f"{OBS_IMAGES}.{camera}": picture for camera, picture in observation["pixels"].items()},

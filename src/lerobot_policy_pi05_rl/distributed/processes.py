@@ -1,4 +1,4 @@
-"""The processes of one run: who writes, what all of them know, how gradients meet.
+"""The processes of one run: what they gather, what one of them does for all, and how gradients are averaged.
 
 Started by ``accelerate launch`` or ``torch.distributed.run``, which set the environment that accelerate reads;
 without it a run is one process and nothing here does anything.

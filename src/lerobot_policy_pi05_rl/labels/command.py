@@ -40,9 +40,9 @@ from ..data.workers import Workers
 from ..errors import UserError
 from ..thresholds import positive_fractions, task_thresholds
 from .critic import Critic, find_critic, load_value_function
-from .options import DEFAULT_HORIZON, LabelOptions, choose_look_ahead, parse_options
+from .options import DEFAULT_HORIZON, LabelOptions, choose_estimator, parse_options
 from .outcomes import describe_unlabelled, set_outcomes
-from .summary import Labelled, say
+from .summary import LabelingResult, print_summary
 from .values import TAG, Interrupted, PartialValues, Timing, compute_values, frame_loader
 
 logger = logging.getLogger(__name__)
@@ -67,12 +67,12 @@ def main(arguments: list[str]) -> int:
     options, rest = parse_options(arguments)
     cfg, run = load_label_config(rest)
     try:
-        labelled = label(cfg, options, run)
+        result = label(cfg, options, run)
     except Interrupted as stopped:
         logger.warning("%s %s", TAG, stopped)
         return 130
-    if labelled is not None:
-        say(labelled)
+    if result is not None:
+        print_summary(result)
     return 0
 
 
@@ -92,7 +92,7 @@ def load_label_config(arguments: list[str]) -> tuple[PI05RLTrainConfig, Path | N
     return load_config(checkpoint / PRETRAINED_MODEL_DIR / "train_config.json", overrides), run
 
 
-def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> Labelled | None:
+def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> LabelingResult | None:
     """Do what the options ask for.
 
     Args:
@@ -139,7 +139,7 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
     else:
         logger.info("%s Critic: %s (%s), %d fold(s)", TAG, critic.path, critic.fingerprint, critic.folds)
         values = values_of_critic(cfg, critic, sources, labels, name)
-    return finish(cfg, options, sources, labels, values, name)
+    return write_labelings(cfg, options, sources, labels, values, name)
 
 
 def values_of_labeling(sources: list[Source], from_name: str, name: str) -> list[Values]:
@@ -173,7 +173,7 @@ def values_of_critic(
             "%s %s does not say which episodes its critic has seen, or the critic was never trained", TAG, critic.path
         )
     earlier = [replaceable_labeling(source, name, critic.fingerprint) for source in sources]
-    partials = [unfinished(source, name, critic) for source in sources]
+    partials = [partial_values(source, name, critic) for source in sources]
     identity = {"path": critic.path, "fingerprint": critic.fingerprint}
     workers = Workers(cfg.num_workers, cfg.prefetch_factor, cfg.dataloader_multiprocessing_context)
     reading = {"policy": cfg.policy, "batch_size": cfg.batch_size, "workers": workers}
@@ -217,25 +217,25 @@ def free_name(sources: list[Source], critic: Critic) -> str:
     return name
 
 
-def unfinished(source: Source, name: str, critic: Critic) -> PartialValues:
+def partial_values(source: Source, name: str, critic: Critic) -> PartialValues:
     """The values of an interrupted command of the same name."""
     header = {"dataset": dataset_fingerprint(source), "critic": critic.fingerprint, "critics": critic.folds}
     return PartialValues(labeling_path(source, name).with_suffix(".partial"), header, critics=critic.folds)
 
 
-def finish(
+def write_labelings(
     cfg: PI05RLTrainConfig,
     options: LabelOptions,
     sources: list[Source],
     labels: LabelledEpisodes,
     values: list[Values],
     name: str,
-) -> Labelled:
+) -> LabelingResult:
     """Advantages, thresholds over all sources, tags; write the side-cars."""
-    n_step, traces, look_ahead = choose_look_ahead(options, cfg.policy.advantage_n_step, labels)
-    logger.info("%s Advantages: %s", TAG, look_ahead)
+    n_step, gae_lambdas, estimator = choose_estimator(options, cfg.policy.advantage_n_step, labels)
+    logger.info("%s Advantages: %s", TAG, estimator)
     horizon = None
-    if traces is not None and options.trace is None:
+    if gae_lambdas is not None and options.gae_lambda is None:
         horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
     default = cfg.policy.advantage_positive_fraction if options.fraction is None else options.fraction
     discount, scale = reward_discount(cfg.reward, cfg.policy), reward_scale(cfg.reward, cfg.policy, labels)
@@ -253,7 +253,7 @@ def finish(
             )
         columns = {**frame_columns(number, source, labels), "value": own.value, "fold": own.fold}
         columns["advantage"] = advantages(
-            columns, n_step=n_step, traces=traces, discount=discount, alignment=source.alignment
+            columns, n_step=n_step, gae_lambdas=gae_lambdas, discount=discount, alignment=source.alignment
         )
         tables.append(columns)
     thresholds = task_thresholds(tables, by_task)
@@ -273,7 +273,7 @@ def finish(
             "critic": own.critic,
             "n_step": n_step,
             "horizon": horizon,
-            "trace": None if traces is None else {task: traces[task] for task in tasks},
+            "trace": None if gae_lambdas is None else {task: gae_lambdas[task] for task in tasks},
             "discount": discount,
             "positive_fraction": {task: by_task[task] for task in tasks},
             "thresholds": {task: thresholds[task] for task in tasks},
@@ -284,7 +284,7 @@ def finish(
         write_labeling(path, Labeling(columns, meta))
         path.with_suffix(".partial").unlink(missing_ok=True)
         logger.info("%s Wrote %s", TAG, path)
-    return Labelled(name, [labeling_path(source, name) for source in sources], thresholds)
+    return LabelingResult(name, [labeling_path(source, name) for source in sources], thresholds)
 
 
 if __name__ == "__main__":

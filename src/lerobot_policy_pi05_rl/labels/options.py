@@ -1,15 +1,19 @@
 """The command line of ``pi05-rl label``."""
 
 import argparse
+import logging
 import re
 from dataclasses import dataclass
 from typing import NoReturn
 
 from ..config.train import ConfigError
 from ..data.episodes import LabelledEpisodes
-from ..returns import horizon_trace
+from ..returns import gae_lambda_for_horizon
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_HORIZON = 0.15  # docs/results.md says why
+EARLIER_LAMBDA = "--trace"  # what --gae-lambda was called
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class LabelOptions:
     from_name: str | None = None
     n_step: int | None = None
     n_step_given: bool = False
-    trace: float | None = None
+    gae_lambda: float | None = None
     horizon: float | None = None
     fraction: float | None = None
     success: str | None = None
@@ -47,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name in ("--name", "--checkpoint", "--n-step", "--success", "--failure", "--outcomes", "--of"):
         parser.add_argument(name)
     parser.add_argument("--from", dest="from_name")
-    parser.add_argument("--trace", type=float)
+    parser.add_argument("--gae-lambda", EARLIER_LAMBDA, dest="gae_lambda", type=float)
     parser.add_argument("--horizon", type=float)
     parser.add_argument("--positive-fraction", dest="fraction", type=float)
     parser.add_argument("--list-unlabelled", action="store_true")
@@ -61,6 +65,8 @@ def parse_options(arguments: list[str]) -> tuple[LabelOptions, list[str]]:
         ConfigError: an option has no or an impossible value, or two contradict each other.
     """
     known, rest = make_parser().parse_known_args(arguments)
+    if any(argument.partition("=")[0] == EARLIER_LAMBDA for argument in arguments):
+        logger.warning("[LABEL] %s is called --gae-lambda now", EARLIER_LAMBDA)
     values = vars(known)
     text = values.pop("n_step")
     options = LabelOptions(**values, n_step=_steps(text), n_step_given=text is not None)
@@ -83,11 +89,15 @@ def check_options(options: LabelOptions) -> None:
         raise ConfigError("--of says which dataset --success and --failure speak of; give one of them")
     if options.n_step is not None and options.n_step < 1:
         raise ConfigError(f"--n-step takes a number of steps, at least 1, or none; got {options.n_step}")
-    look_aheads = {"--n-step": options.n_step_given, "--trace": options.trace, "--horizon": options.horizon}
-    given = [flag for flag, value in look_aheads.items() if value not in (None, False)]
+    estimators = {"--n-step": options.n_step_given, "--gae-lambda": options.gae_lambda, "--horizon": options.horizon}
+    given = [flag for flag, value in estimators.items() if value not in (None, False)]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} exclude each other")
-    shares = {"--trace": options.trace, "--horizon": options.horizon, "--positive-fraction": options.fraction}
+    shares = {
+        "--gae-lambda": options.gae_lambda,
+        "--horizon": options.horizon,
+        "--positive-fraction": options.fraction,
+    }
     for flag, share in shares.items():
         if share is not None and not 0.0 <= share <= 1.0:
             raise ConfigError(f"{flag} must be in [0, 1], got {share}")
@@ -101,7 +111,7 @@ def _steps(text: str | None) -> int | None:
     return int(text)
 
 
-def choose_look_ahead(
+def choose_estimator(
     options: LabelOptions, configured: int | None, labels: LabelledEpisodes
 ) -> tuple[int | None, dict[str, float] | None, str]:
     """N, λ per task (one of the two, neither is G − V), and both in words.
@@ -111,18 +121,18 @@ def choose_look_ahead(
     """
     if options.n_step_given:
         n_step = options.n_step
-    elif options.trace is None and options.horizon is None:
+    elif options.gae_lambda is None and options.horizon is None:
         n_step = configured
     else:
         n_step = None
-    if options.trace is not None:
-        return None, dict.fromkeys(labels.tasks, options.trace), f"λ-return, λ = {options.trace:g}"
+    if options.gae_lambda is not None:
+        return None, dict.fromkeys(labels.tasks, options.gae_lambda), f"λ-return, λ = {options.gae_lambda:g}"
     if n_step is not None:
         return n_step, None, f"{n_step} steps, then the critic"
     if options.n_step_given:
         return None, None, "G − V"
     horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
     lengths = zip(labels.tasks, labels.task_lengths.tolist(), strict=True)
-    traces = {task: horizon_trace(horizon, length) for task, length in lengths}
-    each = ", ".join(f"{trace:.3f}" for trace in traces.values())
-    return None, traces, f"λ-return over {horizon:g} of the task's longest episode, λ = {each}"
+    gae_lambdas = {task: gae_lambda_for_horizon(horizon, length) for task, length in lengths}
+    each = ", ".join(f"{gae_lambda:.3f}" for gae_lambda in gae_lambdas.values())
+    return None, gae_lambdas, f"λ-return over {horizon:g} of the task's longest episode, λ = {each}"

@@ -13,7 +13,7 @@ from ..returns import Outcome
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelingResult:
     """A finished labeling."""
 
     name: str  # what dataset.labeling and --labels call it
@@ -26,10 +26,10 @@ class Labelled:
         return pd.concat(tables, ignore_index=True)
 
 
-def say(labelled: Labelled) -> None:
+def print_summary(result: LabelingResult) -> None:
     """The table of what became of the frames, and how to train from the labeling."""
-    name, tables = labelled.name, [read_labeling(path).columns for path in labelled.paths]
-    label_table(tables, labelled.thresholds, title=f"labeling {name}")
+    name, tables = result.name, [read_labeling(path).columns for path in result.paths]
+    label_table(tables, result.thresholds, title=f"labeling {name}")
     print(f"Train from this labeling: --dataset.labeling={name} (add --policy.train_critic=false to train no critic)")
 
 

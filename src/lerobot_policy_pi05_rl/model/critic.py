@@ -160,8 +160,8 @@ class SharedValueCritic(nn.Module):
 
 
 class CrossFittedCritic(nn.Module):
-    """K critics. Critic k never learns from the episodes of fold k and is the one asked about them, so that no
-    advantage comes from a critic that has memorised the return; K = 1 is one critic that learns from all."""
+    """An ensemble of K critics. Critic k never learns from the episodes of fold k and is the one asked about them, so
+    that no advantage comes from a critic that has memorised the return; K = 1 is one critic that learns from all."""
 
     def __init__(self, members: "list[ValueCritic] | list[SharedValueCritic]"):
         super().__init__()
@@ -169,22 +169,22 @@ class CrossFittedCritic(nn.Module):
 
     @property
     def bins(self) -> ValueBins:
-        """The value bins, the same for every member."""
+        """The value bins, the same for every critic."""
         return self.members[0].bins
 
     def init_from_actor(self, language_model: nn.Module) -> None:
-        """Copy the actor's first language layers into every member."""
+        """Copy the actor's first language layers into every critic."""
         for member in self.members:
             member.init_from_actor(language_model)
 
     def forward(self, prefix_embs: Tensor, prefix_mask: Tensor) -> Tensor:
-        """As :meth:`ValueCritic.forward`, for every member: (B, K, num_bins) fp32 logits."""
+        """As :meth:`ValueCritic.forward`, of every critic: (B, K, num_bins) fp32 logits."""
         return torch.stack([member(prefix_embs, prefix_mask) for member in self.members], dim=1)
 
     def learns_from(self, fold: Tensor) -> Tensor:
         """(B,) folds → (B, K) bool: which critics learn from each sample."""
-        members = torch.arange(len(self.members), device=fold.device)
-        return (fold[:, None] != members) | (len(self.members) == 1)
+        own_folds = torch.arange(len(self.members), device=fold.device)
+        return (fold[:, None] != own_folds) | (len(self.members) == 1)
 
     def out_of_fold(self, values: Tensor, fold: Tensor) -> Tensor:
         """(B, K) values, (B,) folds → (B,) the value of the critic blind to the sample; the mean where the fold is −1

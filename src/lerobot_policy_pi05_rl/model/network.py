@@ -47,13 +47,13 @@ class PI05RLPytorch(PI05Pytorch):
                 config.value_support_max,
                 config.hl_gauss_sigma_ratio,
             )
-            member = (
+            make_critic = (
                 partial(ValueCritic, self.language_model.config, depth=config.critic_llm_depth)
                 if config.use_separate_critic
                 else partial(SharedValueCritic, config.llm_width)
             )
             self.critic = CrossFittedCritic(
-                [member(num_queries=config.num_value_queries, bins=bins) for _ in range(config.critic_folds)]
+                [make_critic(num_queries=config.num_value_queries, bins=bins) for _ in range(config.critic_folds)]
             )
             self.critic.init_from_actor(self.language_model)
         if config.compile_model:  # the towers' own layers compile themselves

@@ -69,7 +69,7 @@ def plan(
     return make_plan(setup, efficiency=efficiency)
 
 
-def memory_in_words(arguments: list[str]) -> str:
+def describe_memory(arguments: list[str]) -> str:
     """One line: the bytes of a step of the run that ``arguments`` configure, and the single changes that need less,
     the best first.
 

@@ -139,7 +139,7 @@ def _accumulate(policy: PI05RLConfig, shape: Shape) -> tuple[PI05RLConfig, Shape
     if shape.batch_size == 1:
         return None
     batches = policy.gradient_accumulation_steps * shape.batch_size
-    return changed(policy, gradient_accumulation_steps=batches), Shape(1, shape.text_tokens, shape.pinned)
+    return changed(policy, gradient_accumulation_steps=batches), Shape(1, shape.text_tokens, shape.precomputed)
 
 
 def _share_critic(policy: PI05RLConfig, shape: Shape) -> tuple[PI05RLConfig, Shape] | None:

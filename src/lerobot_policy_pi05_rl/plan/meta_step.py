@@ -16,21 +16,21 @@ from ..data.batch import (
     ACTION_IS_PAD,
     ADVANTAGE_MASKS,
     ADVANTAGE_TOKENS,
-    AHEAD_DISCOUNT,
-    AHEAD_REWARD,
     FOLD,
     INTERVENTION,
-    PINNED_ADVANTAGE,
-    PINNED_TAG,
+    N_STEP_DISCOUNT,
+    N_STEP_REWARD,
+    PRECOMPUTED_ADVANTAGE,
+    PRECOMPUTED_TAG,
     RETURN,
     TASK_INDEX,
-    ahead,
+    n_step_key,
 )
-from ..data.dataset import lookahead_steps, policy_cameras
-from ..draws import Draws
+from ..data.dataset import bootstrap_steps, policy_cameras
 from ..losses import RecapLosses
 from ..model.trainable import select_trainable
 from ..modeling_pi05_rl import PI05RLPolicy
+from ..noise import SampledNoise
 from ..thresholds import AdvantageThresholds
 from .meta_modes import MetaAutocast, PlaceholderValues
 
@@ -43,7 +43,7 @@ class Shape:
 
     batch_size: int = 1
     text_tokens: int = 64  # the longest prompt of the batch
-    pinned: bool = False  # advantages come from a labeling
+    precomputed: bool = False  # advantages come from a labeling
 
 
 class MetaPolicy(PI05RLPolicy):
@@ -96,8 +96,8 @@ def build(config: PI05RLConfig) -> MetaModel:
     return MetaModel(losses.train(), trainable)
 
 
-def make_batch(config: PI05RLConfig, shape: Shape) -> tuple[dict[str, Tensor], Draws]:
-    """A preprocessed batch and its draws, as ``offline_learner`` gives them to the losses."""
+def make_batch(config: PI05RLConfig, shape: Shape) -> tuple[dict[str, Tensor], SampledNoise]:
+    """A preprocessed batch and its noise, as ``offline_learner`` gives them to the losses."""
     size = shape.batch_size
     with torch.device("meta"):
         observation = {
@@ -116,13 +116,13 @@ def make_batch(config: PI05RLConfig, shape: Shape) -> tuple[dict[str, Tensor], D
             INTERVENTION: torch.empty(size, dtype=torch.bool),
             FOLD: torch.empty(size, dtype=torch.long),
         }
-        if shape.pinned:
-            batch |= {PINNED_ADVANTAGE: torch.empty(size), PINNED_TAG: torch.empty(size, dtype=torch.long)}
-        for n in lookahead_steps(config, pinned=shape.pinned):
-            later = {**observation, AHEAD_REWARD: torch.empty(size), AHEAD_DISCOUNT: torch.empty(size)}
-            batch |= {ahead(n, key): value for key, value in later.items()}
+        if shape.precomputed:
+            batch |= {PRECOMPUTED_ADVANTAGE: torch.empty(size), PRECOMPUTED_TAG: torch.empty(size, dtype=torch.long)}
+        for n in bootstrap_steps(config, precomputed=shape.precomputed):
+            later = {**observation, N_STEP_REWARD: torch.empty(size), N_STEP_DISCOUNT: torch.empty(size)}
+            batch |= {n_step_key(n, key): value for key, value in later.items()}
         noise = torch.empty(size, config.chunk_size, config.max_action_dim)
-        return batch, Draws(noise, torch.empty(size), torch.empty(size, dtype=torch.bool))
+        return batch, SampledNoise(noise, torch.empty(size), torch.empty(size, dtype=torch.bool))
 
 
 @contextlib.contextmanager

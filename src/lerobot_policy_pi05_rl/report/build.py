@@ -17,7 +17,7 @@ from ..runtime.files import replacing
 from . import critic_sections, curves, sections, strips
 from .frames import DatasetFrames
 from .inputs import Subject, open_subject, read_metrics
-from .labels import Labeling, newest_labeling, read_labeling
+from .labels import LabelingTable, newest_labeling, read_labeling_table
 from .video import write_overlay_video
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def report(
     names = list(labels) or [default_labeling(subject)]
     total_frames = int(subject.info["total_frames"])
     root, episodes = subject.dataset_root, subject.episodes
-    labelings = [read_labeling(root, name, total_frames, episodes) for name in dict.fromkeys(names)]
+    labelings = [read_labeling_table(root, name, total_frames, episodes) for name in dict.fromkeys(names)]
     output = default_output(subject, labelings[0]) if output is None else Path(output)
     pictures = DatasetFrames(subject.dataset_root, subject.info)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def report(
 
 def render_page(
     subject: Subject,
-    labelings: Sequence[Labeling],
+    labelings: Sequence[LabelingTable],
     pictures: DatasetFrames,
     metrics: dict[str, curves.Series],
     videos: Sequence[str] = (),
@@ -159,7 +159,7 @@ def ensure_labels(subject: Subject) -> str:
     return name
 
 
-def default_output(subject: Subject, labeling: Labeling) -> Path:
+def default_output(subject: Subject, labeling: LabelingTable) -> Path:
     """Inside the run, or beside the side-car: nothing is ever written into a dataset."""
     if subject.run is not None:
         return subject.run / "report.html"
@@ -167,7 +167,7 @@ def default_output(subject: Subject, labeling: Labeling) -> Path:
 
 
 def write_videos(
-    episodes: Sequence[int], labeling: Labeling, pictures: DatasetFrames, fps: float, output: Path
+    episodes: Sequence[int], labeling: LabelingTable, pictures: DatasetFrames, fps: float, output: Path
 ) -> list[str]:
     """One overlay video per episode, beside the page; their file names.
 

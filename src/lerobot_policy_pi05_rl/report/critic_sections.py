@@ -4,14 +4,14 @@ import pandas as pd
 
 from . import charts, statistics
 from .inputs import Subject
-from .labels import OUTCOMES, Labeling, ending
+from .labels import OUTCOMES, LabelingTable, ending
 from .sections import MOST_TASKS, TAGS, Figure, Legend, Table
 from .svg import number, percent
 
 MOST_LINES = 400  # value curves on the whole page
 
 
-def value_figures(subject: Subject, labeling: Labeling) -> list[tuple[str, list[Figure]]]:
+def value_figures(subject: Subject, labeling: LabelingTable) -> list[tuple[str, list[Figure]]]:
     """Task → value over time, one chart per outcome."""
     tasks = labeling.tasks[:MOST_TASKS]
     outcomes = {task: set(labeling.frames["outcome"][labeling.frames["task"] == task]) for task in tasks}
@@ -37,7 +37,7 @@ def value_figures(subject: Subject, labeling: Labeling) -> list[tuple[str, list[
     return groups
 
 
-def threshold_table(labeling: Labeling) -> Table:
+def threshold_table(labeling: LabelingTable) -> Table:
     """Each task's threshold, and how many frames lie above it."""
     rows = []
     for task in labeling.tasks:
@@ -57,7 +57,7 @@ def threshold_table(labeling: Labeling) -> Table:
     return Table(headers, rows)
 
 
-def advantage_figures(labeling: Labeling, fps: float) -> list[tuple[str, list[Figure]]]:
+def advantage_figures(labeling: LabelingTable, fps: float) -> list[tuple[str, list[Figure]]]:
     """Task → how the advantages lie around the threshold; no figures where no advantage is known."""
     groups = []
     for task in labeling.tasks[:MOST_TASKS]:
@@ -87,12 +87,12 @@ def _figures_of(frames: pd.DataFrame, threshold: float | None, fps: float) -> li
     ]
 
 
-def calibration_error(labeling: Labeling) -> str:
+def calibration_error(labeling: LabelingTable) -> str:
     """For the reader."""
     return number(statistics.calibration_error(labeling.frames), 3)
 
 
-def calibration_figures(labeling: Labeling) -> list[Figure]:
+def calibration_figures(labeling: LabelingTable) -> list[Figure]:
     """Does the critic's number mean what it says? Empty where no frame has both value and return."""
     bins = statistics.calibration(labeling.frames)
     if not bins:

@@ -67,7 +67,7 @@ CURVES = (
     Curve(
         "Frames tagged positive",
         "share of samples drawn",
-        "How many of the samples drawn are tagged positive; near the fraction that was asked for, or, of a pinned "
+        "How many of the samples drawn are tagged positive; near the fraction that was asked for, or, under a "
         "labeling, as many more as advantage_positive_weight draws them more often.",
         "advantage_positive_fraction",
         None,

@@ -22,7 +22,7 @@ def ending(outcome: str) -> str:
 
 
 @dataclass(frozen=True)
-class Labeling:
+class LabelingTable:
     """One side-car: a row per frame in dataset order, and what it was made with."""
 
     name: str
@@ -36,7 +36,7 @@ class Labeling:
         return self.metadata.get("n_step")
 
     @property
-    def traces(self) -> dict[str, float] | None:
+    def gae_lambdas(self) -> dict[str, float] | None:
         """Task → λ of the λ-returns that the advantage was computed from; None: it was not."""
         return self.metadata.get("trace")
 
@@ -56,7 +56,9 @@ class Labeling:
         return None if value is None else float(value)
 
 
-def read_labeling(dataset_root: Path, name: str, total_frames: int, episodes: list[int] | None = None) -> Labeling:
+def read_labeling_table(
+    dataset_root: Path, name: str, total_frames: int, episodes: list[int] | None = None
+) -> LabelingTable:
     """The labeling ``name`` of a dataset.
 
     Args:
@@ -79,7 +81,7 @@ def read_labeling(dataset_root: Path, name: str, total_frames: int, episodes: li
             f"the labeling {path} has {len(frames)} rows but the dataset has {total_frames} frames{selected}: the "
             "dataset changed since; run `pi05-rl label` again"
         )
-    return Labeling(name, path, frames, found.meta)
+    return LabelingTable(name, path, frames, found.meta)
 
 
 def _is_of(frames: pd.DataFrame, dataset_root: Path, episodes: list[int]) -> bool:
@@ -104,11 +106,11 @@ def _critic_lies_in(metadata: dict[str, Any], run: Path) -> bool:
     path = critic.get("path")
     if path is None or not Path(path).resolve().is_relative_to(run.resolve()):
         return False
-    present = present_fingerprint(path)
+    present = current_fingerprint(path)
     return present is None or present == critic.get("fingerprint")
 
 
-def present_fingerprint(path: str) -> str | None:
+def current_fingerprint(path: str) -> str | None:
     """The fingerprint of the critic that lies in a checkpoint now; None where the checkpoint is gone or not whole."""
     try:
         critic = load_critic(path)

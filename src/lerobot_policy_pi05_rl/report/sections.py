@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from . import charts, curves, statistics
 from .inputs import Subject
-from .labels import OUTCOMES, Labeling
+from .labels import OUTCOMES, LabelingTable
 from .svg import number, percent
 
 MOST_TASKS = 6  # with charts; the tables name every task
@@ -35,7 +35,7 @@ class Figure(NamedTuple):
 TAGS: Legend = [("bar", "positive", "tagged positive"), ("bar", "negative", "negative")]
 
 
-def facts(subject: Subject, labeling: Labeling) -> list[tuple[str, object, object]]:
+def facts(subject: Subject, labeling: LabelingTable) -> list[tuple[str, object, object]]:
     """What this page is about: name, value, and what stands behind it in brackets."""
     critic = labeling.metadata.get("critic") or {}
     dataset = labeling.metadata.get("dataset") or {}
@@ -46,38 +46,38 @@ def facts(subject: Subject, labeling: Labeling) -> list[tuple[str, object, objec
     found = [
         ("Dataset", " · ".join(str(part) for part in (repo_id, subject.dataset_root) if part), None),
         ("Size", f"{episodes} episodes, {len(labeling.frames)} frames at {subject.fps:g} fps", None),
-        ("Labeling", labeling.name, day_and_time),
+        ("LabelingTable", labeling.name, day_and_time),
         ("Critic", critic.get("path") or "not named", critic.get("fingerprint")),
-        ("Advantage", advantage_text(labeling.n_step, labeling.traces), None),
+        ("Advantage", advantage_text(labeling.n_step, labeling.gae_lambdas), None),
     ]
     if subject.checkpoint_step is not None:
         found.insert(0, ("Run", f"{subject.run}, newest checkpoint at step {subject.checkpoint_step}", None))
     return found
 
 
-def advantage_text(n_step: int | None, traces: dict[str, float] | None = None) -> str:
+def advantage_text(n_step: int | None, gae_lambdas: dict[str, float] | None = None) -> str:
     """How the advantage was computed, in words."""
-    if traces is not None:
-        return f"{lambda_text(traces)}: the λ-return, − value now"
+    if gae_lambdas is not None:
+        return f"{lambda_text(gae_lambdas)}: the λ-return, − value now"
     if n_step is None:
         return "return − value (the return to the end of the episode)"
     return f"N = {n_step}: the rewards of {n_step} steps, then the critic’s value, − value now"
 
 
-def lambda_text(traces: dict[str, float]) -> str:
+def lambda_text(gae_lambdas: dict[str, float]) -> str:
     """λ, or its range over the tasks."""
-    low, high = min(traces.values()), max(traces.values())
+    low, high = min(gae_lambdas.values()), max(gae_lambdas.values())
     return f"λ = {low:.3g}" if low == high else f"λ = {low:.3g} to {high:.3g}, by task"
 
 
-def horizon_text(labeling: Labeling) -> str:
+def horizon_text(labeling: LabelingTable) -> str:
     """How far the advantage looks ahead, in a table's cell."""
-    if labeling.traces is not None:
-        return lambda_text(labeling.traces)
+    if labeling.gae_lambdas is not None:
+        return lambda_text(labeling.gae_lambdas)
     return "to the end" if labeling.n_step is None else str(labeling.n_step)
 
 
-def tiles(labeling: Labeling) -> list[tuple[str, str]]:
+def tiles(labeling: LabelingTable) -> list[tuple[str, str]]:
     """Four numbers to see first, and what they are."""
     episodes = statistics.episode_table(labeling.frames)
     labelled = episodes[episodes["outcome"] != "truncated"]
@@ -90,7 +90,7 @@ def tiles(labeling: Labeling) -> list[tuple[str, str]]:
     ]
 
 
-def _auc_tile(labeling: Labeling) -> tuple[str, str]:
+def _auc_tile(labeling: LabelingTable) -> tuple[str, str]:
     """A score that rests on a few episodes is no headline."""
     few = statistics.few_outcomes(labeling.frames)
     if few is None:
@@ -98,12 +98,12 @@ def _auc_tile(labeling: Labeling) -> tuple[str, str]:
     return "–", f"AUC of mid-episode values: {few}, too few to say"
 
 
-def _auc_cell(labeling: Labeling) -> str:
+def _auc_cell(labeling: LabelingTable) -> str:
     few = statistics.few_outcomes(labeling.frames)
     return number(statistics.outcome_auc(labeling.frames)) if few is None else f"– ({few})"
 
 
-def data_table(subject: Subject, labeling: Labeling) -> Table:
+def data_table(subject: Subject, labeling: LabelingTable) -> Table:
     """Episodes per task."""
     whole, episodes = (statistics.episode_table(labeling.frames, by_task=by_task) for by_task in (False, True))
     headers = ["Task", "Episodes", "Successes", "Failures", "Truncated", "Intervention frames"]
@@ -124,7 +124,7 @@ def _episode_cells(episodes: pd.DataFrame, fps: float) -> list[object]:
     return [len(episodes), *counts, int(episodes["interventions"].sum()), *spread]
 
 
-def lengths_figures(subject: Subject, labeling: Labeling) -> list[Figure]:
+def lengths_figures(subject: Subject, labeling: LabelingTable) -> list[Figure]:
     """How long the episodes of each task are."""
     episodes, tasks = statistics.episode_table(labeling.frames, by_task=True), labeling.tasks
     figures = []
@@ -153,7 +153,7 @@ def curve_figures(metrics: dict[str, curves.Series]) -> list[Figure]:
     return figures
 
 
-def comparison(labelings: Sequence[Labeling]) -> dict[str, Any]:
+def comparison(labelings: Sequence[LabelingTable]) -> dict[str, Any]:
     """Two or more labelings of the dataset side by side; agreement of the first with each other."""
     if len(labelings) < 2:
         return {"compared": None}
@@ -169,7 +169,7 @@ def comparison(labelings: Sequence[Labeling]) -> dict[str, Any]:
         ]
         for item in labelings
     ]
-    headers = ["Labeling", "N", "Positive", "Rank correlation", "AUC", "Calibration error"]
+    headers = ["LabelingTable", "N", "Positive", "Rank correlation", "AUC", "Calibration error"]
     return {
         "compared": Table(headers, settings),
         "first": first.name,
@@ -178,7 +178,7 @@ def comparison(labelings: Sequence[Labeling]) -> dict[str, Any]:
     }
 
 
-def _agreement(first: Labeling, other: Labeling) -> Table:
+def _agreement(first: LabelingTable, other: LabelingTable) -> Table:
     """Which frames the two tag positive, per task. Both have one row for each frame of the dataset."""
     headers = ["Task", "Frames", "Both positive", f"Only {first.name}", f"Only {other.name}", "Neither"]
     a, b = first.frames["positive"].to_numpy(bool), other.frames["positive"].to_numpy(bool)
@@ -190,7 +190,7 @@ def _agreement(first: Labeling, other: Labeling) -> Table:
     return Table(headers, rows)
 
 
-def _histogram(labeling: Labeling, task: str) -> Figure:
+def _histogram(labeling: LabelingTable, task: str) -> Figure:
     frames = labeling.frames[labeling.frames["task"] == task]
     caption = f"Advantages of “{task}” in this labeling; frames right of the threshold are positive."
     return Figure(charts.advantages_chart(frames, labeling.threshold(task)), caption, labeling.name, TAGS)

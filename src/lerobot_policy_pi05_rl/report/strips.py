@@ -8,7 +8,7 @@ import pandas as pd
 from PIL import Image
 
 from .frames import DatasetFrames
-from .labels import Labeling, ending
+from .labels import LabelingTable, ending
 from .statistics import extreme_moments
 from .svg import number
 
@@ -26,7 +26,7 @@ def cameras(pictures: DatasetFrames) -> str:
     return names + (" below" if len(pictures.cameras) > 1 else "")
 
 
-def moments(labeling: Labeling, pictures: DatasetFrames, fps: float) -> list[tuple[str, list[dict[str, Any]]]]:
+def moments(labeling: LabelingTable, pictures: DatasetFrames, fps: float) -> list[tuple[str, list[dict[str, Any]]]]:
     """Heading → the moments with the most and with the least advantage, at most one of an episode in each list."""
     frames = labeling.frames
     if not pictures.cameras or not frames["advantage"].notna().any():

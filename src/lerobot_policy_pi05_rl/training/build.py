@@ -14,22 +14,22 @@ from ..checkpoint.processors import check_processors, probe_processors
 from ..config.train import ConfigError
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.batch import (
-    AHEAD_DISCOUNT,
-    AHEAD_REWARD,
     FOLD,
+    IMPORTANCE_WEIGHT,
     INTERVENTION,
-    NATURAL_WEIGHT,
-    PINNED_ADVANTAGE,
-    PINNED_TAG,
+    N_STEP_DISCOUNT,
+    N_STEP_REWARD,
     POSITION,
+    PRECOMPUTED_ADVANTAGE,
+    PRECOMPUTED_TAG,
     RETURN,
     TASK,
     TASK_INDEX,
     Batch,
     Preprocess,
-    ahead,
-    ahead_columns,
-    present_columns,
+    n_step_columns,
+    n_step_key,
+    own_columns,
 )
 from ..data.dataset import OfflineData
 from ..data.loaders import to_device
@@ -51,7 +51,16 @@ from ..stored.files import locate, stores_critic
 
 logger = logging.getLogger(__name__)
 
-RL_COLUMNS = (RETURN, TASK_INDEX, INTERVENTION, FOLD, POSITION, NATURAL_WEIGHT, PINNED_ADVANTAGE, PINNED_TAG)
+RL_COLUMNS = (
+    RETURN,
+    TASK_INDEX,
+    INTERVENTION,
+    FOLD,
+    POSITION,
+    IMPORTANCE_WEIGHT,
+    PRECOMPUTED_ADVANTAGE,
+    PRECOMPUTED_TAG,
+)
 
 
 def make_policy(config: PI05RLConfig, peft: PeftConfig | None, checkpoint: Path | None, *, tag: str) -> PI05RLPolicy:
@@ -138,16 +147,16 @@ def load_processors(policy: PI05RLConfig, path: str | Path) -> Processors:
 
 def make_preprocess(preprocessor: Preprocessor, device: torch.device) -> Preprocess:
     """Collated samples → what the losses read. LeRobot's pipeline drops columns it does not know; they are put
-    back. Observations of frames ahead go through the same pipeline."""
+    back. Observations of later frames go through the same pipeline."""
 
     def preprocess(samples: Batch) -> Batch:
         batch = to_device(samples, device)
-        later = ahead_columns(batch)
-        result = {**preprocessor(present_columns(batch)), **{key: batch[key] for key in RL_COLUMNS if key in batch}}
+        later = n_step_columns(batch)
+        result = {**preprocessor(own_columns(batch)), **{key: batch[key] for key in RL_COLUMNS if key in batch}}
         for n, columns in later.items():
-            bootstrap = {name: columns.pop(name) for name in (AHEAD_REWARD, AHEAD_DISCOUNT)}
+            bootstrap = {name: columns.pop(name) for name in (N_STEP_REWARD, N_STEP_DISCOUNT)}
             processed = {**preprocessor({**columns, TASK: batch[TASK]}), **bootstrap}
-            result |= {ahead(n, name): value for name, value in processed.items() if isinstance(value, Tensor)}
+            result |= {n_step_key(n, name): value for name, value in processed.items() if isinstance(value, Tensor)}
         return result
 
     return preprocess

@@ -15,10 +15,10 @@ from torch import Tensor
 from ..advantage import TAGS
 from ..data.batch import ACTION_IS_PAD, FOLD, POSITION, RETURN, Batch
 from ..data.frames import FrameIndex
-from ..draws import draw
 from ..losses import per_sample
 from ..model.cache import CriticFeatures, PrefixCache
 from ..modeling_pi05_rl import select_tag
+from ..noise import sample_noise
 from ..recap import RecapAlgorithm
 from ..returns import Outcome
 from .critic_metrics import auc, calibration_error, middle_frames, spearman_per_episode
@@ -142,8 +142,8 @@ def critic_columns(algorithm: RecapAlgorithm, features: CriticFeatures, batch: d
     from the sample (all of them where it is held out)."""
     critic = algorithm.policy.model.critic
     logits, returns = critic(*features), batch[RETURN]
-    members = logits.shape[1]
-    cross_entropy = critic.bins.cross_entropy(logits, returns.nan_to_num()[:, None].expand(-1, members))
+    critics = logits.shape[1]
+    cross_entropy = critic.bins.cross_entropy(logits, returns.nan_to_num()[:, None].expand(-1, critics))
     learns = critic.learns_from(batch[FOLD])
     mean = (cross_entropy * learns).sum(dim=1) / learns.sum(dim=1)
     values = critic.out_of_fold(critic.bins.value(logits), batch[FOLD])
@@ -164,9 +164,11 @@ def flow_columns(
 ) -> dict[str, Tensor]:
     """(B,) flow-matching error under each tag, from the same noise and time."""
     policy = algorithm.policy
-    draws, actions = draw(algorithm.config.seed, batch[POSITION], policy.config), policy.prepare_action(batch)
+    sampled = sample_noise(algorithm.config.seed, batch[POSITION], policy.config)
+    actions = policy.prepare_action(batch)
     errors = {
-        tag: policy.model.flow_matching_error(cache, actions, draws.noise, draws.time) for tag, cache in caches.items()
+        tag: policy.model.flow_matching_error(cache, actions, sampled.noise, sampled.time)
+        for tag, cache in caches.items()
     }
     return {f"loss_actor_{tag}": per_sample(error, batch) for tag, error in errors.items()}
 
@@ -177,7 +179,7 @@ def sample_columns(
     """(B,) mean absolute error, in normalised actions, of the executed part of a chunk sampled under each tag from
     the same noise, and the mean square distance between the positive and the negative chunk."""
     model, config = algorithm.policy.model, algorithm.policy.config
-    noise = draw(algorithm.config.seed, batch[POSITION], config).noise
+    noise = sample_noise(algorithm.config.seed, batch[POSITION], config).noise
     width, steps = batch[ACTION].shape[-1], config.n_action_steps
     valid = ~batch[ACTION_IS_PAD][:, :steps]
     chunks, columns = {}, {}

@@ -14,7 +14,7 @@ from ..checkpoint.write import link_last, load_training_state
 from ..config.encoding import encoded
 from ..config.resolve import changed, recorded
 from ..config.train import ConfigError, PI05RLTrainConfig
-from ..data.action_limits import say_what_limits_cut
+from ..data.action_limits import warn_of_clipping
 from ..data.dataset import OfflineData, open_offline_data
 from ..distributed.processes import ALONE, Processes
 from ..processor_pi05_rl import Processors, check_prompt_lengths
@@ -114,14 +114,14 @@ def start(
     processes: Processes = ALONE,
     *,
     check_unused: Callable[[Path], None] = check_empty,
-    check_data_fits: Callable[[PI05RLTrainConfig, OfflineData], None] = lambda cfg, data: None,
+    check_compatible: Callable[[PI05RLTrainConfig, OfflineData], None] = lambda cfg, data: None,
 ) -> Run:
     """Open the data, build the policy, load the checkpoint that the run goes on from, say what is about to happen.
 
     Args:
         cfg: as :func:`~..config.resolve.resolved` makes it.
         check_unused: raises where a fresh run would write into another one.
-        check_data_fits: raises where the data is not this kind of run's.
+        check_compatible: raises where the data is not this kind of run's.
 
     Raises:
         UserError: bad input; nothing is written before all of it is checked.
@@ -134,7 +134,7 @@ def start(
         asked = encoded(run.record(cfg.wandb.run_id))
         processes.once(partial(check_data, checkpoint, data, asked, cfg.reads))
         run.window.load_state_dict(load_training_state(checkpoint, algorithm))
-    check_data_fits(cfg, data)
+    check_compatible(cfg, data)
     processes.once(partial(make_run_dir, cfg.run_dir))
     if checkpoint is not None and processes.is_main:  # before metrics.jsonl is cut there: a kill must not lose lines
         link_last(checkpoint)
@@ -184,7 +184,7 @@ def announce(run: Run) -> None:
         {name: f"{number:,}" for name, number in trained.items()},
     )
     if algorithm.processes.is_main:
-        say_what_limits_cut(cfg.actor, run.data.sources, cfg.tag)
+        warn_of_clipping(cfg.actor, run.data.sources, cfg.tag)
     logger.info("%s Output directory: %s", cfg.tag, cfg.run_dir)
     if run.checkpoint is not None:
         logger.info("%s Resuming at step %d from %s", cfg.tag, algorithm.optimization_step, run.checkpoint)

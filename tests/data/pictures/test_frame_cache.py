@@ -201,7 +201,7 @@ def test_a_cache_that_goes_while_it_is_read_is_an_error(opened, images, tmp_path
         data.train[(0, 0)]
 
 
-# ── Several datasets, frames ahead, the command ──────────────────────────────────────────────────────────────────
+# ── Several datasets, later frames, the command ──────────────────────────────────────────────────────────────────
 
 
 def test_each_dataset_has_its_own_cache(opened, images, tmp_path):
@@ -214,11 +214,11 @@ def test_each_dataset_has_its_own_cache(opened, images, tmp_path):
         assert torch.equal(data.train[(0, number)][CAMERAS[0]], decoded.train[(0, number)][CAMERAS[0]])
 
 
-def test_frames_ahead_come_from_the_cache_too(opened, images, monkeypatch):
+def test_later_frames_come_from_the_cache_too(opened, images, monkeypatch):
     changes = {"policy__critic_target": "td", "policy__n_step": 3, "policy__image_resolution": [64, 64]}
     data = opened(images, **changes)
     sample, later = data.train[(0, 2)], data.train[(0, 5)]
-    assert torch.equal(sample[f"ahead_3.{CAMERAS[0]}"], later[CAMERAS[0]])
+    assert torch.equal(sample[f"n_step_3.{CAMERAS[0]}"], later[CAMERAS[0]])
 
 
 def test_the_command_builds_it(images, tmp_path, capsys):

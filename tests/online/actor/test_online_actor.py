@@ -136,7 +136,7 @@ def test_an_old_observation_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("last", "time_limit", "judges", "outcome"),
+    ("last", "time_limit", "reports_success", "outcome"),
     [
         ({"terminated": True, "success": True}, "auto", True, Outcome.SUCCESS),
         ({"truncated": True, "success": True}, "auto", True, Outcome.SUCCESS),
@@ -148,8 +148,8 @@ def test_an_old_observation_is_refused():
         ({"terminated": True, "rerecord": True}, "auto", True, None),
     ],
 )
-def test_outcomes(last, time_limit, judges, outcome):
-    env = FakeEnv(length=3, last=last, judges=judges)
+def test_outcomes(last, time_limit, reports_success, outcome):
+    env = FakeEnv(length=3, last=last, reports_success=reports_success)
     made = make_control(env, FakeModel(), ActorConfig(realtime=False, time_limit=time_limit), thread=False)
     assert made.control.play(0).outcome is outcome
     assert len(env.executed) == 3

@@ -18,7 +18,7 @@ from lerobot_policy_pi05_rl.returns import Outcome
 SUCCEEDS_AT, LENGTH = 1, 4  # step of the success, which does not end the episode; steps in all
 
 
-class Judged(FakeEnv):
+class ReportsSuccess(FakeEnv):
     """Succeeds in its second step, or never, and goes on; ``last`` is what its last step says."""
 
     def __init__(self, succeeds, last=None):
@@ -47,8 +47,8 @@ def interrupt(number):
 ENDS = {
     "success": (Outcome.SUCCESS, Outcome.SUCCESS),
     "failure": (Outcome.SUCCESS, Outcome.FAILURE),
-    "time limit, judged": (Outcome.SUCCESS, Outcome.FAILURE),
-    "time limit, not judged": (Outcome.SUCCESS, Outcome.TRUNCATED),
+    "time limit, success reported": (Outcome.SUCCESS, Outcome.FAILURE),
+    "time limit, success not reported": (Outcome.SUCCESS, Outcome.TRUNCATED),
     "longest length": (Outcome.SUCCESS, Outcome.TRUNCATED),
     "stop": (Outcome.SUCCESS, Outcome.TRUNCATED),
     "fault": (Outcome.SUCCESS, Outcome.TRUNCATED),
@@ -64,11 +64,11 @@ def play(end, succeeds):
     last = {
         "success": {"terminated": True, "success": True},
         "failure": {"terminated": True},
-        "time limit, judged": {"truncated": True},
-        "time limit, not judged": {"truncated": True},
+        "time limit, success reported": {"truncated": True},
+        "time limit, success not reported": {"truncated": True},
     }.get(end)
-    env = Judged(succeeds, last)
-    env.judges = end != "time limit, not judged"
+    env = ReportsSuccess(succeeds, last)
+    env.reports_success = end != "time limit, success not reported"
     raises = {"broken environment": burst, "misfit": misfit, "Ctrl-C": interrupt}.get(end)
     env.on_step = lambda number: raises(number) if raises and number == LENGTH else None
     model = FakeModel(size=2, bad=lambda count: end == "fault" and count >= LENGTH // 2)

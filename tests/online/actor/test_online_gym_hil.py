@@ -83,7 +83,7 @@ def keyboard(monkeypatch):
 
 def test_an_episode_of_a_policy_alone():
     env = make(config(control_time_s=0.6, actor={"action_clamp_limits": {"delta_x": [-0.5, 0.5]}}))
-    assert (env.fps, env.judges, env.real_robot, env.action_names) == (10, True, False, ACTIONS)
+    assert (env.fps, env.reports_success, env.real_robot, env.action_names) == (10, True, False, ACTIONS)
     observation = env.reset(3)
     assert {key: value.shape for key, value in observation.items()} == {
         **{camera: (128, 128, 3) for camera in CAMERAS},

@@ -139,7 +139,7 @@ class FakePort:
 def test_a_person_takes_over_with_the_leader(tmp_path, arms):
     cfg = so101(tmp_path, max_action_step=dict.fromkeys(JOINTS, 10.0))
     env = environment_of(cfg, FEATURES, JOINTS)
-    assert env.real_robot and not env.judges and env.fps == 30
+    assert env.real_robot and not env.reports_success and env.fps == 30
     observation = env.reset(0)
     assert observation["observation.images.front"].shape == (48, 64, 3)
     assert (observation["observation.images.front"] == 100).all() and observation[OBS_STATE].tolist() == [0] * 6

@@ -8,7 +8,7 @@ import torch
 
 from lerobot_policy_pi05_rl.config.actor import ActorConfig
 from lerobot_policy_pi05_rl.online.actor.control import Control, Stats
-from lerobot_policy_pi05_rl.online.actor.success import SuccessReader, told_success
+from lerobot_policy_pi05_rl.online.actor.success import SuccessReader, parse_success
 from lerobot_policy_pi05_rl.returns import Outcome
 
 NAMES = ("is_success", "success", "succeed", "succeeded", "is_successful", "task_success", "next.success", "Success")
@@ -25,15 +25,15 @@ class Event(Enum):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_spelling_and_form_of_yes_and_no(name):
     for value in YES:
-        assert told_success({name: value, "reward": 0}).success is True, repr(value)
-        assert told_success({"final_info": {name: value}}).success is True, repr(value)
-        assert told_success({"final_info": [{name: value}]}).success is True, repr(value)
+        assert parse_success({name: value, "reward": 0}).success is True, repr(value)
+        assert parse_success({"final_info": {name: value}}).success is True, repr(value)
+        assert parse_success({"final_info": [{name: value}]}).success is True, repr(value)
     for value in NO:
-        assert told_success({name: value}).success is False, repr(value)
-        assert told_success({"final_info": np.array([{name: value}], dtype=object)}).success is False, repr(value)
+        assert parse_success({name: value}).success is False, repr(value)
+        assert parse_success({"final_info": np.array([{name: value}], dtype=object)}).success is False, repr(value)
     for value in ODD:
-        told = told_success({name: value})
-        assert told.success is None and list(told.odd) == [name], repr(value)
+        told = parse_success({name: value})
+        assert told.success is None and list(told.unparsed) == [name], repr(value)
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_every_spelling_and_form_of_yes_and_no(name):
     ],
 )
 def test_what_of_an_info_counts(info, success):
-    assert told_success(info).success is success
+    assert parse_success(info).success is success
 
 
 def test_one_of_several_environments():
     info = {"success": np.array([False, True]), "_success": np.array([True, True])}
-    assert [told_success(info, index, 2).success for index in (0, 1)] == [False, True]
+    assert [parse_success(info, index, 2).success for index in (0, 1)] == [False, True]
     info = {"final_info": [None, {"success": True}]}
-    assert [told_success(info, index, 2).success for index in (0, 1)] == [None, True]
+    assert [parse_success(info, index, 2).success for index in (0, 1)] == [None, True]
 
 
 def read(reader, info, reward=0.0, terminated=False, truncated=False):
@@ -71,14 +71,14 @@ def test_a_reward_at_the_end_counts_only_where_nothing_else_is_said(caplog):
     assert read(silent, {"steps": 1}, reward=1.0) is None  # not the end
     assert read(silent, {"steps": 1}, reward=1.0, terminated=True) is True
     assert read(silent, {"steps": 1}, reward=0.0, terminated=True) is None
-    assert read(silent, {"steps": 1}, reward=1.0, truncated=True) is None and not silent.says
+    assert read(silent, {"steps": 1}, reward=1.0, truncated=True) is None and not silent.reports_success
     assert caplog.text.count("does not say whether an episode succeeded (its info has: steps)") == 1
     telling = SuccessReader()
-    assert read(telling, {"success": False}, reward=1.0, terminated=True) is False and telling.says
+    assert read(telling, {"success": False}, reward=1.0, terminated=True) is False and telling.reports_success
     assert read(telling, {}, reward=1.0, terminated=True) is False  # it speaks of success when there is one
-    odd = SuccessReader()
+    unparsed = SuccessReader()
     for _ in range(2):
-        assert read(odd, {"success": {"lift": True}}, reward=1.0, terminated=True) is None
+        assert read(unparsed, {"success": {"lift": True}}, reward=1.0, terminated=True) is None
     assert caplog.text.count("says success=\"{'lift': True}\", which is neither yes nor no") == 1
 
 
@@ -95,7 +95,7 @@ def test_a_reward_at_the_end_counts_only_where_nothing_else_is_said(caplog):
 def test_an_episode_of_which_nobody_says_whether_it_succeeded(last, time_limit, outcome):
     from actors import FakeEnv, FakeModel, make_control
 
-    env = FakeEnv(length=3, last=last, judges=False)
+    env = FakeEnv(length=3, last=last, reports_success=False)
     actor = ActorConfig(realtime=False, time_limit=time_limit)
     made = make_control(env, FakeModel(), actor, thread=False)
     control = Control(env, made.source, made.recorder, actor, lambda: False, Stats())

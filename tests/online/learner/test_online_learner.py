@@ -131,7 +131,7 @@ def test_an_episode_is_labelled_once_and_as_if_it_were_the_first_time(run, monke
         assert found.labels.episodes == fresh.labels.episodes and found.folds == fresh.folds
         for number in range(len(fresh)):
             own, other = found[number, number], fresh[number, number]
-            assert own.keys() == other.keys() and "ahead_2.reward" in own
+            assert own.keys() == other.keys() and "n_step_2.reward" in own
             for key, value in other.items():
                 if isinstance(value, str):
                     assert value == own[key]

@@ -21,7 +21,7 @@ from ...config.arguments import split_config_path
 from ...config.file import load_config
 from ...config.resolve import resolved
 from ...config.train import ConfigError
-from ...data.action_limits import cuts_of_statistics
+from ...data.action_limits import clipping_texts_of_statistics
 from ...errors import UserError
 from ...returns import Outcome
 from ...runtime.progress import StopSignal
@@ -34,7 +34,7 @@ from .control import SWITCH_S, Control, Ending, Stats
 from .environment import ActorEnvironment
 from .inference import ChunkSource, ChunkThread
 from .recorder import Recorder
-from .safety import StaleWatch, check_names
+from .safety import StalenessCheck, check_names
 from .setup import (
     absolute_statistics,
     build_policy,
@@ -135,7 +135,7 @@ class Actor:
                 cfg.env, cfg.actor, features, list(setup.action_names), rename_map=cfg.rename_map
             )
             stack.callback(environment.close)
-        said = cuts_of_statistics(cfg.actor, environment.action_names, absolute_statistics(processors[0]))
+        said = clipping_texts_of_statistics(cfg.actor, environment.action_names, absolute_statistics(processors[0]))
         for text in said:
             logger.warning("[ACTOR] %s", text)
         check_names("actor.hold_action", cfg.actor.hold_action, environment.action_names)
@@ -286,15 +286,15 @@ class Actor:
 
 def make_source(actor: ActorConfig, model: ChunkModel, environment: ActorEnvironment) -> ChunkSource:
     """The chunks as ``actor.inference`` wants them."""
-    config, watch = model.policy.config, None
+    config, staleness = model.policy.config, None
     if environment.real_robot:
-        watch = StaleWatch(actor.stale_observation_s, watch_pictures=True)
+        staleness = StalenessCheck(actor.stale_observation_s, check_pictures=True)
     if actor.inference == "sync":
         rtc = RTCConfig(enabled=False)
         return ChunkSource(
-            model, rtc, environment.fps, threshold=0, horizon=config.n_action_steps, watch=watch, inline=True
+            model, rtc, environment.fps, threshold=0, horizon=config.n_action_steps, staleness=staleness, inline=True
         )
     threshold = config.chunk_size // 2 if actor.queue_threshold is None else actor.queue_threshold
     rtc = config.rtc_config
     horizon = config.chunk_size if rtc.enabled else config.n_action_steps
-    return ChunkSource(model, rtc, environment.fps, threshold=threshold, horizon=horizon, watch=watch)
+    return ChunkSource(model, rtc, environment.fps, threshold=threshold, horizon=horizon, staleness=staleness)

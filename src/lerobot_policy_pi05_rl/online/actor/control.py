@@ -168,19 +168,21 @@ class Control:
         if step.terminated and step.success is not None:
             return Ending(Outcome.FAILURE, "failure")
         if step.terminated:
-            return Ending(time_limit_outcome(self._actor.time_limit, judges=False), "nobody says whether it succeeded")
-        return Ending(time_limit_outcome(self._actor.time_limit, self._env.judges), "time limit")
+            return Ending(
+                time_limit_outcome(self._actor.time_limit, reports_success=False), "nobody says whether it succeeded"
+            )
+        return Ending(time_limit_outcome(self._actor.time_limit, self._env.reports_success), "time limit")
 
 
-def time_limit_outcome(time_limit: str, judges: bool) -> Outcome:
+def time_limit_outcome(time_limit: str, reports_success: bool) -> Outcome:
     """What an episode is whose time is up.
 
     Args:
         time_limit: failure, truncated or auto, of the configuration.
-        judges: the environment itself says whether an episode succeeded.
+        reports_success: the environment itself says whether an episode succeeded.
     """
     if time_limit == "auto":
-        return Outcome.FAILURE if judges else Outcome.TRUNCATED
+        return Outcome.FAILURE if reports_success else Outcome.TRUNCATED
     return Outcome.FAILURE if time_limit == "failure" else Outcome.TRUNCATED
 
 

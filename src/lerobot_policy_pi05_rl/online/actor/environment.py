@@ -45,7 +45,7 @@ class ActorEnvironment(Protocol):
     task: str
     action_names: list[str]
     real_robot: bool
-    judges: bool  # the environment itself says whether an episode succeeded
+    reports_success: bool  # the environment itself says whether an episode succeeded
 
     def reset(self, seed: int) -> Observation:
         """Start an episode."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .chunk_model import ChunkModel, Weights
 from .environment import Observation
-from .safety import StaleWatch
+from .safety import StalenessCheck
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class ChunkSource:
         fps: control steps per second.
         threshold: a chunk is computed once so many actions or fewer are left.
         horizon: actions of a chunk that are queued.
-        watch: refuses observations; None where time stands still between steps.
+        staleness: refuses observations; None where time stands still between steps.
         inline: compute in the control loop.
     """
 
@@ -45,11 +45,11 @@ class ChunkSource:
         *,
         threshold: int,
         horizon: int,
-        watch: StaleWatch | None = None,
+        staleness: StalenessCheck | None = None,
         inline: bool = False,
     ):
         self._model, self._rtc, self._fps = model, rtc, fps
-        self._threshold, self._horizon, self._watch, self.inline = threshold, horizon, watch, inline
+        self._threshold, self._horizon, self._staleness, self.inline = threshold, horizon, staleness, inline
         self._queue, self._latency = ActionQueue(rtc), LatencyTracker()
         self._lock = threading.Lock()
         self._computing = threading.Lock()  # whoever loads weights or computes a chunk
@@ -115,8 +115,8 @@ class ChunkSource:
             self._seen, self._due = None, False
             self._frozen = self._stale = self._refused = None
             self._forget()
-        if self._watch is not None:
-            self._watch.reset()
+        if self._staleness is not None:
+            self._staleness.reset()
         with self._computing:  # a chunk of the last episode ends first
             self._load_staged()
 
@@ -127,7 +127,7 @@ class ChunkSource:
             intervened: a person acted in the step that led to it; a chunk that continues no plan is due then.
         """
         now = time.monotonic()
-        frozen = None if self._watch is None else self._watch.see(observation, now)
+        frozen = None if self._staleness is None else self._staleness.update(observation, now)
         with self._lock:
             self._seen, self._frozen = (observation, now, self._taken), frozen
             self._overruled |= intervened
@@ -168,7 +168,7 @@ class ChunkSource:
             epoch, executing, overruled = self._epoch, self._taken - first, self._overruled
             left_over, left_over_actions = (None, None) if overruled else self._left_over(first)
             began = time.monotonic()
-            self._stale = None if self._watch is None else self._watch.too_old(began - at)
+            self._stale = None if self._staleness is None else self._staleness.too_old(began - at)
             if self._stale:
                 self._forget()
                 return False  # until there is a newer one

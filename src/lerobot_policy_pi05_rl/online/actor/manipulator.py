@@ -21,7 +21,7 @@ from .environment import HardwareError, Observation, Step, to_observation
 from .hil_simulator import SeededReset, check_fits, forget_correction, make_simulator
 from .leader import LeaderWithKeys
 from .safety import ActionLimits, UnsafeActionError, check_limits
-from .success import told_success
+from .success import parse_success
 
 logger = logging.getLogger(__name__)
 
@@ -177,9 +177,10 @@ class ManipulatorEnvironment:
         self.fps, self.task, self.action_names = float(env_cfg.fps), env_cfg.task or "", action_names
         self.real_robot = teleop is not None
         classifier = env_cfg.processor.reward_classifier
-        self.judges = not self.real_robot or (classifier is not None and classifier.pretrained_path is not None)
+        classifies = classifier is not None and classifier.pretrained_path is not None
+        self.reports_success = not self.real_robot or classifies
         self._stores_targets = self.real_robot and env_cfg.processor.inverse_kinematics is None
-        self._classified = self.real_robot and self.judges
+        self._classified = self.real_robot and self.reports_success
         self._transition: Any = None
         self._last: np.ndarray | None = None
 
@@ -223,7 +224,7 @@ class ManipulatorEnvironment:
             self._teleop.follow(self._env.get_raw_joint_positions())
         reward, terminated = float(transition[TransitionKey.REWARD]), bool(transition[TransitionKey.DONE])
         # Of gym-hil "succeed" is what the simulator says, "next.success" what a person did.
-        success = bool(told_success(info).success)
+        success = bool(parse_success(info).success)
         intervention = bool(info.get(TeleopEvents.IS_INTERVENTION))
         self._last = self._executed(action, intervention)
         return Step(

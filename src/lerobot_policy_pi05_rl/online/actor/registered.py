@@ -48,8 +48,8 @@ class RegisteredEnvironment:
         self._last: np.ndarray | None = None
 
     @property
-    def judges(self) -> bool:
-        return self._success.says
+    def reports_success(self) -> bool:
+        return self._success.reports_success
 
     def _describe_task(self) -> str:
         for attribute in ("task_description", "task"):

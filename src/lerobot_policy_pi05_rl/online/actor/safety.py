@@ -109,17 +109,17 @@ def hold_action(names: Sequence[str], hold: dict[str, float], last: np.ndarray) 
     return action
 
 
-class StaleWatch:
-    """Says when an observation may not be acted on.
+class StalenessCheck:
+    """Which observations are stale, so that nothing may act on them.
 
     Args:
         limit_s: the age, in seconds, above which an observation is stale.
-        watch_pictures: whether a camera whose pictures have not changed at all for ``limit_s`` is stale, too. Two
+        check_pictures: whether a camera whose pictures have not changed at all for ``limit_s`` is stale, too. Two
             pictures of a real camera always differ; a simulator that stands still draws the same one.
     """
 
-    def __init__(self, limit_s: float, watch_pictures: bool):
-        self.limit_s, self._watch_pictures = limit_s, watch_pictures
+    def __init__(self, limit_s: float, check_pictures: bool):
+        self.limit_s, self._check_pictures = limit_s, check_pictures
         self._pictures: dict[str, np.ndarray] = {}
         self._changed: dict[str, float] = {}
 
@@ -127,9 +127,9 @@ class StaleWatch:
         """Forget the pictures, at the start of an episode."""
         self._pictures, self._changed = {}, {}
 
-    def see(self, observation: dict[str, np.ndarray], now: float) -> str | None:
+    def update(self, observation: dict[str, np.ndarray], now: float) -> str | None:
         """Note a new observation at ``now`` (seconds); returns which camera has frozen, if one has."""
-        if not self._watch_pictures:
+        if not self._check_pictures:
             return None
         for name, picture in observation.items():
             if picture.ndim != 3:

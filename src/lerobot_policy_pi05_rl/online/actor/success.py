@@ -21,14 +21,14 @@ FINAL = "final_info"  # what a vector environment's last step said, once it has 
 _KEY = re.compile(r"((is|next|task|episode)[_.])*(success|successful|succeed|succeeds|succeeded)", re.IGNORECASE)
 
 
-class Told(NamedTuple):
-    """What one step's info says of success."""
+class SuccessFlag(NamedTuple):
+    """Success as one step's info has it."""
 
     success: bool | None  # None: nothing that is understood
-    odd: dict[str, Any]  # keys that speak of success, with values that are neither yes nor no
+    unparsed: dict[str, Any]  # keys that speak of success, with values that are neither yes nor no
 
 
-def told_success(info: Any, index: int = 0, envs: int = 1) -> Told:
+def parse_success(info: Any, index: int = 0, envs: int = 1) -> SuccessFlag:
     """What an environment's ``info`` says, whatever it calls success and whichever form it gives it in.
 
     Understood are the keys ``is_success``, ``success``, ``succeed``, ``is_successful`` and their like (a ``next.``
@@ -41,11 +41,11 @@ def told_success(info: Any, index: int = 0, envs: int = 1) -> Told:
     """
     final = _of_one(info.get(FINAL), index) if isinstance(info, Mapping) else None
     if final is None:
-        return _told(_of_one(info, index) or {}, index, envs)
-    last = _told(final, index, envs)
+        return _parse(_of_one(info, index) or {}, index, envs)
+    last = _parse(final, index, envs)
     # At the top may be what the next episode's reset said, of which a no means nothing.
-    top = _told(_of_one(info, index) or {}, index, envs)
-    return Told(True if top.success else last.success, last.odd)
+    top = _parse(_of_one(info, index) or {}, index, envs)
+    return SuccessFlag(True if top.success else last.success, last.unparsed)
 
 
 def _of_one(info: Any, index: int) -> Mapping[Any, Any] | None:
@@ -56,17 +56,17 @@ def _of_one(info: Any, index: int) -> Mapping[Any, Any] | None:
     return each[index] if index < len(each) and isinstance(each[index], Mapping) else None
 
 
-def _told(info: Mapping[Any, Any], index: int, envs: int) -> Told:
-    flags, odd = set(), {}
+def _parse(info: Mapping[Any, Any], index: int, envs: int) -> SuccessFlag:
+    flags, unparsed = set(), {}
     for key, value in info.items():
         name = str(key.value if isinstance(key, Enum) else key)
         if not _KEY.fullmatch(name) or not _is_given(info.get(f"_{name}"), index):
             continue
         flag = _flag(value, index, envs)
         if flag == UNKNOWN:
-            odd[name] = value
+            unparsed[name] = value
         flags.add(flag)
-    return Told(True if YES in flags else False if NO in flags else None, odd)
+    return SuccessFlag(True if YES in flags else False if NO in flags else None, unparsed)
 
 
 def _is_given(mask: Any, index: int) -> bool:
@@ -93,13 +93,13 @@ class SuccessReader:
     """Reads one environment's success, step by step, and says once what it does not understand.
 
     Attributes:
-        says: whether the environment has said anything about success so far.
+        reports_success: whether the environment has said anything about success so far.
     """
 
     def __init__(self) -> None:
-        self.says = False
-        self._odd: set[str] = set()
-        self._silence_said = False
+        self.reports_success = False
+        self._unparsed: set[str] = set()
+        self._warned_of_silence = False
 
     def read(self, info: Any, *, reward: float, terminated: bool, truncated: bool) -> bool | None:
         """Whether the step succeeded; None: nobody knows.
@@ -107,27 +107,27 @@ class SuccessReader:
         Only where the environment has never said anything is a positive reward, in the step with which it ends an
         episode, a success.
         """
-        told = told_success(info)
-        for name in told.odd.keys() - self._odd:
-            self._odd.add(name)
+        flag = parse_success(info)
+        for name in flag.unparsed.keys() - self._unparsed:
+            self._unparsed.add(name)
             logger.warning(
                 "[ACTOR] The environment's info says %s=%r, which is neither yes nor no: it is not used",
                 name,
-                _shortened(told.odd[name]),
+                _shortened(flag.unparsed[name]),
             )
-        self.says |= told.success is not None
-        if told.success is not None:
-            return told.success
-        if self.says:  # it speaks of success when there is one
+        self.reports_success |= flag.success is not None
+        if flag.success is not None:
+            return flag.success
+        if self.reports_success:  # it speaks of success when there is one
             return False
-        if self._odd or not (terminated or truncated):
+        if self._unparsed or not (terminated or truncated):
             return None
-        self._say_silence(info)
+        self._warn_of_silence(info)
         return True if terminated and reward > 0 else None
 
-    def _say_silence(self, info: Any) -> None:
-        if not self._silence_said:
-            self._silence_said = True
+    def _warn_of_silence(self, info: Any) -> None:
+        if not self._warned_of_silence:
+            self._warned_of_silence = True
             logger.warning(
                 "[ACTOR] The environment does not say whether an episode succeeded (its info has: %s). One that it "
                 "ends with a positive reward is a success; any other is what actor.time_limit says, truncated if auto",

@@ -43,7 +43,7 @@ class OnlineFeed(Feed):
         """
         self.intake.check()
         self.pusher.push_if_due()
-        self.monitor.hear_episodes(self.intake)
+        self.monitor.log_new_episodes(self.intake)
         if not may_update(self.policy, self.replay, self.algorithm.optimization_step):
             if time.perf_counter() - self._said > WAITING_LOG_S:
                 self._said = time.perf_counter()

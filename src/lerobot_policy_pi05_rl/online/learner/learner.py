@@ -24,7 +24,7 @@ from .episode_video import EpisodeVideos
 from .feed import OnlineFeed, WeightsPusher
 from .intake import Intake
 from .monitoring import Monitor
-from .setup import actor_setup, check_fit, episode_spec, open_replay
+from .setup import actor_setup, check_compatible, episode_spec, open_replay
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     check_binding(cfg.policy.actor_learner_config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("the online learner runs in one process; start it without accelerate launch or torchrun")
-    run = start(cfg, check_unused=check_unused, check_data_fits=check_fit)
+    run = start(cfg, check_unused=check_unused, check_compatible=check_compatible)
     cfg, data, algorithm, processors = run.cfg, run.data, run.algorithm, run.processors
     spec = episode_spec(data, cfg.replay, fps=cfg.env.fps)
     replay = open_replay(cfg, data, spec)
@@ -71,17 +71,17 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
         spec=spec,
         inbox=inbox,
         weights=box,
-        on_report=monitor.hear,
+        on_report=monitor.on_report,
         step=lambda: algorithm.optimization_step,
     )
-    monitor.watch(server)
+    monitor.attach(server)
     try:
         with Intake(inbox, replay, spec) as intake, server:
             feed = OnlineFeed(run, replay, intake, WeightsPusher(algorithm, box, session), monitor)
             saved = train(run, feed, writer, desc="Online")
             if algorithm.optimization_step >= cfg.total_steps:
                 server.finish()
-        monitor.hear_episodes(intake)
+        monitor.log_new_episodes(intake)
         replay.compact()
         logger.info("[LEARNER] %s", monitor.totals())
     finally:

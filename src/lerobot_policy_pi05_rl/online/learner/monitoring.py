@@ -50,15 +50,15 @@ class Monitor:
         self._reports: dict[str, dict[str, float]] = {}
         self._number = replay.episodes_received  # of the last episode logged
 
-    def watch(self, server: LearnerServer) -> None:
-        """The server whose counts are told."""
+    def attach(self, server: LearnerServer) -> None:
+        """The server whose counts are logged."""
         self.server = server
 
-    def hear(self, actor: str, numbers: dict[str, float]) -> None:
+    def on_report(self, actor: str, numbers: dict[str, float]) -> None:
         """An actor's report; called by the server's threads."""
         self._reports = {**self._reports, actor: dict(numbers)}
 
-    def hear_episodes(self, intake: Intake) -> None:
+    def log_new_episodes(self, intake: Intake) -> None:
         """Log every episode that was stored since the last call, and draw a video when it is time."""
         while not intake.stored.empty():
             self._log(intake.stored.get())

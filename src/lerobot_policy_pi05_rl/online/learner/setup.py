@@ -23,7 +23,7 @@ from .batches import online_count
 logger = logging.getLogger(__name__)
 
 
-def check_fit(cfg: OnlineTrainConfig, data: OfflineData) -> None:
+def check_compatible(cfg: OnlineTrainConfig, data: OfflineData) -> None:
     """What the environment, the data and the checkpoint must agree on.
 
     Raises:

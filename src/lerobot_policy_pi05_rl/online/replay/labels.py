@@ -8,12 +8,12 @@ from lerobot.utils.constants import ACTION, OBS_STATE, REWARD
 
 from ...configuration_pi05_rl import PI05RLConfig
 from ...data.batch import RETURN
-from ...data.dataset import OfflineData, episode_lookahead, lookahead_steps, policy_cameras
+from ...data.dataset import OfflineData, bootstrap_steps, episode_n_step_returns, policy_cameras
 from ...data.episodes import Episode, LabelledEpisodes, label_frames, reward_discount
 from ...data.frames import FrameDataset, FrameIndex
 from ...data.outcomes import intervention_flags, known_outcome
 from ...data.sources import Source
-from ...returns import Lookahead, Outcome, RewardConfig
+from ...returns import NStepReturns, Outcome, RewardConfig
 from .memory import GrowingColumns
 
 
@@ -32,7 +32,7 @@ class ReplayLabels:
     def __init__(self, data: OfflineData, reward: RewardConfig, seed: int):
         self._data, self._reward, self._seed = data, reward, seed
         self._folds = data.policy.critic_folds if data.policy.trains_critic else 1
-        self._ahead = lookahead_steps(data.policy, pinned=False)
+        self._ahead = bootstrap_steps(data.policy, precomputed=False)
         self._columns = GrowingColumns()  # rows as those of the episodes in _known
         self._known: dict[int, Label] = {}  # running number of an episode in the replay, oldest first
 
@@ -66,7 +66,9 @@ class ReplayLabels:
             chunk_size=data.policy.chunk_size,
             image_transforms=data.train.image_transforms,
             folds={(0, number): label.fold for number, label in self._known.items()} if self._folds > 1 else {},
-            lookaheads={n: [Lookahead(*(columns[f"{n}.{name}"] for name in Lookahead._fields))] for n in self._ahead},
+            n_step_returns={
+                n: [NStepReturns(*(columns[f"{n}.{name}"] for name in NStepReturns._fields))] for n in self._ahead
+            },
             seed=self._seed,
         )
 
@@ -79,7 +81,7 @@ class ReplayLabels:
         rewards, returns = label_online(episode, source, self._reward, policy, labels.task_lengths)
         columns = {REWARD: rewards, RETURN: returns}
         for n in self._ahead:
-            steps = episode_lookahead(episode, source, rewards, n, discount)
+            steps = episode_n_step_returns(episode, source, rewards, n, discount)
             columns |= {f"{n}.{name}": values for name, values in steps._asdict().items()}
         self._columns.append(columns)
         self._known[number] = Label(episode.length, task, episode.outcome, fold_of(source, start, self._folds))

@@ -11,7 +11,7 @@ from recordings import MIXED_EPISODES, make_dataset, make_labeling
 from tiny import make_algorithm, write_config
 
 from lerobot_policy_pi05_rl.config.file import load_config
-from lerobot_policy_pi05_rl.data.batch import FOLD, NATURAL_WEIGHT, POSITION, RETURN
+from lerobot_policy_pi05_rl.data.batch import FOLD, IMPORTANCE_WEIGHT, POSITION, RETURN
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.data.frames import FrameIndex
 from lerobot_policy_pi05_rl.data.loaders import make_probe_loader, make_train_loader
@@ -28,7 +28,7 @@ def positive(count: int) -> np.ndarray:
 
 
 @pytest.fixture
-def pinned(mixed_dataset, tmp_path):
+def precomputed(mixed_dataset, tmp_path):
     """Opens two datasets under a labeling in which the first quarter is positive; (cfg, data)."""
     roots = [Path(shutil.copytree(mixed_dataset, tmp_path / "data")), tmp_path / "second"]
     make_dataset(roots[1], OTHER, seed=3)
@@ -45,32 +45,32 @@ def pinned(mixed_dataset, tmp_path):
 
 @pytest.mark.parametrize(("weight", "epochs"), [(1.0, 1), (1.5, 2), (2.7, 10), (20.0, 1), (3.25, 4)])
 def test_a_frame_is_drawn_exactly_in_proportion_to_its_weight(weight, epochs):
-    draws = np.where(positive(TOTAL), weight, 1.0)
-    order = SampleOrder(TOTAL, 7, draws)
-    length = round(epochs * draws.sum())
+    repetitions = np.where(positive(TOTAL), weight, 1.0)
+    order = SampleOrder(TOTAL, 7, repetitions)
+    length = round(epochs * repetitions.sum())
     counts = Counter(order[position] for position in range(length))
-    assert [counts[frame] for frame in range(TOTAL)] == np.rint(epochs * draws).astype(int).tolist()
-    for few in range(1, length):  # and never off by a whole draw of an epoch's
+    assert [counts[frame] for frame in range(TOTAL)] == np.rint(epochs * repetitions).astype(int).tolist()
+    for few in range(1, length):  # and never off by a whole repetition of an epoch's
         begin = order._begin(few)
         if begin > length:
             break
         counts = Counter(order[position] for position in range(begin))
-        assert all(abs(counts[frame] - few * draws[frame]) < 1 for frame in range(TOTAL))
+        assert all(abs(counts[frame] - few * repetitions[frame]) < 1 for frame in range(TOTAL))
 
 
 def test_whole_weights_keep_the_order_of_repeated_frames():
-    draws = np.where(positive(TOTAL), 3.0, 1.0)
-    repeated = np.repeat(np.arange(TOTAL), draws.astype(int))
-    before, now = SampleOrder(len(repeated), 7), SampleOrder(TOTAL, 7, draws)
+    repetitions = np.where(positive(TOTAL), 3.0, 1.0)
+    repeated = np.repeat(np.arange(TOTAL), repetitions.astype(int))
+    before, now = SampleOrder(len(repeated), 7), SampleOrder(TOTAL, 7, repetitions)
     assert [now[position] for position in range(300)] == [repeated[before[position]] for position in range(300)]
 
 
 @pytest.mark.parametrize("weight", [2.0, 2.7])
 def test_the_order_is_a_pure_function_of_seed_and_position(weight):
-    draws = np.where(positive(TOTAL), weight, 1.0)
+    repetitions = np.where(positive(TOTAL), weight, 1.0)
     orders = [
-        lambda: SampleOrder(TOTAL, 7, draws),
-        lambda: MixedOrder([TOTAL - 10, 10], [1, 2], 7, [draws[:-10], draws[-10:]]),
+        lambda: SampleOrder(TOTAL, 7, repetitions),
+        lambda: MixedOrder([TOTAL - 10, 10], [1, 2], 7, [repetitions[:-10], repetitions[-10:]]),
     ]
     for make in orders:
         order = make()
@@ -89,50 +89,50 @@ def drawn(order, count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("weight", "epochs"), [(1.5, 2), (2.7, 10), (20.0, 1)])
-def test_the_weighted_mean_over_epochs_of_draws_is_the_mean_over_the_frames(pinned, weight, epochs):
-    _, data = pinned(policy__advantage_positive_weight=weight)
+def test_the_weighted_mean_over_epochs_of_draws_is_the_mean_over_the_frames(precomputed, weight, epochs):
+    _, data = precomputed(policy__advantage_positive_weight=weight)
     frames = data.train.frames
-    numbers = drawn(data.order, round(epochs * frames.draws.sum()))
+    numbers = drawn(data.order, round(epochs * frames.repetitions.sum()))
     natural = data.labels.returns[0].astype(np.float64)
-    mean = (natural[numbers] * frames.natural_weights[numbers]).mean()
+    mean = (natural[numbers] * frames.importance_weights[numbers]).mean()
     assert mean == pytest.approx(natural.mean(), rel=1e-12)
     assert abs(natural[numbers].mean() - natural.mean()) > 1e-3  # without the weight it is another
 
 
-def test_shares_of_datasets_stay_and_within_each_the_mean_is_the_recorded_one(pinned):
-    _, data = pinned(
+def test_shares_of_datasets_stay_and_within_each_the_mean_is_the_recorded_one(precomputed):
+    _, data = precomputed(
         policy__advantage_positive_weight=3.0,
         dataset__weights=[3, 1],
-        dataset__additional_offline_dataset_paths=[pinned.second],
+        dataset__additional_offline_dataset_paths=[precomputed.second],
     )
     frames, order = data.train.frames, data.order
     counts = frames.frames_per_source(2)
     assert counts == [TOTAL, 13]
-    per_source = [frames.draws[:TOTAL].sum(), frames.draws[TOTAL:].sum()]
+    per_source = [frames.repetitions[:TOTAL].sum(), frames.repetitions[TOTAL:].sum()]
     numbers = drawn(order, 1024 * 40)
     assert (numbers >= TOTAL).mean() == pytest.approx(0.25, abs=1e-3)
     for first, count, epoch in ((0, TOTAL, per_source[0]), (TOTAL, 13, per_source[1])):
         own = numbers[(numbers >= first) & (numbers < first + count)]
         own = own[: int(len(own) // epoch * epoch)]  # whole epochs of it
         values = np.arange(TOTAL + 13, dtype=np.float64)
-        mean = (values[own] * frames.natural_weights[own]).mean()
+        mean = (values[own] * frames.importance_weights[own]).mean()
         assert mean == pytest.approx(values[first : first + count].mean(), rel=1e-12)
-        assert np.mean(frames.natural_weights[own]) == pytest.approx(1.0, rel=1e-12)
+        assert np.mean(frames.importance_weights[own]) == pytest.approx(1.0, rel=1e-12)
 
 
 def test_the_critics_loss_gradient_and_metrics_are_those_of_the_recorded_frames(monkeypatch):
-    """The draws of two epochs in one batch, against every frame once, from the same logits in float64."""
+    """The samples of two epochs in one batch, against every frame once, from the same logits in float64."""
     algorithm = make_algorithm(critic_folds=2)
     critic = algorithm.policy.model.critic.double()
-    draws = np.array([1.5, 1.0, 1.5, 1.0, 1.0, 1.5])
-    index = FrameIndex([], np.array([0, 6]), np.arange(6), draws)
-    numbers = torch.from_numpy(drawn(SampleOrder(6, 7, draws), 15))
+    repetitions = np.array([1.5, 1.0, 1.5, 1.0, 1.0, 1.5])
+    index = FrameIndex([], np.array([0, 6]), np.arange(6), repetitions)
+    numbers = torch.from_numpy(drawn(SampleOrder(6, 7, repetitions), 15))
     assert sorted(Counter(numbers.tolist()).values()) == [2, 2, 2, 3, 3, 3]
     logits = torch.randn(6, len(critic.members), len(critic.bins.centers), dtype=torch.float64, requires_grad=True)
     recorded = {FOLD: torch.tensor([0, 1, 0, 1, 0, -1]), RETURN: -torch.rand(6, dtype=torch.float64)}
     recorded[RETURN][4] = torch.nan
     as_drawn = {key: value[numbers] for key, value in recorded.items()}
-    as_drawn[NATURAL_WEIGHT] = torch.from_numpy(index.natural_weights)[numbers]
+    as_drawn[IMPORTANCE_WEIGHT] = torch.from_numpy(index.importance_weights)[numbers]
     results = []
     for batch, rows in ((recorded, torch.arange(6)), (as_drawn, numbers)):
         monkeypatch.setattr(critic, "forward", lambda rows: logits[rows])
@@ -151,18 +151,18 @@ def test_moments_without_weights_are_torchs_own():
     torch.testing.assert_close(torch.stack([mean, std]), torch.stack([values.mean(), values.std(correction=0)]))
 
 
-def test_samples_carry_their_weight_and_frames_not_draws_are_counted(pinned):
-    cfg, data = pinned(policy__advantage_positive_weight=2.5)
+def test_samples_carry_their_weight_and_frames_not_repetitions_are_counted(precomputed):
+    cfg, data = precomputed(policy__advantage_positive_weight=2.5)
     assert f"{TOTAL} frames to train on" in data.description
     (batch,) = make_train_loader(data, batch_size=cfg.batch_size, batches=1)
     rows = drawn(data.order, len(batch[POSITION]))
     mean = (2.5 * positive(TOTAL).sum() + (~positive(TOTAL)).sum()) / TOTAL
     expected = np.where(positive(TOTAL)[rows], mean / 2.5, mean)
-    np.testing.assert_allclose(batch[NATURAL_WEIGHT].numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(batch[IMPORTANCE_WEIGHT].numpy(), expected, rtol=1e-6)
 
 
-def test_the_probe_behind_the_critics_gap_reads_every_frame_alike(pinned):
-    cfg, data = pinned(policy__advantage_positive_weight=20, dataset__eval_split=0.25, max_eval_samples=0)
+def test_the_probe_behind_the_critics_gap_reads_every_frame_alike(precomputed):
+    cfg, data = precomputed(policy__advantage_positive_weight=20, dataset__eval_split=0.25, max_eval_samples=0)
     cfg.max_eval_samples = 0
     loader = make_probe_loader(data, batch_size=cfg.batch_size, most=0)
     probe = torch.cat([batch[POSITION] for batch in loader]).tolist()
@@ -171,10 +171,10 @@ def test_the_probe_behind_the_critics_gap_reads_every_frame_alike(pinned):
     np.testing.assert_array_equal(probe, np.linspace(0, len(data.train) - 1, len(probe)).astype(int))
 
 
-def test_filtering_by_a_labeling_leaves_a_critic_that_trains_all_frames(pinned):
+def test_filtering_by_a_labeling_leaves_a_critic_that_trains_all_frames(precomputed):
     changes = {"policy__policy_extraction": "filtered", "policy__filter_by": "advantage"}
-    _, beside = pinned(**changes)
-    assert len(beside.train) == TOTAL and beside.train.frames.draws is None
-    _, alone = pinned(**changes, policy__train_critic=False)
+    _, beside = precomputed(**changes)
+    assert len(beside.train) == TOTAL and beside.train.frames.repetitions is None
+    _, alone = precomputed(**changes, policy__train_critic=False)
     rows = [alone.train.frames[number][1] for number in range(len(alone.train))]
     np.testing.assert_array_equal(rows, np.flatnonzero(positive(TOTAL)))

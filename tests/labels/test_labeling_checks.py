@@ -17,7 +17,7 @@ from lerobot_policy_pi05_rl.data.dataset import open_offline_data, open_sources
 from lerobot_policy_pi05_rl.data.labeling import read_labeling
 from lerobot_policy_pi05_rl.data.labeling_checks import derive_command
 from lerobot_policy_pi05_rl.data.sources import DatasetError
-from lerobot_policy_pi05_rl.labels import command as labeler
+from lerobot_policy_pi05_rl.labels import command as label_command
 
 TRUTH = ["success", "failure", "success", "failure"]
 
@@ -76,7 +76,7 @@ def test_a_labeling_made_under_other_outcomes_is_refused_and_the_advice_works(wo
     assert command == (f"pi05-rl label CONFIG --from mine --name mine --horizon 0.3 --positive-fraction 0.25 {given}")
     verb, arguments = "pi05-rl label CONFIG ", shlex.split(command)
     assert command.startswith(verb)
-    assert labeler.main([str(path), *arguments[3:]]) == 0
+    assert label_command.main([str(path), *arguments[3:]]) == 0
     assert outcomes(path, given) == ["success", "success", "failure", "failure"]
     derived = labeling(path)
     assert derived.meta["horizon"] == 0.3 and set(derived.meta["positive_fraction"].values()) == {0.25}
@@ -111,7 +111,7 @@ def test_outcomes_set_by_hand_beside_the_dataset_are_named(world):
 
 def test_deriving_another_labeling_needs_no_outcomes_either(world):
     path, _ = world
-    assert labeler.main([str(path), "--from", "mine", "--name", "second", "--n-step", "3"]) == 0
+    assert label_command.main([str(path), "--from", "mine", "--name", "second", "--n-step", "3"]) == 0
     table = pq.read_table(path.parent / "data.labels" / "second.parquet").to_pandas()
     assert table.groupby("episode_index")["outcome"].first().tolist() == TRUTH
 
@@ -121,7 +121,7 @@ def test_a_labeling_of_other_tasks_is_said(world, caplog):
     outcomes(path, "--policy.task=tidy")
     assert "was made under other tasks on 38 frames" in caplog.text
     caplog.clear()
-    assert labeler.main([str(path), "--from", "mine", "--name", "mine", "--policy.task=tidy"]) == 0
+    assert label_command.main([str(path), "--from", "mine", "--name", "mine", "--policy.task=tidy"]) == 0
     caplog.clear()
     outcomes(path, "--policy.task=tidy")
     assert "other tasks" not in caplog.text
@@ -132,11 +132,11 @@ def test_a_labeling_of_other_tasks_is_said(world, caplog):
     [
         ({"n_step": 4, "trace": None}, "--n-step 4"),
         ({"n_step": None, "trace": None}, "--n-step none"),
-        ({"n_step": None, "trace": {"a": 0.9, "b": 0.9}}, "--trace 0.9"),
+        ({"n_step": None, "trace": {"a": 0.9, "b": 0.9}}, "--gae-lambda 0.9"),
         ({"n_step": None, "trace": {"a": 0.9, "b": 0.7}, "horizon": 0.15}, "--horizon 0.15"),
     ],
 )
-def test_the_command_keeps_the_labelings_look_ahead(meta, words):
+def test_the_command_keeps_the_labelings_advantage_estimator(meta, words):
     assert derive_command(meta, "x", None) == f"pi05-rl label CONFIG --from x --name x {words}"
 
 
@@ -145,4 +145,4 @@ def test_another_critic_of_the_same_run_and_step_gets_a_name_of_its_own(world):
     sources, _ = open_sources(load_config(world[0]))
     for fingerprint, name in (("none", "mine"), ("0123456789ab", "mine-01234567")):
         critic = SimpleNamespace(default_name="mine", fingerprint=fingerprint)
-        assert labeler.free_name(sources, critic) == name
+        assert label_command.free_name(sources, critic) == name

@@ -1,6 +1,6 @@
 """Everything random in a step, as a function of (seed, position): noise, time, whether the tag is dropped.
 
-No global random state is read, so a sample's draws do not depend on its batch, its process, or on whether the
+No global random state is read, so a sample's numbers do not depend on its batch, its process, or on whether the
 run was interrupted. Numbers come from numpy's counter-based Philox generator with (seed, position) as its key.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from .configuration_pi05_rl import PI05RLConfig
 
 
-class Draws(NamedTuple):
+class SampledNoise(NamedTuple):
     """One batch's random numbers."""
 
     noise: Tensor  # (B, chunk, max_action_dim) standard normal
@@ -21,8 +21,8 @@ class Draws(NamedTuple):
     dropped: Tensor  # (B,) bool, the advantage tag is hidden
 
 
-def draw(seed: int, positions: Tensor, config: PI05RLConfig) -> Draws:
-    """The draws of the samples at the given global positions (B,), on their device."""
+def sample_noise(seed: int, positions: Tensor, config: PI05RLConfig) -> SampledNoise:
+    """Noise, time and tag dropout of the samples at the given global positions (B,), on their device."""
     shape = (config.chunk_size, config.max_action_dim)
     noise = np.empty((len(positions), *shape), dtype=np.float32)
     time = np.empty(len(positions), dtype=np.float32)
@@ -33,4 +33,4 @@ def draw(seed: int, positions: Tensor, config: PI05RLConfig) -> Draws:
         beta = rng.beta(config.time_sampling_beta_alpha, config.time_sampling_beta_beta)
         time[row] = beta * config.time_sampling_scale + config.time_sampling_offset
         noise[row] = rng.standard_normal(shape, dtype=np.float32)
-    return Draws(*(torch.from_numpy(values).to(positions.device) for values in (noise, time, dropped)))
+    return SampledNoise(*(torch.from_numpy(values).to(positions.device) for values in (noise, time, dropped)))
