@@ -18,7 +18,6 @@ def run_benchmark(monkeypatch, capfd):
     def run(name: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         monkeypatch.setenv("COLUMNS", "120")
-        monkeypatch.syspath_prepend(str(BENCHMARKS))
         capfd.readouterr()
         runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
         return capfd.readouterr().out
@@ -50,8 +49,7 @@ def test_profile_data_tells_pictures_from_the_rest_and_who_waits(run_benchmark, 
     assert not (tmp_path / "run").exists()
 
 
-def test_copied_episodes_are_read_by_lerobot_as_the_recorded_ones(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_copied_episodes_are_read_by_lerobot_as_the_recorded_ones(tmp_path):
     from synthetic_dataset import check, copy_episodes, record
 
     small = record(tmp_path / "small", 2, 6)
@@ -71,7 +69,6 @@ def test_the_decoder_check_counts_every_frame(run_benchmark, capfd, encoder):
 
 
 def test_the_decoder_check_finds_a_frame_that_is_not_its_rows(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import decoder_check
 
     root = decoder_check.record(tmp_path / "data", None)

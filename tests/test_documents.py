@@ -163,7 +163,6 @@ def run_cli(words: list[str]) -> None:
 
 def run_script(monkeypatch, words: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     try:
         runpy.run_path(str(REPOSITORY / words[0]), run_name="__main__")
     except SystemExit as end:

@@ -10,8 +10,7 @@ from commands import REPOSITORY
 
 
 @pytest.fixture
-def model_of(monkeypatch):
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+def model_of():
     import scaling
 
     return scaling

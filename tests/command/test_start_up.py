@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import REPOSITORY
+import write_configuration
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils import constants
 from tiny import write_config
@@ -21,9 +21,6 @@ from lerobot_policy_pi05_rl.errors import ConfigError
 from lerobot_policy_pi05_rl.labels.options import make_parser as label_parser
 from lerobot_policy_pi05_rl.online.actor.actor import UNLIMITED
 from lerobot_policy_pi05_rl.plan.command import make_parser as plan_parser
-
-sys.path.insert(0, str(REPOSITORY / "docs"))
-import write_configuration
 
 HEAVY = ("torch", "lerobot", "transformers", "draccus", "datasets", "pandas")
 PROBE = f"""

@@ -3,13 +3,13 @@
 import ast
 import enum
 import json
-import sys
 import types
 import typing
 from pathlib import Path
 
 import lerobot
 import pytest
+import write_configuration
 from commands import REPOSITORY
 from tiny import write_config
 
@@ -21,9 +21,6 @@ from lerobot_policy_pi05_rl.config.leaves import leaves
 from lerobot_policy_pi05_rl.config.train import ConfigError, PI05RLTrainConfig
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.options import INHERITED, READ, REFUSED, WARNED
-
-sys.path.insert(0, str(REPOSITORY / "docs"))
-import write_configuration
 
 LEAVES = {leaf.name: leaf for leaf in leaves(PI05RLTrainConfig)}
 OURS, STOCK = Path(lerobot_policy_pi05_rl.__file__).parent, Path(lerobot.__file__).parent

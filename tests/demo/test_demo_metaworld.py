@@ -9,16 +9,8 @@ import pytest
 
 pytest.importorskip("metaworld")
 
-from commands import REPOSITORY
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs import env_to_policy_features, make_env, make_env_config, preprocess_observation
-
-from lerobot_policy_pi05_rl.demo import evaluate
-from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
-from lerobot_policy_pi05_rl.demo.evaluate import summarize, wilson_interval
-from lerobot_policy_pi05_rl.demo.record import MIXED_QUALITY_MIX
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from metaworld_tasks import evaluate as evaluate_command
 from metaworld_tasks import record
 from metaworld_tasks.env_config import SIMULATOR, MetaWorldTasksEnv
@@ -27,6 +19,11 @@ from metaworld_tasks.operators import SPEEDS, MetaWorldOperator
 from metaworld_tasks.record import record_tasks
 from metaworld_tasks.simulator import MetaWorldSimulator
 from metaworld_tasks.tasks import TASKS, split_evenly
+
+from lerobot_policy_pi05_rl.demo import evaluate
+from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
+from lerobot_policy_pi05_rl.demo.evaluate import summarize, wilson_interval
+from lerobot_policy_pi05_rl.demo.record import MIXED_QUALITY_MIX
 
 REPO_ID = "local/test_tasks"
 SEEDS = range(3)

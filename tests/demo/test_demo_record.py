@@ -7,7 +7,6 @@ import pytest
 
 pytest.importorskip("gym_hil")
 
-from commands import REPOSITORY
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
@@ -160,8 +159,7 @@ def test_unusable_mix_is_refused(mix):
         operator_order(3, mix, seed=0)
 
 
-def test_contact_sheet_has_a_row_per_operator(root, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+def test_contact_sheet_has_a_row_per_operator(root, tmp_path):
     from contact_sheet import write_contact_sheet
 
     sheet = np.asarray(Image.open(write_contact_sheet(root, tmp_path / "sheet.png", columns=3, zoom=1)))

@@ -7,13 +7,11 @@ import pytest
 
 pytest.importorskip("gym_hil")
 
-from commands import REPOSITORY
 from lerobot.envs import env_to_policy_features, make_env, make_env_config, preprocess_observation
 
 from lerobot_policy_pi05_rl.demo.env_config import PANDA, PandaPickCubeEnv, SimulatorFactory
 from lerobot_policy_pi05_rl.demo.simulator import PandaPickCubeSimulator
 
-BENCHMARKS = REPOSITORY / "benchmarks"
 HOLD_STILL = np.array([0.0, 0.0, 0.0, -1.0], dtype=np.float32)
 
 

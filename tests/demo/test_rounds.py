@@ -1,6 +1,5 @@
 """The simulator behind LeRobot's robot and teleoperator, and a round recorded with them by `lerobot-rollout`."""
 
-import sys
 from dataclasses import dataclass
 
 import draccus
@@ -15,7 +14,10 @@ from tiny import write_config
 
 pytest.importorskip("gym_hil")
 
-from commands import REPOSITORY
+
+import rounds
+from panda_sim.config_sim_robot import PandaSimOperatorConfig
+from panda_sim.sim_robot import ACTION_KEYS, STATE_KEYS
 
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.demo.operators import ScriptedOperator
@@ -23,11 +25,6 @@ from lerobot_policy_pi05_rl.demo.record import record_dataset
 from lerobot_policy_pi05_rl.demo.simulator import PandaPickCubeSimulator
 from lerobot_policy_pi05_rl.labels import command as label_command
 from lerobot_policy_pi05_rl.offline_learner import train_offline
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-import rounds
-from panda_sim.config_sim_robot import PandaSimOperatorConfig
-from panda_sim.sim_robot import ACTION_KEYS, STATE_KEYS
 
 
 @dataclass

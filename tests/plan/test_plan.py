@@ -37,8 +37,7 @@ def count(batch_size: int = 1, **overrides) -> dict:
         {"critic_llm_depth": 1},
     ],
 )
-def test_every_step_costs_the_least_that_the_formula_says_attention_included(overrides, monkeypatch):
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+def test_every_step_costs_the_least_that_the_formula_says_attention_included(overrides):
     from minimum_flops import minimum_flops
 
     counted = count(**overrides)
