@@ -85,7 +85,7 @@ def test_a_misspelt_override_or_option_is_told_at_once(tmp_path, arguments, told
     assert (code, errors, imported) == (2, f"pi05-rl: error: {told}", "[]")
 
 
-def test_help_names_every_option_that_a_verb_has_besides_keys():
+def test_every_option_that_a_verb_has_besides_keys_is_known_without_torch():
     parsers = {"label": label_parser(), "plan": plan_parser(), "demo-online": demo_parser()}
     for verb, parser in parsers.items():
         options = [option for action in parser._actions for option in action.option_strings]

@@ -65,6 +65,7 @@ DETAILS = {
   --key=value           overrides of the configuration
 """,
 }
+EARLIER_OPTIONS = {"label": ["--trace"]}  # names of before, answered with a warning
 # Verb → whose keys it lists (:class:`..config.names.KeyText`'s readers).
 KEYS_OF = {
     **dict.fromkeys(("offline", "label", "cache", "plan"), ("runs", "offline")),
@@ -97,7 +98,7 @@ def help_of(verb: str) -> str:
 
 def own_options(verb: str) -> list[str]:
     """The verb's options that are no keys of the configuration, as ``--name``."""
-    return re.findall(r"^ +(--[\w-]+) ", DETAILS.get(verb, ""), re.MULTILINE)
+    return re.findall(r"^ +(--[\w-]+) ", DETAILS.get(verb, ""), re.MULTILINE) + EARLIER_OPTIONS.get(verb, [])
 
 
 def unknown_verb(verb: str) -> str:
