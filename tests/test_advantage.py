@@ -61,6 +61,19 @@ def test_two_classes_cannot_have_one_name_but_a_module_may_run_again():
         PolicyExtraction.register("mine")(advantage.Weighted)
 
 
+def test_a_method_under_its_earlier_name_is_an_error_that_says_the_present_one():
+    class Before(PolicyExtraction):
+        def draws(self, tags, advantages):
+            return np.ones(len(tags))
+
+    with pytest.raises(UserError, match=r"Before\.draws is never asked: it is called repetitions now"):
+        PolicyExtraction.register("mine")(Before)
+    with pytest.raises(UserError, match="never asked"):
+        PolicyExtraction.register("mine")(type("Heir", (Before,), {}))
+    assert "mine" not in advantage.extraction_names()
+    assert all(hasattr(PolicyExtraction, now) for now in advantage.EARLIER_NAMES.values())
+
+
 def test_no_other_file_knows_an_extraction_by_name():
     """``policy_extraction`` is compared with nothing; the names stand in advantage.py, and as the default's."""
     asked = re.compile(r"policy_extraction\"?\)?\s*(?:==|!=| in )|[=!]=\s*\"(?:conditioning|weighted|filtered)\"")
@@ -117,9 +130,10 @@ def test_it_says_which_episodes_and_how_often_frames_are_drawn(tmp_path, recordi
     own(repetitions=lambda self, tags, advantages: np.where(tags == TAG_POSITIVE, 3.0, advantages * 0 + 0.5))
     _, data = opened(tmp_path, recording, dataset__labeling="first")
     assert data.train.frames.repetitions.tolist() == [3.0] * 5 + [0.5] * 15
-    own(keeps=lambda self, outcome: outcome is Outcome.FAILURE)
-    _, data = opened(tmp_path, recording)
-    assert [episode.outcome for episode in data.train.frames.episodes] == [Outcome.FAILURE]
+    for keeps in (lambda self, outcome: outcome is Outcome.FAILURE, lambda self, outcome: outcome != "success"):
+        own(keeps=keeps)
+        _, data = opened(tmp_path, recording)
+        assert [episode.outcome for episode in data.train.frames.episodes] == [Outcome.FAILURE]
 
 
 def test_nothing_left_to_draw_is_an_error(tmp_path, recording):

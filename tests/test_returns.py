@@ -1,5 +1,8 @@
 """Outcomes, returns, thresholds, tags and value targets, against numbers computed by hand."""
 
+import json
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +26,16 @@ from lerobot_policy_pi05_rl.thresholds import AdvantageThresholds, positive_frac
 NAN = float("nan")
 TASK_0 = torch.tensor([0])
 YES, NO = np.array([False, True]), np.array([False, False])
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_an_outcome_is_its_name_as_text_wherever_it_goes(outcome):
+    name = outcome.value
+    assert outcome == name and {name: 1}[outcome] == 1 and f"{outcome}" == str(outcome) == name
+    assert [other for other in Outcome if other != name] == [other for other in Outcome if other is not outcome]
+    assert json.loads(json.dumps({outcome: outcome})) == {name: name}
+    assert pickle.loads(pickle.dumps(outcome)) is outcome is Outcome(name)  # the loader's processes compare by `is`
+    assert (np.array([outcome, "other"]) == name).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(

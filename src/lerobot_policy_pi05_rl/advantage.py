@@ -22,6 +22,7 @@ from .thresholds import AdvantageThresholds
 
 TAG_NEGATIVE, TAG_POSITIVE, TAG_NONE = 0, 1, -1
 TAGS = {"positive": TAG_POSITIVE, "negative": TAG_NEGATIVE}  # names as in `policy.inference_advantage`
+EARLIER_NAMES = {"draws": "repetitions"}  # of a policy extraction's methods: nobody would ask one of these
 
 
 # ── Tags and weights ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,9 +118,13 @@ class PolicyExtraction:
 
         Raises:
             ValueError: another class has the name.
+            UserError: the class overrides a method under a name of before.
         """
 
         def add(extraction: E) -> E:
+            for earlier, now in EARLIER_NAMES.items():
+                if hasattr(extraction, earlier):
+                    raise UserError(f"{extraction.__qualname__}.{earlier} is never asked: it is called {now} now")
             taken = cls._known.get(name)
             if taken is not None and taken.__qualname__ != extraction.__qualname__:  # a module run again is welcome
                 raise ValueError(f"the policy extraction {name!r} is {taken.__qualname__} already")

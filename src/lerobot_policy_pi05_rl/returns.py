@@ -4,7 +4,7 @@ Source: RECAP (arXiv 2511.14759), Eq. 5 for the rewards, section IV-C for the ad
 """
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +12,8 @@ import numpy as np
 from .options import DATA, LEARNING, check_options, option
 
 
-class Outcome(Enum):
-    """How an episode ended. A truncated one was cut by a time limit and carries no label."""
+class Outcome(StrEnum):
+    """How an episode ended, equal to its name as text. A truncated one was cut by a time limit and has no label."""
 
     SUCCESS = "success"
     FAILURE = "failure"
