@@ -20,8 +20,11 @@ from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.batch import INTERVENTION, POSITION, PRECOMPUTED_ADVANTAGE, PRECOMPUTED_TAG
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.errors import UserError
+from lerobot_policy_pi05_rl.labels.command import main as label
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.noise import sample_noise
+from lerobot_policy_pi05_rl.offline_learner import train_offline
+from lerobot_policy_pi05_rl.report.build import main as report
 from lerobot_policy_pi05_rl.returns import Outcome
 from lerobot_policy_pi05_rl.thresholds import sets_the_threshold, task_thresholds
 
@@ -46,6 +49,41 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(tmp_path, mixed_d
     assert all(name in error for name in BUILT_IN)
     with pytest.raises(UserError, match="must be one of conditioning, weighted, filtered, none; got 'awr'"):
         find_extraction("awr")
+
+
+def test_whatever_reads_an_unknown_name_says_how_ones_own_is_known(tmp_path, mixed_dataset):
+    """A checkpoint of one's own extraction, read where its module is not imported."""
+    own()
+    changes = {"policy__policy_extraction": "mine", "policy__offline_steps": 1}
+    written = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", **changes)
+    checkpoint = train_offline(load_config(written)) / "pretrained_model"
+    clones = write_config(tmp_path / "d.json", mixed_dataset, tmp_path / "other", policy__policy_extraction="none")
+    del PolicyExtraction._known["mine"]
+    asked = "--policy.policy_extraction=mine"
+    ways = {
+        "offline": lambda: load_config(clones, [asked]),
+        "report": lambda: report([str(tmp_path / "run")]),
+        "label": lambda: label([str(tmp_path / "run")]),
+        "label --checkpoint": lambda: label([str(clones), "--checkpoint", str(checkpoint)]),
+        "resume": lambda: load_config(checkpoint / "train_config.json", ["--resume=true"]),
+        "checkpoint": lambda: PI05RLPolicy.from_pretrained(checkpoint),
+        "class": lambda: find_extraction("mine"),
+    }
+    said = {}
+    for name, way in ways.items():
+        with pytest.raises(UserError) as caught:
+            way()
+        said[name] = str(caught.value)
+    with pytest.raises(ValueError) as caught:
+        tiny_config(policy_extraction="mine")
+    said["code"] = str(caught.value)
+    expected = (
+        "must be one of conditioning, weighted, filtered, none; got 'mine'. One of your own is known once its module "
+        "is imported (docs/extending.md)"
+    )
+    assert [name for name, text in said.items() if expected not in text or "\n" in text] == []
+    with pytest.raises(ValueError, match=r"got 'x'$"):  # of other keys there are no more values
+        tiny_config(filter_by="x")
 
 
 def test_two_classes_cannot_have_one_name_but_a_module_may_run_again():

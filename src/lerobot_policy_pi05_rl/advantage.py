@@ -165,6 +165,9 @@ class PolicyExtraction:
         return TAGS.get(self.config.inference_advantage) if self.shows_tag else None
 
 
+OF_YOUR_OWN = "One of your own is known once its module is imported (docs/extending.md)"
+
+
 def extraction_names() -> tuple[str, ...]:
     """Of all that are registered: those below, and those of the modules that were imported."""
     return tuple(PolicyExtraction._known)
@@ -178,8 +181,7 @@ def find_extraction(name: str) -> type[PolicyExtraction]:
     """
     if name not in PolicyExtraction._known:
         raise UserError(
-            f"policy.policy_extraction must be one of {', '.join(extraction_names())}; got {name!r}. One of your own "
-            "is known once its module is imported"
+            f"policy.policy_extraction must be one of {', '.join(extraction_names())}; got {name!r}. {OF_YOUR_OWN}"
         )
     return PolicyExtraction._known[name]
 

@@ -7,7 +7,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 
-from .advantage import PolicyExtraction, extraction_names, find_extraction
+from .advantage import OF_YOUR_OWN, PolicyExtraction, extraction_names, find_extraction
 from .options import ACTOR, CRITIC, DATA, LEARNING, NOTE, OFFLINE, ONLINE, OTHER_RUN, START, check_options, option
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's
@@ -115,7 +115,7 @@ class PI05RLConfig(PI05Config):
     # Advantage
     # conditioning: RECAP. weighted: AWR (arXiv 1910.00177). filtered: cloning of the good part. none: cloning. Or one
     # of your own (docs/extending.md).
-    policy_extraction: str = option("conditioning", DATA, choices=extraction_names)
+    policy_extraction: str = option("conditioning", DATA, choices=extraction_names, more=OF_YOUR_OWN)
     # Of filtered: outcome (successful episodes) | advantage (positive frames).
     filter_by: str = option("outcome", DATA, choices=("outcome", "advantage"))
     # Of weighted, in standard deviations of the task's advantages.

@@ -38,6 +38,7 @@ class Option(NamedTuple):
     above: float | None = None
     most: float | None = None
     choices: Iterable[str] | Callable[[], Iterable[str]] | None = None
+    more: str = ""  # how there can be other choices, said to who asks for one
     size: str = ""  # whose
     acts: bool = False  # an actor acts with the learner's value, though another one is the same run
 
@@ -60,7 +61,7 @@ class Option(NamedTuple):
         """What the value must be, if it is not; else nothing."""
         choices = self.choices() if callable(self.choices) else self.choices
         if choices is not None and value not in choices:
-            return f"must be one of {', '.join(choices)}; got {value!r}"
+            return f"must be one of {', '.join(choices)}; got {value!r}" + (f". {self.more}" if self.more else "")
         inside = (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from draccus.utils import DraccusException
+from draccus.utils import DecodingError, DraccusException, ParsingError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import (
@@ -258,6 +258,9 @@ def stored_config(name_or_path: str | Path, **hub_kwargs) -> PreTrainedConfig:
     try:
         return PreTrainedConfig.from_pretrained(name_or_path, **hub_kwargs)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, DraccusException, HfHubHTTPError) as error:
+        own = error.__cause__ if isinstance(error, ParsingError) and not isinstance(error, DecodingError) else None
+        if isinstance(own, ValueError):  # the configuration's own, which names the key
+            raise CheckpointError(f"the config.json of the checkpoint {name_or_path}: {own}") from error
         raise CheckpointError(
             f"the config.json of the checkpoint {name_or_path} is missing or damaged: {one_line(error)}"
         ) from error
