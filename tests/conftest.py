@@ -19,6 +19,7 @@ from lerobot.policies.act.configuration_act import ACTConfig
 from recordings import MIXED_EPISODES, make_dataset
 from tiny import randomised, tiny_config
 
+from lerobot_policy_pi05_rl.advantage import PolicyExtraction
 from lerobot_policy_pi05_rl.demo.env_config import PandaPickCubeEnv
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 
@@ -69,6 +70,12 @@ def logging_as_before():
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def registry_as_before(monkeypatch):
+    """A test registers policy extractions of its own; nobody else finds them."""
+    monkeypatch.setattr(PolicyExtraction, "_known", dict(PolicyExtraction._known))
 
 
 @pytest.fixture

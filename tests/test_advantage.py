@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from commands import REPOSITORY
-from recordings import make_dataset, make_labeling
+from own_extraction import opened, own, success_and_failure
+from recordings import make_dataset
 from tiny import make_algorithm, make_batch, tiny_config, write_config
 
 from lerobot_policy_pi05_rl import advantage
@@ -18,7 +19,6 @@ from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.batch import INTERVENTION, POSITION, PRECOMPUTED_ADVANTAGE, PRECOMPUTED_TAG
-from lerobot_policy_pi05_rl.data.dataset import open_offline_data
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.labels.command import main as label
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
@@ -30,11 +30,7 @@ from lerobot_policy_pi05_rl.thresholds import sets_the_threshold, task_threshold
 
 EXAMPLE = REPOSITORY / "examples" / "own_policy_extraction.py"
 BUILT_IN = ("conditioning", "weighted", "filtered", "none")
-
-
-@pytest.fixture(autouse=True)
-def registry_as_before(monkeypatch):
-    monkeypatch.setattr(PolicyExtraction, "_known", dict(PolicyExtraction._known))
+pytestmark = pytest.mark.usefixtures("registry_as_before")
 
 
 # ── By name ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -144,24 +140,9 @@ def test_a_plugin_brings_its_own(tmp_path, mixed_dataset, monkeypatch):
 # ── What a class of one's own decides ────────────────────────────────────────────────────────────────────────────
 
 
-def own(**members) -> None:
-    """Register ``mine``."""
-    PolicyExtraction.register("mine")(type("Mine", (PolicyExtraction,), members))
-
-
-def opened(tmp_path, dataset, **changes):
-    """(cfg, data) of a run under ``mine``, with a labeling that tags the first quarter positive."""
-    path = write_config(tmp_path / "c.json", dataset, tmp_path / "run", policy__policy_extraction="mine", **changes)
-    cfg = load_config(path)
-    if cfg.dataset.labeling:
-        make_labeling(cfg, cfg.dataset.labeling, lambda count: np.arange(count) < count // 4)
-    return cfg, open_offline_data(cfg)
-
-
 @pytest.fixture
 def recording(tmp_path):
-    make_dataset(tmp_path / "data", [{"length": 8, "success": True}, {"length": 12, "success": False}])
-    return tmp_path / "data"
+    return success_and_failure(tmp_path / "data")
 
 
 def test_it_says_which_episodes_and_how_often_frames_are_drawn(tmp_path, recording):

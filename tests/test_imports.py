@@ -17,6 +17,7 @@ ORDER = [
     "returns",
     "thresholds",
     "advantage",
+    "extraction_checks",
     "data.batch",
     "runtime",
     "stored",

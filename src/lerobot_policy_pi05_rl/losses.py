@@ -24,6 +24,7 @@ from .data.batch import (
     n_step_key,
 )
 from .distributed.processes import Processes
+from .extraction_checks import sample_tags, sample_weights
 from .model.cache import CriticFeatures, PrefixCache
 from .modeling_pi05_rl import PI05RLPolicy, select_tag
 from .noise import SampledNoise
@@ -42,6 +43,7 @@ class RecapLosses(nn.Module):
         self.policy, self.thresholds, self.critic_learns = policy, thresholds, policy.config.trains_critic
         td = policy.config.trains_critic and policy.config.critic_target == "td"
         self.target_critic = copy.deepcopy(policy.model.critic).requires_grad_(False) if td else None
+        self._extraction_checked = False  # the values of its first tags and weights were looked at
 
     def forward(
         self, batch: dict[str, Tensor], sampled: SampledNoise, *, train_actor: bool
@@ -144,7 +146,11 @@ class RecapLosses(nn.Module):
     def tag_and_weigh(
         self, advantages: Tensor, batch: dict[str, Tensor], sampled: SampledNoise
     ) -> tuple[Tensor | None, Tensor | None, Metrics]:
-        """What the policy extraction makes of the advantages (B,): tags (B,), weights (B,) of the actor's loss."""
+        """What the policy extraction makes of the advantages (B,): tags (B,), weights (B,) of the actor's loss.
+
+        Raises:
+            UserError: it makes something else of them.
+        """
         extraction, corrected = self.policy.config.extraction, batch[INTERVENTION]
         columns = torch.stack([advantages.float(), batch[TASK_INDEX].float(), corrected.float()], dim=1)
         gathered, tasks, corrections = self.processes.gather(columns).unbind(dim=1)
@@ -164,7 +170,9 @@ class RecapLosses(nn.Module):
             "advantage_std": known.std(correction=0),
             "advantage_positive_fraction": (labels.tags == TAG_POSITIVE).float().mean(),
         }
-        return extraction.tags(labels), extraction.weights(labels), metrics
+        first, self._extraction_checked = not self._extraction_checked, True
+        tags = sample_tags(extraction, labels, first=first)
+        return tags, sample_weights(extraction, labels, first=first), metrics
 
     def actor_loss(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .configuration_pi05_rl import PI05RLConfig
 from .data.batch import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
+from .extraction_checks import asked_inference_tag
 from .model.cache import Block, CriticFeatures
 from .model.lora import (
     Adapter,
@@ -200,7 +201,7 @@ class PI05RLPolicy(PI05Policy):
         return super().select_action(batch)
 
     def _inference_tag(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        tag = self.config.extraction.inference_tag()
+        tag = asked_inference_tag(self.config.extraction)
         if tag is None:
             return None, None
         if ADVANTAGE_TOKENS not in batch:

@@ -9,6 +9,7 @@ from lerobot.transforms import ImageTransforms
 
 from ..config.train import OfflineDatasetConfig, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
+from ..extraction_checks import asked_repetitions, keeps_episode
 from ..returns import NStepReturns, Outcome, n_step_returns
 from .compatibility import align_sources
 from .episodes import (
@@ -214,9 +215,10 @@ def kept_episodes(policy: PI05RLConfig, episodes: list[Episode]) -> list[Episode
 
     Raises:
         DatasetError: none is left.
+        UserError: it answers with something else than yes or no.
     """
     extraction = policy.extraction
-    kept = [episode for episode in episodes if extraction.keeps(episode.outcome)]
+    kept = [episode for episode in episodes if keeps_episode(extraction, episode.outcome)]
     if not kept:
         raise DatasetError(
             f"policy.policy_extraction is {policy.policy_extraction}, and no episode to train on is {extraction.kept}"
@@ -235,12 +237,13 @@ def frame_repetitions(
 
     Raises:
         DatasetError: it repeats none of them.
+        UserError: it answers with something else than a count per frame.
     """
     tags, advantages = (
         np.concatenate([column[episode.source][episode.start : episode.end] for episode in episodes])
         for column in ([labels.tags for labels in precomputed], [labels.advantages for labels in precomputed])
     )
-    repeated = policy.extraction.repetitions(tags, advantages)
+    repeated = asked_repetitions(policy.extraction, tags, advantages)
     if repeated is None:
         return None
     if not repeated.any():
