@@ -73,6 +73,7 @@ SHORTER = {  # in a command, or appended to it
     r"(demo\.record --root DIR)": r"\1 --episodes 1 --image-size 32",
     r"(pi05-rl cache CONFIG)": r"\1 --dataset.frame_cache=frames",
     r"(decoder_check\.py) DATASET": r"\1 outputs/demo/dataset",
+    r"path=CHECKPOINT (.*)n_episodes=10": r"path=outputs/demo/recap/checkpoints/last/pretrained_model \1n_episodes=1",
     r"=/data/": "=data/",
     r"CONFIG": "configs/so101.json",
     r"DIR": "recorded",

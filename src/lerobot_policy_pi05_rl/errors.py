@@ -2,6 +2,7 @@
 
 import shlex
 
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
 

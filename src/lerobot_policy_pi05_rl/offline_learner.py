@@ -9,6 +9,8 @@ import logging
 from functools import partial
 from pathlib import Path
 
+from lerobot.utils.constants import CHECKPOINTS_DIR
+
 from .config.arguments import split_config_path
 from .config.file import load_config
 from .config.resolve import resolved
@@ -16,6 +18,7 @@ from .config.train import PI05RLTrainConfig
 from .data.loaders import make_train_loader
 from .distributed.fsdp import check_fsdp
 from .distributed.processes import Processes, lost_peer_as_user_error, start_processes
+from .errors import INTERRUPTED
 from .runtime.progress import TimedIterator
 from .training.loop import Feed, train
 from .training.metrics import NoWriter
@@ -63,9 +66,15 @@ def training_batches(run: Run) -> TimedIterator:
 
 
 def main(arguments: list[str]) -> int:
-    """``pi05-rl offline CONFIG`` (positional or ``--config_path``); returns the exit code."""
+    """``pi05-rl offline CONFIG`` (positional or ``--config_path``); returns the exit code.
+
+    That of a run which a signal stopped is not 0, so that no script goes on with what is not finished.
+    """
     path, overrides = split_config_path(arguments)
-    checkpoint = train_offline(load_config(path, overrides))
+    cfg = load_config(path, overrides)
+    checkpoint = train_offline(cfg)
+    if checkpoint.parent.name == CHECKPOINTS_DIR and int(checkpoint.name) < cfg.total_steps:
+        return INTERRUPTED
     logging.getLogger(__name__).info("[OFFLINE LEARNER] Done: %s", checkpoint)
     return 0
 

@@ -1,5 +1,6 @@
 """Checkpoints: their layout, loading by stock LeRobot, and a resume equal to never having stopped."""
 
+import logging
 import os
 import signal
 import threading
@@ -13,6 +14,8 @@ from runs import metrics, run, step_back
 from safetensors.torch import load_file
 from tiny import write_config
 
+from lerobot_policy_pi05_rl import offline_learner
+from lerobot_policy_pi05_rl.recap import RecapAlgorithm
 from lerobot_policy_pi05_rl.runtime.files import damages
 
 
@@ -135,6 +138,23 @@ def test_sigterm_finishes_the_step_saves_and_the_run_goes_on(tmp_path, mixed_dat
     # The schedule belongs to the configuration: going on with the same one continues it.
     resumed = run(config, resume="true", **{"policy.offline_steps": step + 1})
     assert int(resumed.name) == step + 1
+
+
+def test_a_run_that_was_stopped_is_not_done(tmp_path, mixed_dataset, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    config = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", policy__offline_steps=3, save_freq=1)
+    update = RecapAlgorithm.update
+
+    def stop_behind_the_second(algorithm, batches):
+        stats = update(algorithm, batches)
+        if algorithm.optimization_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stats
+
+    monkeypatch.setattr(RecapAlgorithm, "update", stop_behind_the_second)
+    assert offline_learner.main([str(config)]) == 130 and "Done:" not in caplog.text
+    assert offline_learner.main([str(config), "--resume=true"]) == 0 and "Done:" in caplog.text
+    assert offline_learner.main([str(config), "--resume=true"]) == 0, "there is nothing left to do"
 
 
 def test_resume_without_a_checkpoint_starts_fresh_and_says_so(tmp_path, mixed_dataset, caplog):

@@ -117,8 +117,9 @@ def test_an_episode_that_is_known_until_its_end_alone_is_unlabelled(dataset, ope
     """Every success is false before its end, too."""
     dtype, arrow, yes, no, unknown = KINDS[kind]
     with_column(dataset, "success", at_the_end([yes, unknown, yes, no], no), dtype, arrow)
-    with pytest.raises(DatasetError, match=r"1 of 4 episodes have no outcome \(test/tiny#1\)"):
+    with pytest.raises(DatasetError, match=r"1 of 4 episodes have no outcome \(test/tiny#1\)") as error:
         open_data(dataset)
+    assert "pi05-rl label CONFIG --success" in str(error.value)
 
 
 def test_each_episode_goes_to_the_next_source_by_itself(dataset, open_data, tmp_path):

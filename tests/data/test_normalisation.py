@@ -1,6 +1,7 @@
 """What a run normalises with: true statistics of the frames it trains on, whatever was recorded of them."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,11 @@ def opened(tmp_path):
 def columns(episodes: list[np.ndarray]) -> dict[str, np.ndarray]:
     rows = np.concatenate(episodes).astype(np.float32)
     return {"observation.state": rows[:, :-3], "action": rows[:, -3:]}
+
+
+@pytest.fixture(autouse=True)
+def everything_said(caplog):
+    caplog.set_level(logging.INFO)
 
 
 def recorded_warnings(caplog) -> list[str]:

@@ -447,7 +447,8 @@ def test_label_uses_the_outcomes_beside_the_dataset_and_training_only_on_request
     assert "Outcomes set by hand are used" in caplog.text
     frames, _ = read(world, "x", data="bare")
     assert (frames["outcome"] == "success").tolist() == [e["success"] for e in EPISODES for _ in range(e["length"])]
-    with pytest.raises(UserError, match="have no outcome"):
+    path = world / "bare.labels" / "outcomes.csv"
+    with pytest.raises(UserError, match=f"have no outcome .* --reward.outcome_file={path}"):
         train_offline(load_config(config))
 
 

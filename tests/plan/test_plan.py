@@ -13,14 +13,17 @@ from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from lerobot_policy_pi05_rl import cli
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.model.cache import Block
 from lerobot_policy_pi05_rl.model.network import PI05RLPytorch
 from lerobot_policy_pi05_rl.online.transport.weights import pack_weights, pushed_tensors, unpack_weights
+from lerobot_policy_pi05_rl.plan.command import plan as api_plan
 from lerobot_policy_pi05_rl.plan.compute import checkpoint_bytes, parameters_by_part, pushed_bytes
 from lerobot_policy_pi05_rl.plan.flops import ATTENTION, total, training_step_flops
 from lerobot_policy_pi05_rl.plan.memory import LiveBytes, training_step_memory
 from lerobot_policy_pi05_rl.plan.meta_modes import FusedAttention, MetaAutocast
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, build
+from lerobot_policy_pi05_rl.plan.setup import make_setup
 
 
 def count(batch_size: int = 1, **overrides) -> dict:
@@ -49,6 +52,15 @@ def test_flops_are_linear_in_the_batch_and_backward_is_twice_forward():
     assert total(four) == 4 * total(one)
     for part in ("image projection", ATTENTION):
         assert one[part]["backward"] == 2 * one[part]["forward"]
+
+
+@pytest.mark.parametrize("extraction", ["conditioning", "none"])
+def test_a_dataset_that_is_not_there_is_taken_to_fit_the_policy(tmp_path, extraction):
+    config = write_config(tmp_path / "c.json", tmp_path / "none", tmp_path / "run", policy__max_action_dim=4)
+    setup = make_setup(load_config(config, [f"--policy.policy_extraction={extraction}"]))
+    assert setup.config.policy.action_feature.shape == (4,)
+    assert setup.config.policy.robot_state_feature.shape == (6,)
+    assert api_plan(load_config(config)).assumptions
 
 
 def test_checkpointed_layers_are_counted_again():

@@ -6,11 +6,10 @@ import logging
 import sys
 from collections.abc import Callable
 
-from ..errors import UserError, is_out_of_memory, one_line, out_of_memory_advice
+from ..errors import BAD_INPUT, UserError, is_out_of_memory, one_line, out_of_memory_advice
 from .help import HELP, help_of
 
 DEBUG = "--debug"
-BAD_INPUT = 2
 
 
 def split_debug(arguments: list[str]) -> tuple[bool, list[str]]:

@@ -5,7 +5,7 @@ import logging
 from ..config.arguments import split_config_path
 from ..config.file import load_config
 from ..config.resolve import resolved
-from ..errors import ConfigError
+from ..errors import INTERRUPTED, ConfigError
 from .dataset import open_caches, open_sources
 from .workers import Workers
 
@@ -26,5 +26,5 @@ def main(arguments: list[str]) -> int:
         open_caches(sources, policy, cfg.dataset.frame_cache, workers)
     except KeyboardInterrupt:
         logging.getLogger(__name__).warning("[FRAME CACHE] Stopped; the same command goes on from here")
-        return 130
+        return INTERRUPTED
     return 0

@@ -13,7 +13,7 @@ from ..configuration_pi05_rl import PI05RLConfig
 from ..returns import Outcome, RewardConfig, dataset_rewards, discounted_returns, steps_to_success_rewards
 from .flags import number_column
 from .outcomes import LabelColumns, find_outcomes, intervention_flags, log_outcomes
-from .sources import DatasetError, Source, check_outcome_file_datasets
+from .sources import DatasetError, Source, check_outcome_file_datasets, use_outcomes_beside
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,13 @@ def label_episodes(
                 outcome = unlabelled or Outcome.TRUNCATED
             episodes.append(Episode(number, index, start, end, int(frame_tasks[number][start]), outcome))
     if needs_returns and unknown and unlabelled is None:
+        advice = (
+            "Say how they ended: pi05-rl label CONFIG --success 0-3 --failure 4 (numbers of episodes), or a CSV "
+            "episode_index,outcome as reward.outcome_file; or set reward.unlabelled to success or failure"
+        )
+        beside = "" if reward.outcome_file else use_outcomes_beside(sources[0])
         raise DatasetError(
-            f"{len(unknown)} of {len(episodes)} episodes have no outcome ({_shortened(unknown)}). Give a CSV "
-            "episode_index,outcome as reward.outcome_file, or set reward.unlabelled to success or failure"
+            f"{len(unknown)} of {len(episodes)} episodes have no outcome ({_shortened(unknown)}). {beside or advice}"
         )
     counts = Counter(episode.outcome.value for episode in episodes)
     logger.info("Outcomes of %d episodes: %s", len(episodes), dict(sorted(counts.items())))

@@ -21,7 +21,7 @@ from ..runtime.files import replacing
 from .alignment import Alignment
 from .episodes import LabelledEpisodes
 from .frames import PrecomputedLabels
-from .sources import DatasetError, Source, dataset_fingerprint
+from .sources import DatasetError, Source, dataset_fingerprint, labels_folder
 
 META_KEY = b"pi05_rl"
 SCHEMA = {
@@ -48,12 +48,6 @@ class Labeling:
 
     columns: Columns
     meta: dict[str, Any]
-
-
-def labels_folder(dataset_root: str | Path) -> Path:
-    """The sibling of the dataset's folder in which everything that is said about it from outside lies."""
-    root = Path(dataset_root).absolute()
-    return root.with_name(f"{root.name}.labels")
 
 
 def labeling_path(source: Source, name: str) -> Path:
@@ -175,7 +169,8 @@ def find_labeling(source: Source, name: str) -> Labeling:
         names = labeling_names(path.parent)
         there = f"it has {', '.join(names)}" if names else "it has none"
         raise DatasetError(
-            f"dataset {source.name} has no labeling {name!r} ({path}); {there}. Make it: pi05-rl label --name {name}"
+            f"dataset {source.name} has no labeling {name!r} ({path}); {there}. Make it: pi05-rl label "
+            f"CONFIG_OR_RUN --name {name}"
         )
     labeling = read_labeling(path)
     rows, frames = len(labeling.columns["index"]), len(source.columns["index"])
@@ -184,7 +179,7 @@ def find_labeling(source: Source, name: str) -> Labeling:
         raise DatasetError(
             f"the labeling {name!r} was made for other frames than those of dataset {source.name}: for "
             f"{made_for['repo_id']} in {made_for['root']}, {rows} frames (here {frames}). Label this dataset anew "
-            "under another name: pi05-rl label --name NAME"
+            "under another name: pi05-rl label CONFIG_OR_RUN --name NAME"
         )
     return labeling
 

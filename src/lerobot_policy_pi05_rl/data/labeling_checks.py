@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 
 from .episodes import LabelledEpisodes
-from .labeling import Labeling, labeling_outcomes, labels_folder
-from .sources import DatasetError, Source
+from .labeling import Labeling, labeling_outcomes
+from .sources import DatasetError, Source, use_outcomes_beside
 
 logger = logging.getLogger(__name__)
 
-OUTCOMES_FILE = "outcomes.csv"  # beside the first dataset's labelings
 MOST_NAMED = 8
 
 
@@ -53,9 +52,9 @@ def check_labelings(
 
 
 def _advice(labeling: Labeling, name: str, first: Source, outcome_file: str | None) -> str:
-    beside = labels_folder(first.dataset.root) / OUTCOMES_FILE
-    if outcome_file is None and beside.is_file():  # pi05-rl label reads it, training only when told to
-        return f"Outcomes set by hand lie beside the dataset; train with them: --reward.outcome_file={beside}"
+    beside = use_outcomes_beside(first)
+    if outcome_file is None and beside:
+        return beside
     command = derive_command(labeling.meta, name, outcome_file)
     return f"Derive it anew under the present outcomes, which needs no network: {command}"
 

@@ -109,7 +109,7 @@ def _compare_with_recorded(source: Source, key: str, found: Stats, mode: Normali
         low, high = BOUNDS[mode]
         d = apart[0]
         recorded = {name: np.asarray(source.stats[key][name], dtype=np.float64).reshape(-1)[d] for name in (low, high)}
-        logger.warning(
+        logger.info(  # every dataset of LeRobot's has such; nothing is to be done
             "[DATA] %s: the recorded statistics of %s (meta/stats.json) are not the data's in %s: %s and %s are %.4g "
             "and %.4g there, truly %.4g and %.4g. The true ones are used",
             source.name,

@@ -32,6 +32,15 @@ TRUNCATED_COLUMNS = (TRUNCATED, "truncated")
 LABEL_COLUMNS = (REWARD, CUT_OFF, *SUCCESS_COLUMNS, OUTCOME, *TRUNCATED_COLUMNS, *INTERVENTION_COLUMNS)
 
 
+OUTCOMES_FILE = "outcomes.csv"  # set by hand, in the labels' folder of the first dataset
+
+
+def labels_folder(dataset_root: str | Path) -> Path:
+    """The sibling of the dataset's folder in which everything that is said about it from outside lies."""
+    root = Path(dataset_root).absolute()
+    return root.with_name(f"{root.name}.labels")
+
+
 @dataclass(frozen=True)
 class Source:
     """One dataset: its LeRobot object (metadata, frames) and its columns, one row per frame, in file order."""
@@ -64,6 +73,15 @@ class Source:
         """(frames, D) the column of the policy's ``key`` as recorded."""
         values = self.columns[key]
         return values.reshape(len(values), -1)
+
+
+def use_outcomes_beside(first: Source) -> str:
+    """How to train with the outcomes that ``pi05-rl label`` was told and training does not read by itself, in words;
+    empty: there are none."""
+    path = labels_folder(first.dataset.root) / OUTCOMES_FILE
+    if not path.is_file():
+        return ""
+    return f"Outcomes set by hand lie beside the dataset; train with them: --reward.outcome_file={path}"
 
 
 def load_source(

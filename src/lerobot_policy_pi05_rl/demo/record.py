@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from lerobot.utils.utils import init_logging
 
+from ..command.run import set_up_logging
 from .constants import CUBE_JITTER_M, IMAGE_SIZE, MAX_EPISODE_STEPS
 from .env_config import PANDA, SimulatorFactory
 from .operators import STYLES, ScriptedOperator
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in STYLES:
         parser.add_argument(f"--{name}", type=float, help=f"share of `{name}` (default: the mix's)")
     args = parser.parse_args(argv)
-    init_logging()
+    set_up_logging()
     start = time.perf_counter()
     shares = {name: getattr(args, name) for name in STYLES}
     mix = MIXES[args.mix] | {name: share for name, share in shares.items() if share is not None}

@@ -37,7 +37,7 @@ from ..data.labeling import (
 )
 from ..data.sources import Source, dataset_fingerprint
 from ..data.workers import Workers
-from ..errors import UserError
+from ..errors import INTERRUPTED, UserError
 from ..thresholds import positive_fractions, task_thresholds
 from .critic import Critic, find_critic, load_value_function
 from .options import DEFAULT_HORIZON, LabelOptions, choose_estimator, parse_options
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
         result = label(cfg, options, run)
     except Interrupted as stopped:
         logger.warning("%s %s", TAG, stopped)
-        return 130
+        return INTERRUPTED
     if result is not None:
         print_summary(result)
     return 0

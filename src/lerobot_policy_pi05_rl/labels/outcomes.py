@@ -7,10 +7,15 @@ from pathlib import Path
 import pandas as pd
 
 from ..config.train import ConfigError
-from ..data.labeling import labels_folder
-from ..data.labeling_checks import OUTCOMES_FILE
 from ..data.outcomes import known_outcomes
-from ..data.sources import DatasetError, Source, check_outcome_file_datasets, read_outcome_file
+from ..data.sources import (
+    OUTCOMES_FILE,
+    DatasetError,
+    Source,
+    check_outcome_file_datasets,
+    labels_folder,
+    read_outcome_file,
+)
 from ..returns import Outcome
 from ..runtime.files import replacing
 from .options import LabelOptions

@@ -72,7 +72,9 @@ class MetaModel:
 
 
 def with_cameras(config: PI05RLConfig, cameras: int, *, state_dim: int = 6, action_dim: int = 6) -> PI05RLConfig:
-    """A copy that reads so many cameras at the policy's own resolution, a state and actions of these sizes."""
+    """A copy that reads so many cameras at the policy's own resolution, a state and actions of these sizes, or of the
+    policy's largest."""
+    state_dim, action_dim = min(state_dim, config.max_state_dim), min(action_dim, config.max_action_dim)
     images = {
         f"observation.images.camera{number}": PolicyFeature(FeatureType.VISUAL, (3, *config.image_resolution))
         for number in range(cameras)

@@ -77,7 +77,7 @@ def find_checkpoint(cfg: PI05RLTrainConfig, check_unused: Callable[[Path], None]
         return None
     checkpoint = checkpoint_to_resume(cfg.run_dir, cfg.resume_from)
     if checkpoint is None:
-        logger.info("%s resume=true, but %s has no checkpoint: starting a fresh run", cfg.tag, cfg.run_dir)
+        logger.warning("%s resume=true, but %s has no checkpoint: starting a fresh run", cfg.tag, cfg.run_dir)
     else:
         check_config(checkpoint, encoded(cfg), cfg.reads)
     return checkpoint
