@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -341,7 +342,9 @@ def test_a_stalled_stream_is_cancelled_while_others_send(learner, caplog):
         assert call.exception(WAIT_S).code() is grpc.StatusCode.CANCELLED
         over.set()
         wait_until(lambda: server.refused == 1)
-        assert "nothing came for 1 s after 100 of" in refusals(caplog)[0]
+        # Which of the two limits is passed first depends on how fast the first hundred bytes came.
+        slow = "(nothing came for 1 s|it came slower than 50000 bytes a second)"
+        assert re.search(f"{slow} after 100 of", refusals(caplog)[0])
         assert len(learner.inbox) == 1
         with learner.client() as client:
             assert not client.send(data, episode.uid).known_before
