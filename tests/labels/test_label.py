@@ -351,8 +351,16 @@ def test_what_the_first_run_saw_is_not_forgotten_by_the_next(world, caplog):
 def test_a_run_that_trained_no_critic_cannot_label(world):
     config = write_config(world / "n.json", world / "data", world / "n", policy__policy_extraction="none")
     train_offline(load_config(config))
-    with pytest.raises(UserError, match="no critic to label with"):
-        label(world, config="n")
+    checkpoint = (world / "n/checkpoints/000004/pretrained_model").resolve()
+    for given in ([str(world / "n")], [str(config)]):
+        with pytest.raises(UserError, match="no critic to label with") as caught:
+            label_command.main(given)
+        assert f"the checkpoint {checkpoint} holds no critic" in str(caught.value)
+        assert "policy.policy_extraction=conditioning" in str(caught.value) and "--checkpoint DIR" in str(caught.value)
+    again = [str(config), f"--output_dir_offline={world / 'new'}", f"--policy.pi05_checkpoint={checkpoint}"]
+    with pytest.raises(UserError) as caught:
+        label_command.main(again)
+    assert f"{world / 'new'} has no checkpoint, and the checkpoint policy.pi05_checkpoint" in str(caught.value)
     with pytest.raises(UserError, match="holds no critic"):
         label(world, "--checkpoint", str(world / "n"))
 

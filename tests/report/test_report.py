@@ -13,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from recordings import make_dataset
+from tiny import write_config
 
 from lerobot_policy_pi05_rl.cli import main as cli
+from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data import labeling
 from lerobot_policy_pi05_rl.data.files.metadata import read_info
 from lerobot_policy_pi05_rl.errors import UserError
+from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.report import labels, statistics
 from lerobot_policy_pi05_rl.report.build import main as report
 from lerobot_policy_pi05_rl.report.curves import CURVES, thinned
@@ -276,6 +279,63 @@ def test_a_run_that_was_trained_from_a_labeling_shows_that_one(dataset, tmp_path
     gone = make_run(tmp_path / "gone", root=str(dataset), labeling="deleted")
     with pytest.raises(UserError, match=r"no labeling 'deleted' \(there: first, second\)"):
         report([str(gone)])
+
+
+def clone(folder: Path, dataset: Path, **changes) -> Path:
+    """A run of a few steps that trains no critic."""
+    changes = {"policy__policy_extraction": "none", "dataset__eval_split": 0.2, **changes}
+    train_offline(load_config(write_config(folder.with_suffix(".json"), dataset, folder, **changes)))
+    return folder
+
+
+def sections(page: str) -> list[str]:
+    assert not Balance(page).open
+    return re.findall("<h2>(.*?)</h2>", page)
+
+
+@pytest.mark.parametrize("extraction", ["none", "filtered"])
+def test_a_run_without_a_critic_shows_its_data_and_curves_and_why_there_are_no_values(dataset, tmp_path, extraction):
+    run = clone(tmp_path / "run", dataset, policy__policy_extraction=extraction)
+    before = sorted(Path(f"{dataset}.labels").iterdir())
+    assert report([str(run)]) == 0
+    assert sorted(Path(f"{dataset}.labels").iterdir()) == before
+    page = (run / "report.html").read_text()
+    assert sections(page) == ["What was trained on", "Learning curves", "Values"]
+    assert page.count("This run trained no critic") == 1 and f"{run} --labels NAME</code> shows a labeling" in page
+    assert {re.search('data-chart="([^"]+)"', chart)[1] for chart in charts(page)} == {"lengths", "curve-loss_actor"}
+    # next.success, which comes before next.truncated, says no of the truncated one
+    assert table_rows(page, "What was trained on")[-1][:6] == ["All tasks", "6", "3", "3", "0", "3"]
+    assert "<b>50.0 %</b><span>of labelled episodes succeed" in page and "have no outcome" not in page
+    with pytest.raises(UserError, match=r"--video-episodes draws values.*trained no critic.*--labels NAME"):
+        report([str(run), "--video-episodes", "0"])
+    assert report([str(run), "--labels", "first", "second"]) == 0
+    page = (run / "report.html").read_text()
+    assert {"Value over time", "Calibration of the value", "Moments", "Labelings compared"} < set(sections(page))
+    assert "trained no critic" not in page and "<dd>first" in page
+
+
+def test_episodes_without_an_outcome_are_told_from_truncated_ones(tmp_path):
+    make_dataset(tmp_path / "data", [{"length": 5}] * 4, columns=())
+    run = clone(tmp_path / "run", tmp_path / "data")
+    assert report([str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "4 of 4 episodes have no outcome and are counted as truncated." in page and "succeed" not in page
+    outcomes = tmp_path / "data.labels" / "outcomes.csv"  # set by hand, after the run
+    outcomes.parent.mkdir()
+    outcomes.write_text("episode_index,outcome\n0,success\n1,success\n3,failure\n")
+    assert report([str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "1 of 4 episodes have no outcome" in page and "66.7 %" in page
+
+
+def test_a_run_without_a_critic_asks_nobody_for_what_it_started_from(dataset, tmp_path, monkeypatch):
+    run = clone(tmp_path / "run", dataset)
+    monkeypatch.setattr("lerobot_policy_pi05_rl.stored.files.hf_hub_download", None)  # whoever asks fails
+    path = run / "checkpoints/last/pretrained_model/train_config.json"
+    config = json.loads(path.read_text())
+    config["policy"]["pi05_checkpoint"] = "somebody/pi05"
+    path.write_text(json.dumps(config))
+    assert report([str(run)]) == 0
 
 
 @pytest.mark.parametrize("noted", [False, True])

@@ -20,8 +20,7 @@ from ..config.arguments import split_config_path
 from ..config.file import load_config
 from ..config.resolve import changed, resolved
 from ..config.train import ConfigError, PI05RLTrainConfig
-from ..data.compatibility import renamed_sources
-from ..data.dataset import open_sources, read_sources
+from ..data.dataset import open_sources
 from ..data.episodes import LabelledEpisodes, label_episodes, reward_discount
 from ..data.labeling import (
     Labeling,
@@ -39,9 +38,9 @@ from ..data.sources import Source, dataset_fingerprint
 from ..data.workers import Workers
 from ..errors import INTERRUPTED, UserError
 from ..thresholds import positive_fractions, task_thresholds
-from .critic import Critic, find_critic, load_value_function
+from .critic import Critic, find_critic, load_value_function, no_critic
 from .options import DEFAULT_HORIZON, LabelOptions, choose_estimator, parse_options
-from .outcomes import describe_unlabelled, set_outcomes
+from .outcomes import describe_unlabelled, outcome_sources, set_outcomes
 from .summary import LabelingResult, print_summary
 from .values import TAG, Interrupted, PartialValues, Timing, compute_values, frame_loader
 
@@ -113,8 +112,7 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
     if critic is not None:
         cfg.check_device("learner_device")
         cfg = changed(cfg, policy=critic.reading(cfg.policy))
-    columns = read_sources(cfg.dataset, cfg.rename_map, cfg.tolerance_s, pictures=False)  # outcomes need no more
-    sources = renamed_sources(cfg.rename_map, columns, acts=cfg.env is not None)
+    sources = outcome_sources(cfg)
     outcome_file = set_outcomes(options, sources, cfg.reward.outcome_file)
     cfg = changed(cfg, reward=changed(cfg.reward, outcome_file=outcome_file))
     if options.list_unlabelled:
@@ -124,10 +122,7 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
         if options.gives_outcomes:
             logger.info("%s Outcomes are set; there is no critic yet, so no advantage is computed", TAG)
             return None
-        raise UserError(
-            "there is no critic to label with: neither has the run a checkpoint nor policy.pi05_checkpoint a critic. "
-            "Train one (pi05-rl offline), or give --checkpoint DIR"
-        )
+        raise UserError(no_critic(run, cfg.policy.pi05_checkpoint))
     sources, policy = open_sources(cfg)
     cfg = changed(cfg, policy=policy)
     name = options.name or free_name(sources, critic)

@@ -75,6 +75,20 @@ def find_critic(options: LabelOptions, run: Path | None, start: str | None) -> C
     return load_critic(start)
 
 
+def no_critic(run: Path | None, start: str | None) -> str:
+    """What to say where :func:`find_critic` found none: where it looked, and what to do."""
+    checkpoint = None if run is None else last_checkpoint(run)
+    held = [str(checkpoint / PRETRAINED_MODEL_DIR)] if checkpoint is not None else []
+    held += [] if start is None else [f"policy.pi05_checkpoint, {start},"]
+    found = [f"the checkpoint {place} holds no critic" for place in held]
+    if checkpoint is None:
+        found.insert(0, "output_dir is not set" if run is None else f"{run} has no checkpoint")
+    return (
+        f"there is no critic to label with: {', and '.join(found)}. Train one (pi05-rl offline with "
+        "policy.policy_extraction=conditioning), or give another run's: --checkpoint DIR"
+    )
+
+
 def pretrained_folder(name: str) -> str:
     """A run, one of its checkpoints, or what lies inside → the directory that holds the weights."""
     path = Path(name)

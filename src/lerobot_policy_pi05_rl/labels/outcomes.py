@@ -4,9 +4,15 @@ import logging
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from ..config.train import ConfigError
+from ..config.resolve import changed, resolved
+from ..config.train import ConfigError, PI05RLTrainConfig
+from ..data.compatibility import renamed_sources
+from ..data.dataset import read_sources
+from ..data.episodes import label_episodes
+from ..data.labeling import frame_columns
 from ..data.outcomes import known_outcomes
 from ..data.sources import (
     OUTCOMES_FILE,
@@ -23,6 +29,31 @@ from .options import LabelOptions
 logger = logging.getLogger(__name__)
 
 Outcomes = dict[int, Outcome]
+
+
+def outcome_sources(cfg: PI05RLTrainConfig) -> list[Source]:
+    """The datasets as far as outcomes need them: neither pictures nor what the policy reads.
+
+    Raises:
+        UserError: a dataset is missing or damaged.
+    """
+    columns = read_sources(cfg.dataset, cfg.rename_map, cfg.tolerance_s, pictures=False)
+    return renamed_sources(cfg.rename_map, columns, acts=cfg.env is not None)
+
+
+def unlabelled_columns(cfg: PI05RLTrainConfig) -> tuple[dict[str, np.ndarray], int]:
+    """The columns of the first dataset's labeling that need no critic, and how many of its episodes have no outcome:
+    those count as ``reward.unlabelled`` says, under ``error`` as truncated. Returns and rewards are NaN.
+
+    Raises:
+        UserError: a dataset is missing or damaged.
+    """
+    cfg = resolved(cfg, device_key=None)
+    sources = outcome_sources(cfg)
+    outcome_file = set_outcomes(LabelOptions(), sources, cfg.reward.outcome_file)
+    reward = changed(cfg.reward, outcome_file=outcome_file)
+    labels = label_episodes(sources, reward, cfg.policy, needs_returns=False)
+    return frame_columns(0, sources[0], labels), known_outcomes(sources[0], outcome_file, primary=True).count(None)
 
 
 def outcomes_path(sources: list[Source]) -> Path:

@@ -8,11 +8,16 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
+from ..checkpoint.write import last_checkpoint
 from ..data.labeling import labels_folder
 from ..errors import UserError
+from ..labels.critic import load_critic
 from ..runtime.files import replacing
 from . import critic_sections, curves, sections, strips
 from .frames import DatasetFrames
@@ -45,7 +50,8 @@ def report(
     """Write one self-contained HTML page about a run's directory or a dataset's folder; returns the file.
 
     Args:
-        labels: names of labelings; more than one are compared with the first. Empty: the run's own, or the newest.
+        labels: names of labelings; more than one are compared with the first. Empty: the run's own, or the newest; a
+            run that trained no critic has none, and its page says so in place of what needs values.
         output: None: report.html in the run, or NAME.html beside the labeling.
         video_episodes: of these, value-overlay videos are written beside the page.
 
@@ -53,10 +59,12 @@ def report(
         UserError: the input is not what it should be.
     """
     subject = open_subject(run_or_dataset)
-    names = list(labels) or [default_labeling(subject)]
+    name = None if labels else default_labeling(subject)
+    names = list(labels) if name is None else [name]
     total_frames = int(subject.info["total_frames"])
     root, episodes = subject.dataset_root, subject.episodes
     labelings = [read_labeling_table(root, name, total_frames, episodes) for name in dict.fromkeys(names)]
+    labelings = labelings or [table_without_values(subject)]
     output = default_output(subject, labelings[0]) if output is None else Path(output)
     pictures = DatasetFrames(subject.dataset_root, subject.info)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +91,7 @@ def render_page(
         videos: names of overlay videos beside the page.
     """
     labeling = labelings[0]
+    of_values = {} if labeling.no_values else values_sections(subject, labeling, pictures)
     environment = Environment(
         loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
@@ -95,16 +104,25 @@ def render_page(
         data=sections.data_table(subject, labeling),
         lengths=sections.lengths_figures(subject, labeling),
         curves=sections.curve_figures(metrics),
-        values=critic_sections.value_figures(subject, labeling),
-        thresholds=critic_sections.threshold_table(labeling),
-        advantages=critic_sections.advantage_figures(labeling, subject.fps),
-        calibration=critic_sections.calibration_figures(labeling),
-        calibration_error=critic_sections.calibration_error(labeling),
-        cameras=strips.cameras(pictures),
-        moments=strips.moments(labeling, pictures, subject.fps),
+        note=labeling.note,
+        no_values=labeling.no_values,
+        **of_values,
         **sections.comparison(labelings),
         videos=videos,
     )
+
+
+def values_sections(subject: Subject, labeling: LabelingTable, pictures: DatasetFrames) -> dict[str, Any]:
+    """What the template shows of a labeling's values and advantages."""
+    return {
+        "values": critic_sections.value_figures(subject, labeling),
+        "thresholds": critic_sections.threshold_table(labeling),
+        "advantages": critic_sections.advantage_figures(labeling, subject.fps),
+        "calibration": critic_sections.calibration_figures(labeling),
+        "calibration_error": critic_sections.calibration_error(labeling),
+        "cameras": strips.cameras(pictures),
+        "moments": strips.moments(labeling, pictures, subject.fps),
+    }
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -127,8 +145,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def default_labeling(subject: Subject) -> str:
-    """The newest labeling; for a run, the one that it was trained from, else the newest that its critic made.
+def default_labeling(subject: Subject) -> str | None:
+    """The newest labeling; for a run, the one that it was trained from, else the newest that its critic made, which
+    is None where its checkpoint holds no critic.
 
     Raises:
         UserError: there is none.
@@ -139,7 +158,9 @@ def default_labeling(subject: Subject) -> str:
     if name is not None:
         return name
     if subject.run is not None:
-        return ensure_labels(subject)
+        checkpoint = last_checkpoint(subject.run)
+        trained = checkpoint is not None and load_critic(str(checkpoint / PRETRAINED_MODEL_DIR)) is not None
+        return ensure_labels(subject) if trained else None
     raise UserError(f"the dataset {subject.dataset_root} has no labeling yet; make one with `pi05-rl label` first")
 
 
@@ -147,7 +168,7 @@ def ensure_labels(subject: Subject) -> str:
     """Label the run's dataset with its newest critic; the labeling's name.
 
     Raises:
-        UserError: the run has no critic, or its dataset cannot be labelled.
+        UserError: the run's dataset cannot be labelled.
     """
     from ..labels.command import main as label  # imports torch and LeRobot, which the page itself does not need
 
@@ -157,6 +178,29 @@ def ensure_labels(subject: Subject) -> str:
     if name is None:
         raise UserError(f"{subject.run} could not be labelled; run `pi05-rl label {subject.run}`")
     return name
+
+
+def table_without_values(subject: Subject) -> LabelingTable:
+    """What there is to know of the dataset of a run that trained no critic.
+
+    Raises:
+        UserError: the run's configuration or dataset cannot be read.
+    """
+    from ..labels.command import load_label_config  # as in ensure_labels
+    from ..labels.outcomes import unlabelled_columns
+
+    logger.info("[REPORT] The run trained no critic: the page is without values")
+    cfg, _ = load_label_config([str(subject.run), "--policy.pi05_checkpoint=null"])  # which may lie on the Hub
+    columns, unknown = unlabelled_columns(cfg)
+    frames = pd.DataFrame(columns)
+    episodes = frames["episode_index"].nunique()
+    taken_for = "truncated" if cfg.reward.unlabelled == "error" else cfg.reward.unlabelled
+    note = f"{unknown} of {episodes} episodes have no outcome and are counted as {taken_for}." if unknown else ""
+    why = (
+        f"This run trained no critic (policy.policy_extraction={cfg.policy.policy_extraction}), so value, advantage, "
+        "calibration and moments are missing"
+    )
+    return LabelingTable("", frames, {}, why, note)
 
 
 def default_output(subject: Subject, labeling: LabelingTable) -> Path:
@@ -172,8 +216,10 @@ def write_videos(
     """One overlay video per episode, beside the page; their file names.
 
     Raises:
-        UserError: the dataset has no such episode, or no camera.
+        UserError: there are no values, or the dataset has no such episode or no camera.
     """
+    if episodes and labeling.no_values:
+        raise UserError(f"--video-episodes draws values. {labeling.no_values}; show a labeling's with --labels NAME")
     known = set(labeling.frames["episode_index"].tolist())
     unknown = [episode for episode in episodes if episode not in known]
     if unknown:

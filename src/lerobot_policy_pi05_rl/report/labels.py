@@ -23,12 +23,17 @@ def ending(outcome: str) -> str:
 
 @dataclass(frozen=True)
 class LabelingTable:
-    """One side-car: a row per frame in dataset order, and what it was made with."""
+    """One side-car: a row per frame in dataset order, and what it was made with.
+
+    Without values, of a run that trained no critic, there is no side-car: ``name`` is empty, and of the columns there
+    are those alone that need no critic.
+    """
 
     name: str
-    path: Path
     frames: pd.DataFrame
     metadata: dict[str, Any]
+    no_values: str = ""  # why there are none, a sentence; empty: there are
+    note: str = ""  # on the outcomes, a sentence
 
     @property
     def n_step(self) -> int | None:
@@ -81,7 +86,7 @@ def read_labeling_table(
             f"the labeling {path} has {len(frames)} rows but the dataset has {total_frames} frames{selected}: the "
             "dataset changed since; run `pi05-rl label` again"
         )
-    return LabelingTable(name, path, frames, found.meta)
+    return LabelingTable(name, frames, found.meta)
 
 
 def _is_of(frames: pd.DataFrame, dataset_root: Path, episodes: list[int]) -> bool:

@@ -46,10 +46,13 @@ def facts(subject: Subject, labeling: LabelingTable) -> list[tuple[str, object, 
     found = [
         ("Dataset", " · ".join(str(part) for part in (repo_id, subject.dataset_root) if part), None),
         ("Size", f"{episodes} episodes, {len(labeling.frames)} frames at {subject.fps:g} fps", None),
-        ("LabelingTable", labeling.name, day_and_time),
-        ("Critic", critic.get("path") or "not named", critic.get("fingerprint")),
-        ("Advantage", advantage_text(labeling.n_step, labeling.gae_lambdas), None),
     ]
+    if not labeling.no_values:
+        found += [
+            ("Labeling", labeling.name, day_and_time),
+            ("Critic", critic.get("path") or "not named", critic.get("fingerprint")),
+            ("Advantage", advantage_text(labeling.n_step, labeling.gae_lambdas), None),
+        ]
     if subject.checkpoint_step is not None:
         found.insert(0, ("Run", f"{subject.run}, newest checkpoint at step {subject.checkpoint_step}", None))
     return found
@@ -78,12 +81,15 @@ def horizon_text(labeling: LabelingTable) -> str:
 
 
 def tiles(labeling: LabelingTable) -> list[tuple[str, str]]:
-    """Four numbers to see first, and what they are."""
+    """Four numbers to see first, and what they are; without values the first of them, if any outcome is known."""
     episodes = statistics.episode_table(labeling.frames)
     labelled = episodes[episodes["outcome"] != "truncated"]
     success = float((labelled["outcome"] == "success").mean()) if len(labelled) else float("nan")
+    succeed = (percent(success), "of labelled episodes succeed")
+    if labeling.no_values:
+        return [succeed] if len(labelled) else []
     return [
-        (percent(success), "of labelled episodes succeed"),
+        succeed,
         (percent(statistics.positive_share(labeling.frames)), "of frames tagged positive"),
         (number(statistics.spearman(labeling.frames)), "rank correlation of value and return within an episode"),
         _auc_tile(labeling),
@@ -169,7 +175,7 @@ def comparison(labelings: Sequence[LabelingTable]) -> dict[str, Any]:
         ]
         for item in labelings
     ]
-    headers = ["LabelingTable", "N", "Positive", "Rank correlation", "AUC", "Calibration error"]
+    headers = ["Labeling", "N", "Positive", "Rank correlation", "AUC", "Calibration error"]
     return {
         "compared": Table(headers, settings),
         "first": first.name,
