@@ -67,7 +67,8 @@ def names_file() -> str:
     for leaf in leaves(PI05RLTrainConfig):
         key = _said(leaf)
         row = (leaf.name, _type(leaf.type), _default(leaf), key.readers if key.status == READ else "")
-        rows.append(json.dumps([text.replace("\\|", "|").strip("`") for text in row]))
+        bounds = [key.least, key.above, key.most] if (key.least, key.above, key.most) != (None, None, None) else []
+        rows.append(json.dumps([text.replace("\\|", "|").strip("`") for text in row] + bounds))
     keys, aliases, earlier = ",\n".join(rows), json.dumps(list(ALIASES)), json.dumps(list(EARLIER))
     return f'{{"keys": [\n{keys}\n],\n"aliases": {aliases},\n"earlier": {earlier}}}\n'
 

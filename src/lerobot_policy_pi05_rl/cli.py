@@ -73,7 +73,7 @@ def quick_check(verb: str) -> Callable[[list[str]], int]:
             return 0
         path = arguments[0] if verb in CONFIG_FIRST and arguments and not arguments[0].startswith("-") else None
         if path is not None and not (verb == "label" and Path(path).is_dir()):  # a run's folder
-            check_file(path, [])
+            check_file(path)
         if verb in CONFIG_FIRST + WITH_OWN:
             check_options(arguments, {"--config_path", *own_options(verb)})
         return 0

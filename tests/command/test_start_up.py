@@ -16,6 +16,7 @@ from lerobot_policy_pi05_rl import cli
 from lerobot_policy_pi05_rl.command.help import KEYS_OF, VERBS, help_of, own_options
 from lerobot_policy_pi05_rl.config import names, reading
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.resolve import resolved
 from lerobot_policy_pi05_rl.demo.online import make_parser as demo_parser
 from lerobot_policy_pi05_rl.errors import ConfigError
 from lerobot_policy_pi05_rl.labels.options import make_parser as label_parser
@@ -83,6 +84,36 @@ def test_a_misspelt_override_or_option_is_told_at_once(tmp_path, arguments, told
     path = write_config(tmp_path / "c.json", tmp_path / "data", tmp_path / "run")
     code, _, errors, imported = pi05_rl(verb, *([] if verb == "demo-online" else [path]), *options)
     assert (code, errors, imported) == (2, f"pi05-rl: error: {told}", "[]")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("--batch_size=abc", "batch_size: Couldn't parse 'abc' into an int"),
+        ("--policy.critic_lr=fast", "policy.critic_lr: Couldn't parse 'fast' into a float"),
+        ("--policy.n_step=0", "policy.n_step must be at least 1, got 0"),
+        ("--policy.advantage_dropout=1.5", "policy.advantage_dropout must be in [0, 1], got 1.5"),
+    ],
+)
+def test_a_number_that_is_none_or_out_of_its_range_is_told_at_once_as_later(tmp_path, override, told):
+    path = write_config(tmp_path / "c.json", tmp_path / "data", tmp_path / "run")
+    code, _, errors, imported = pi05_rl("offline", path, override)
+    assert (code, errors, imported) == (2, f"pi05-rl: error: {path}: {told}", "[]")
+    with pytest.raises(ConfigError) as error:
+        resolved(load_config(path, [override]))
+    assert str(error.value).removeprefix(f"{path}: ") == told
+
+
+def test_what_the_first_look_lets_pass_is_what_the_configuration_takes(tmp_path):
+    """A number as text, a whole number for a fraction, null, and a number of the other learner's."""
+    overrides = ["--batch_size='8'", "--policy.critic_lr=1", "--policy.actor_lr=null", "--online_ratio=7"]
+    path = write_config(tmp_path / "c.json", tmp_path / "data", tmp_path / "run")
+    names.check_file(str(path), overrides)
+    assert resolved(load_config(path, overrides)).batch_size == 8
+    path.write_text(json.dumps({**json.loads(path.read_text()), "batch_size": "many"}))
+    names.check_file(str(path))
+    with pytest.raises(ConfigError):
+        names.check_file(str(path), [])
 
 
 def test_every_option_that_a_verb_has_besides_keys_is_known_without_torch():

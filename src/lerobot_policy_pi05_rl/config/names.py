@@ -1,4 +1,5 @@
-"""The names of the configuration's keys, known without LeRobot: a key nobody knows is told before torch is imported.
+"""The names of the configuration's keys, known without LeRobot: a key nobody knows, and a number that is none or out
+of its range, is told before torch is imported.
 
 They are read from ``keys.json`` beside this file, which ``make configuration`` writes out of the configuration's
 classes and a test compares with them.
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from ..options import RUNS, Option
 from .arguments import assign, parse_overrides
 from .reading import find_file, read_mapping
 
@@ -25,6 +27,9 @@ class KeyText(NamedTuple):
     type: str
     default: str
     readers: str  # runs, offline or online; empty: no run reads it
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
 
 
 class Names(NamedTuple):
@@ -73,6 +78,37 @@ def check_names(raw: dict[str, Any]) -> None:
         raise ConfigError("; ".join(unknown))
 
 
+def check_numbers(raw: dict[str, Any]) -> None:
+    """Look at the numbers that every run reads.
+
+    Raises:
+        ConfigError: a text stands for one and is none, or it is out of its range.
+    """
+    for key in names().keys:
+        number = key.type.removesuffix(" | None")
+        if key.readers != RUNS or number not in ("int", "float"):
+            continue
+        value: Any = raw
+        for part in key.name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, str) and not _is_number(value):
+            raise ConfigError(
+                f"{key.name}: Couldn't parse {value!r} into {'an int' if number == 'int' else 'a float'}"
+            )
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            wrong = Option(least=key.least, above=key.above, most=key.most).wrong(value)
+            if wrong:
+                raise ConfigError(f"{key.name} {wrong}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def check_options(arguments: list[str], own: Set[str]) -> None:
     """The same of a command line on which overrides stand among a verb's ``own`` options (``--name``).
 
@@ -106,18 +142,23 @@ def _unknown(node: dict[Any, Any], section: str) -> list[str]:
     return found
 
 
-def check_file(path: str, overrides: list[str]) -> None:
+def check_file(path: str, overrides: list[str] | None = None) -> None:
     """What can be said of a configuration file and its overrides without decoding them.
+
+    Args:
+        overrides: None: there are some that are not known here, so values may be others yet.
 
     Raises:
         ConfigError: the file is missing or unreadable, an override is none, or a key is unknown.
     """
     file = find_file(Path(path))
     raw = read_mapping(file)
-    for key, value in parse_overrides(overrides):
+    for key, value in parse_overrides(overrides or []):
         assign(raw, key, value)
     try:
         check_names(raw)
+        if overrides is not None:
+            check_numbers(raw)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     except RecursionError as error:
