@@ -12,7 +12,7 @@ from .command.help import HELP, help_of, own_options, unknown_verb, usage
 from .command.help import VERBS as VERBS
 from .command.run import BAD_INPUT, run_verb, set_up_logging, split_debug
 from .config.arguments import split_config_path
-from .config.names import check_file, check_options
+from .config.names import check_file, check_option_names
 
 # Verb → the module whose `main(arguments)` is it. All of them import torch and LeRobot.
 MODULES = {
@@ -75,7 +75,7 @@ def quick_check(verb: str) -> Callable[[list[str]], int]:
         if path is not None and not (verb == "label" and Path(path).is_dir()):  # a run's folder
             check_file(path)
         if verb in CONFIG_FIRST + WITH_OWN:
-            check_options(arguments, {"--config_path", *own_options(verb)})
+            check_option_names(arguments, {"--config_path", *own_options(verb)})
         return 0
 
     return look

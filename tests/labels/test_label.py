@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -446,6 +447,7 @@ def test_lambdas_earlier_name_is_accepted_with_one_warning(caplog):
 
 
 def test_label_uses_the_outcomes_beside_the_dataset_and_training_only_on_request(world, caplog):
+    caplog.set_level(logging.INFO)  # whatever an earlier test has left
     make_dataset(world / "bare", EPISODES, columns=("intervention",))
     config = write_config(world / "bare.json", world / "bare", world / "new")
     successes = ",".join(str(k) for k, episode in enumerate(EPISODES) if episode["success"])

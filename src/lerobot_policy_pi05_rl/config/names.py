@@ -109,7 +109,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def check_options(arguments: list[str], own: Set[str]) -> None:
+def check_option_names(arguments: list[str], own: Set[str]) -> None:
     """The same of a command line on which overrides stand among a verb's ``own`` options (``--name``).
 
     Raises:

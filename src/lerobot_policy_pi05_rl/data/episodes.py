@@ -90,7 +90,7 @@ def label_episodes(
             "Say how they ended: pi05-rl label CONFIG --success 0-3 --failure 4 (numbers of episodes), or a CSV "
             "episode_index,outcome as reward.outcome_file; or set reward.unlabelled to success or failure"
         )
-        beside = "" if reward.outcome_file else use_outcomes_beside(sources[0])
+        beside = use_outcomes_beside(sources[0], reward.outcome_file)
         raise DatasetError(
             f"{len(unknown)} of {len(episodes)} episodes have no outcome ({_shortened(unknown)}). {beside or advice}"
         )

@@ -52,8 +52,8 @@ def check_labelings(
 
 
 def _advice(labeling: Labeling, name: str, first: Source, outcome_file: str | None) -> str:
-    beside = use_outcomes_beside(first)
-    if outcome_file is None and beside:
+    beside = use_outcomes_beside(first, outcome_file)
+    if beside:
         return beside
     command = derive_command(labeling.meta, name, outcome_file)
     return f"Derive it anew under the present outcomes, which needs no network: {command}"

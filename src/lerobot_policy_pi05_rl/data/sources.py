@@ -75,11 +75,16 @@ class Source:
         return values.reshape(len(values), -1)
 
 
-def use_outcomes_beside(first: Source) -> str:
+def outcomes_path(first: Source) -> Path:
+    """The outcome file of the run whose first dataset this is; it names the others in a column."""
+    return labels_folder(first.dataset.root) / OUTCOMES_FILE
+
+
+def use_outcomes_beside(first: Source, outcome_file: str | None) -> str:
     """How to train with the outcomes that ``pi05-rl label`` was told and training does not read by itself, in words;
-    empty: there are none."""
-    path = labels_folder(first.dataset.root) / OUTCOMES_FILE
-    if not path.is_file():
+    empty: there are none, or ``outcome_file`` is read."""
+    path = outcomes_path(first)
+    if outcome_file is not None or not path.is_file():
         return ""
     return f"Outcomes set by hand lie beside the dataset; train with them: --reward.outcome_file={path}"
 

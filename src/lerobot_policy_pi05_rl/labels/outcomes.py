@@ -15,11 +15,10 @@ from ..data.episodes import label_episodes
 from ..data.labeling import frame_columns
 from ..data.outcomes import known_outcomes
 from ..data.sources import (
-    OUTCOMES_FILE,
     DatasetError,
     Source,
     check_outcome_file_datasets,
-    labels_folder,
+    outcomes_path,
     read_outcome_file,
 )
 from ..returns import Outcome
@@ -54,11 +53,6 @@ def unlabelled_columns(cfg: PI05RLTrainConfig) -> tuple[dict[str, np.ndarray], i
     reward = changed(cfg.reward, outcome_file=outcome_file)
     labels = label_episodes(sources, reward, cfg.policy, needs_returns=False)
     return frame_columns(0, sources[0], labels), known_outcomes(sources[0], outcome_file, primary=True).count(None)
-
-
-def outcomes_path(sources: list[Source]) -> Path:
-    """The outcome file of these datasets; it lies beside the first and names the others in a column."""
-    return labels_folder(sources[0].dataset.root) / OUTCOMES_FILE
 
 
 def parse_ranges(text: str) -> list[int]:
@@ -127,7 +121,7 @@ def given_outcomes(
 def set_outcomes(options: LabelOptions, sources: list[Source], outcome_file: str | None) -> str | None:
     """Write the outcomes that the command line gives over those of ``outcome_file``; returns the outcome file of this
     command."""
-    path = outcomes_path(sources)
+    path = outcomes_path(sources[0])
     if options.gives_outcomes:
         given = given_outcomes(
             sources, success=options.success, failure=options.failure, csv=options.outcomes, of=options.of
@@ -145,7 +139,7 @@ def write_outcomes(sources: list[Source], given: list[Outcomes], outcome_file: s
     Returns:
         The outcome file.
     """
-    path = outcomes_path(sources)
+    path = outcomes_path(sources[0])
     earlier = [str(path) if path.is_file() else None, outcome_file]
     rows = []
     for number, source in enumerate(sources):
