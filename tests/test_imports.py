@@ -35,6 +35,7 @@ ORDER = [
     "training.metrics",
     "training.critic_metrics",
     "training.early_stopping",
+    "training.schedule",
     "recap",
     "checkpoint",
     "training",

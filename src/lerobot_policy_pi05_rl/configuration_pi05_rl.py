@@ -121,8 +121,15 @@ class PI05RLConfig(PI05Config):
     # Of weighted, in standard deviations of the task's advantages.
     awr_temperature: float = option(1.0, LEARNING, above=0)
     awr_max_weight: float = option(20.0, LEARNING, above=0)  # of weighted; AWR's own limit
-    # N of RECAP, section IV-C; None: the whole rest of the episode.
+    # once: the critics learn alone for critic_warmup_steps, then label the run's own data once, each the episodes that
+    # it has not seen, and the policy trains under those labels. running: both train side by side, and each batch is
+    # labelled by the critic of the moment. dataset.labeling stands in for either.
+    advantage_labels: str = option("once", OTHER_RUN, OFFLINE, choices=("once", "running"))
+    # N of RECAP, section IV-C; None: advantage_horizon, or, of running labels, the whole rest of the episode.
     advantage_n_step: int | None = option(None, LEARNING, least=1)
+    # Mean N of the λ-return that labels of once are made with, as a share of the task's longest episode; None: the
+    # whole rest of the episode. docs/results.md says why.
+    advantage_horizon: float | None = option(0.15, LEARNING, OFFLINE, above=0, most=1)
     advantage_positive_fraction: float = option(0.3, LEARNING, least=0, most=1)  # RECAP, App. F
     # Task text → fraction.
     advantage_positive_fraction_per_task: dict[str, float] = option(dict, LEARNING, least=0, most=1)
@@ -141,7 +148,8 @@ class PI05RLConfig(PI05Config):
     offline_steps: int = option(10_000, LEARNING, OFFLINE, least=1)
     offline_buffer_capacity: int | None = option(None, DATA, least=1)  # cap on the transitions drawn from; None: all
     policy_update_freq: int = option(1, LEARNING, least=1)  # the actor trains every so many steps
-    critic_warmup_steps: int = option(0, LEARNING, least=0)  # the actor waits that long
+    # The actor waits that long. None: a fifth of the run where it labels its own data (advantage_labels), else 0.
+    critic_warmup_steps: int | None = option(None, LEARNING, least=0)
     utd_ratio: int = option(1, LEARNING, least=1)  # critic updates per step, each on a fresh batch
     gradient_accumulation_steps: int = option(1, LEARNING, least=1)
 

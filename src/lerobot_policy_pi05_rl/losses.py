@@ -36,9 +36,20 @@ Metrics = dict[str, Tensor]
 class RecapLosses(nn.Module):
     """Both losses of one batch. A module, so that a data-parallel wrapper sees the whole forward."""
 
-    def __init__(self, policy: PI05RLPolicy, thresholds: AdvantageThresholds, processes: Processes | None = None):
-        """``processes``: the run's; each of them has a part of the batch."""
+    def __init__(
+        self,
+        policy: PI05RLPolicy,
+        thresholds: AdvantageThresholds,
+        processes: Processes | None = None,
+        *,
+        labels_later: bool = False,
+    ):
+        """Args:
+        processes: the run's; each of them has a part of the batch.
+        labels_later: the data are labelled once the critics have learnt; until then nobody asks for an advantage.
+        """
         super().__init__()
+        self.labels_later = labels_later
         self.processes = processes or Processes()
         self.policy, self.thresholds, self.critic_learns = policy, thresholds, policy.config.trains_critic
         td = policy.config.trains_critic and policy.config.critic_target == "td"
@@ -69,7 +80,7 @@ class RecapLosses(nn.Module):
                     losses.append(loss)
                 metrics |= info
                 histograms["critic_values"] = values
-            if config.uses_advantage:
+            if config.uses_advantage and (train_actor or not self.labels_later):
                 advantages = batch.get(PRECOMPUTED_ADVANTAGE)
                 if advantages is None:
                     advantages = self.advantages(values, later, batch)

@@ -6,11 +6,13 @@ accelerate launch --num_processes=N -m lerobot_policy_pi05_rl.offline_learner CO
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from lerobot.utils.constants import CHECKPOINTS_DIR
 
+from .checkpoint.write import last_checkpoint
 from .config.arguments import split_config_path
 from .config.file import load_config
 from .config.resolve import resolved
@@ -19,10 +21,14 @@ from .data.loaders import make_train_loader
 from .distributed.fsdp import check_fsdp
 from .distributed.processes import Processes, lost_peer_as_user_error, start_processes
 from .errors import INTERRUPTED
+from .labels.own_run import label_run
+from .labels.values import Interrupted
 from .runtime.progress import TimedIterator
 from .training.loop import Feed, train
-from .training.metrics import NoWriter
-from .training.start import Run, make_writer, start
+from .training.metrics import MetricsWriter, NoWriter
+from .training.start import Run, make_writer, open_labelled, start
+
+logger = logging.getLogger(__name__)
 
 
 def train_offline(cfg: PI05RLTrainConfig) -> Path:
@@ -48,17 +54,40 @@ def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
     run = start(cfg, processes)
     writer = make_writer(run) if processes.is_main else NoWriter()
     try:
-        saved = train(run, Feed(training_batches(run)), writer)
+        saved = train_phases(run, writer)
+    except Interrupted as stopped:
+        logger.warning("%s Stopped while labelling: %s", cfg.tag, stopped)
+        saved = last_checkpoint(run.cfg.run_dir)
     finally:
         writer.close()
     processes.wait()  # a process that ends early would end the others
     return saved or run.checkpoint or cfg.run_dir
 
 
-def training_batches(run: Run) -> TimedIterator:
-    """This process's part of the batches that are left, in the run's order."""
+def train_phases(run: Run, writer: MetricsWriter | NoWriter) -> Path | None:
+    """Critics, labels, policy, from wherever the run is; the policy alone where the labels come from elsewhere.
+
+    Returns:
+        The last checkpoint that was written, if any was.
+
+    Raises:
+        Interrupted: a signal came while the data were labelled.
+    """
+    cfg, algorithm, saved = run.cfg, run.algorithm, run.checkpoint
+    if cfg.labels_itself and algorithm.optimization_step <= cfg.critic_steps:
+        last = min(cfg.critic_steps, cfg.total_steps)
+        saved = train(run, Feed(training_batches(run, last)), writer, desc="Critics", until=last) or saved
+        if algorithm.optimization_step < last or last == cfg.total_steps:
+            return saved
+        label_run(run, saved)
+        run = replace(run, data=open_labelled(cfg, algorithm.processes))
+    return train(run, Feed(training_batches(run, cfg.total_steps)), writer) or saved
+
+
+def training_batches(run: Run, last: int) -> TimedIterator:
+    """This process's part of the batches that are left until step ``last``, in the run's order."""
     algorithm = run.algorithm
-    left = (run.cfg.total_steps - algorithm.optimization_step) * algorithm.batches_per_step
+    left = (last - algorithm.optimization_step) * algorithm.batches_per_step
     start_at, processes = algorithm.sample_position, algorithm.processes
     return TimedIterator(
         make_train_loader(run.data, batch_size=run.cfg.batch_size, batches=left, start=start_at, processes=processes)
@@ -75,7 +104,7 @@ def main(arguments: list[str]) -> int:
     checkpoint = train_offline(cfg)
     if checkpoint.parent.name == CHECKPOINTS_DIR and int(checkpoint.name) < cfg.total_steps:
         return INTERRUPTED
-    logging.getLogger(__name__).info("[OFFLINE LEARNER] Done: %s", checkpoint)
+    logger.info("[OFFLINE LEARNER] Done: %s", checkpoint)
     return 0
 
 

@@ -25,6 +25,7 @@ from .noise import SampledNoise, sample_noise
 from .stored.files import CRITIC_PREFIX
 from .thresholds import AdvantageThresholds, positive_fractions
 from .training.early_stopping import CriticEarlyStopping
+from .training.schedule import build_schedule
 
 
 @RLAlgorithmConfig.register_subclass("recap")
@@ -35,6 +36,7 @@ class RecapConfig(RLAlgorithmConfig):
     policy_config: PI05RLConfig | None = None
     seed: int = 1000
     total_steps: int = 10_000  # the length of the learning-rate schedule
+    critic_steps: int = 0  # of a phase of the critics' own, with a schedule of its own; the actor's begins behind it
 
     @classmethod
     def from_policy_config(cls, policy_cfg: PI05RLConfig) -> "RecapConfig":
@@ -72,7 +74,7 @@ class RecapAlgorithm(RLAlgorithm):
             tasks, cfg.advantage_positive_fraction, cfg.advantage_positive_fraction_per_task
         )
         self.thresholds = AdvantageThresholds(fractions, window=cfg.advantage_window)
-        self.losses = RecapLosses(policy, self.thresholds, self.processes)
+        self.losses = RecapLosses(policy, self.thresholds, self.processes, labels_later=config.critic_steps > 0)
         self.losses.train()
         self.wrapped = self._wrap()
         self.early_stopping = (
@@ -115,7 +117,12 @@ class RecapAlgorithm(RLAlgorithm):
             weight_decay=preset.weight_decay,
             fused=next(self.policy.parameters()).is_cuda,
         )
-        self.scheduler = cfg.get_scheduler_preset().build(self.optimizer, self.config.total_steps)
+        self.scheduler = build_schedule(
+            cfg.get_scheduler_preset(),
+            self.optimizer,
+            self.config.total_steps,
+            critic_steps=self.config.critic_steps,
+        )
         return self.get_optimizers()
 
     @property
@@ -132,7 +139,7 @@ class RecapAlgorithm(RLAlgorithm):
         cfg = self.policy.config
         if not cfg.trains_critic:
             return True
-        return step >= cfg.critic_warmup_steps and step % cfg.policy_update_freq == 0
+        return step >= (cfg.critic_warmup_steps or 0) and step % cfg.policy_update_freq == 0
 
     def update(self, batch_iterator: Iterator[Batch]) -> TrainingStats:
         """One optimization step: ``utd_ratio`` critic updates, the last of which may train the actor too."""

@@ -62,7 +62,9 @@ def test_a_run_equals_its_half_stopped_and_resumed(tmp_path, mixed_dataset, chan
 
 
 def test_the_checkpoint_has_lerobots_layout(tmp_path, mixed_dataset):
-    checkpoint = run(write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", save_freq=2))
+    checkpoint = run(
+        write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", save_freq=2, policy__critic_warmup_steps=2)
+    )
     assert checkpoint == tmp_path / "run" / "checkpoints" / "000004"
     assert os.readlink(checkpoint.parent / "last") == "000004"
     assert sorted(p.name for p in checkpoint.parent.iterdir()) == ["000002", "000004", "last"]

@@ -28,6 +28,7 @@ from lerobot_policy_pi05_rl.runtime.files import MANIFEST
 from lerobot_policy_pi05_rl.training.metrics import drop_lines_after, wandb_run_id
 
 OPTIMIZER = "training_state/optimizer_state.safetensors"
+STEPS = {"policy__offline_steps": 6, "save_freq": 2, "policy__critic_warmup_steps": 2}
 
 
 def run(path, *overrides) -> Path:
@@ -38,7 +39,7 @@ def run(path, *overrides) -> Path:
 def finished(mixed_dataset, tmp_path_factory) -> Path:
     """A run of six steps with three checkpoints."""
     folder = tmp_path_factory.mktemp("finished")
-    run(write_config(folder / "c.json", mixed_dataset, folder / "run", policy__offline_steps=6, save_freq=2))
+    run(write_config(folder / "c.json", mixed_dataset, folder / "run", **STEPS))
     return folder / "run"
 
 
@@ -48,8 +49,7 @@ def resumable(finished, mixed_dataset, tmp_path):
     shutil.copytree(finished, tmp_path / "run", symlinks=True)
 
     def config(dataset=mixed_dataset, **changes) -> Path:
-        changes = {"policy__offline_steps": 6, "save_freq": 2, "resume": True, **changes}
-        return write_config(tmp_path / "c.json", dataset, tmp_path / "run", **changes)
+        return write_config(tmp_path / "c.json", dataset, tmp_path / "run", **{**STEPS, "resume": True, **changes})
 
     return config
 
@@ -176,7 +176,10 @@ def test_a_changed_learning_rate_and_length_take_effect(tmp_path, resumable):
     assert groups[0]["initial_lr"] == 5e-4 and {group["weight_decay"] for group in groups} == {0.25}
     rates = [json.loads(line)["lr_actor"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     other = write_config(
-        tmp_path / "o.json", json.loads((tmp_path / "c.json").read_text())["dataset"]["root"], tmp_path / "o", **fresh
+        tmp_path / "o.json",
+        json.loads((tmp_path / "c.json").read_text())["dataset"]["root"],
+        tmp_path / "o",
+        **STEPS | fresh,
     )
     run(other)
     whole = [json.loads(line)["lr_actor"] for line in (tmp_path / "o/metrics.jsonl").read_text().splitlines()]
@@ -225,7 +228,7 @@ def test_evaluations_matter_only_where_the_critic_stops_by_them():
 def test_other_data_is_refused_and_data_that_has_moved_is_not(tmp_path, resumable, mixed_dataset):
     make_dataset(tmp_path / "other", MIXED_EPISODES, seed=1)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(DatasetError, match="learnt from other data: dataset test/tiny has other frames"):
+    with pytest.raises(DatasetError, match="has labelled other data than dataset test/tiny"):
         run(resumable(tmp_path / "other"), "policy.offline_steps=7")
     with pytest.raises(DatasetError, match=r"train episodes 4 then, 2 now.*dataset\.eval_split"):
         run(resumable(dataset__eval_split=0.5), "policy.offline_steps=7")

@@ -24,7 +24,8 @@ from lerobot_policy_pi05_rl.options import DATA, FILLED, LEARNING, NOTE, ONLINE,
 from lerobot_policy_pi05_rl.training.start import find_checkpoint
 
 NAMES = [leaf.name for leaf in leaves(PI05RLTrainConfig)]
-STEPS = {"policy__offline_steps": 24, "save_freq": 12}  # enough for windows of advantages to fill
+# Enough for windows of advantages to fill; labels that are made once are not made again by a run that goes on.
+STEPS = {"policy__offline_steps": 24, "save_freq": 12, "policy__advantage_labels": "running"}
 # What the run is that goes on with another value, where the usual one would not show it.
 RUNS = {
     "usual": {},
@@ -34,6 +35,7 @@ RUNS = {
     "preset": {"policy__actor_lr": None, "policy__optimizer_lr": 1e-3},
     "augmented": {"dataset__image_transforms": {"enable": True}},
     "bare": {"reward__unlabelled": "success"},
+    "before_labels": {"policy__advantage_labels": "once", "policy__critic_warmup_steps": 14},
 }
 # Key → (run, other value), for every key that changes what is learnt.
 TAKE_EFFECT = {
@@ -78,6 +80,7 @@ TAKE_EFFECT = {
     "policy.awr_temperature": ("weighted", 0.1),
     "policy.awr_max_weight": ("weighted", 0.5),
     "policy.advantage_n_step": ("usual", 1),
+    "policy.advantage_horizon": ("before_labels", 1.0),
     "policy.advantage_positive_fraction": ("usual", 1.0),
     "policy.advantage_positive_fraction_per_task": ("usual", {"pick the cube": 1.0}),
     "policy.advantage_dropout": ("usual", 1.0),
@@ -239,6 +242,7 @@ OTHERS = {
     "policy.use_separate_critic": False,
     "policy.critic_target": "td",
     "policy.train_critic": False,
+    "policy.advantage_labels": "once",
     "policy.tokenizer": "other",
     "policy.normalization_mapping": {"STATE": "MIN_MAX"},
     "policy.relative_exclude_joints": [],

@@ -24,6 +24,8 @@ from lerobot_policy_pi05_rl.runtime.files import damages
 
 OF_THIS_RUN = {"train_config.json", "manifest.json"}
 OPTIMIZER = "training_state/optimizer_state.safetensors"
+JOINT = {"policy__offline_steps": 6, "save_freq": 2, "policy__advantage_labels": "running"}
+SAVES = {"save_freq": 2, "policy__critic_warmup_steps": 2}  # where the critics are done, a checkpoint is saved anyway
 
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
@@ -70,7 +72,7 @@ def saver(tmp_path, mixed_dataset):
 
 
 def test_checkpoints_written_in_the_background_are_the_same_bytes(tmp_path, mixed_dataset):
-    options = {"policy__offline_steps": 6, "save_freq": 2, "policy__critic_target": "td", "policy__n_step": 2}
+    options = {"policy__offline_steps": 6, **SAVES, "policy__critic_target": "td", "policy__n_step": 2}
     run(write_config(tmp_path / "a.json", mixed_dataset, tmp_path / "a", **options))
     run(write_config(tmp_path / "b.json", mixed_dataset, tmp_path / "b", save_in_background=True, **options))
     first, second = contents(tmp_path / "a" / "checkpoints"), contents(tmp_path / "b" / "checkpoints")
@@ -167,9 +169,7 @@ def refused(capsys, *arguments) -> str:
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mixed_dataset, capsys, background):
-    config = write_config(
-        tmp_path / "c.json", mixed_dataset, tmp_path / "run", save_freq=2, save_in_background=background
-    )
+    config = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", save_in_background=background, **SAVES)
     run(config, **{"policy.offline_steps": 2})
     before = contents(tmp_path / "run" / "checkpoints")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -200,7 +200,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_stops_the_run_and_names_what_is_free(tmp_path, mixed_dataset, capsys, small_disk):
     run_dir = small_disk / "run"
-    config = write_config(tmp_path / "c.json", mixed_dataset, run_dir, policy__offline_steps=6, save_freq=2)
+    config = write_config(tmp_path / "c.json", mixed_dataset, run_dir, **JOINT)
     line = refused(capsys, config)
     assert "No space left on device" in line and "MB, and" in line and "keep_last_checkpoints" in line
     whole_and_alone(run_dir, "000002")
@@ -260,7 +260,7 @@ def hub(monkeypatch):
 
 
 def test_each_checkpoint_goes_to_the_hub_once_it_is_whole(tmp_path, mixed_dataset, hub):
-    options = {"save_checkpoint_to_hub": True, "policy__repo_id": "you/pick", "save_freq": 2}
+    options = {"save_checkpoint_to_hub": True, "policy__repo_id": "you/pick", **SAVES}
     run(write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", **options))
     steps = ["000002", "000004"]
     assert hub.uploads == [x for step in steps for x in (("you/pick", f"checkpoints/{step}"), step)]
@@ -268,7 +268,7 @@ def test_each_checkpoint_goes_to_the_hub_once_it_is_whole(tmp_path, mixed_datase
 
 def test_a_hub_that_does_not_answer_is_one_warning_a_checkpoint(tmp_path, mixed_dataset, hub, caplog):
     hub.fails = True
-    options = {"save_checkpoint_to_hub": True, "policy__repo_id": "you/pick", "save_freq": 2}
+    options = {"save_checkpoint_to_hub": True, "policy__repo_id": "you/pick", **SAVES}
     checkpoint = run(write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", **options))
     assert checkpoint.name == "000004" and names(tmp_path / "run") == ["000002", "000004", "last"]
     warnings = [r.getMessage() for r in caplog.records if r.name == saving.__name__ and r.levelname == "WARNING"]

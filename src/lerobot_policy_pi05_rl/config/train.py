@@ -22,6 +22,7 @@ from .leaves import answered, no_effect, not_supported
 
 logger = logging.getLogger(__name__)
 
+CRITIC_SHARE = 5  # of a run that labels its own data, one step in so many is its critics' alone
 LORA_INITS = ("gaussian", "orthogonal")  # of those in PEFT's LoraConfig, the ones that leave the base as it is
 
 
@@ -122,6 +123,13 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             )
         if device_key is not None:
             self.check_device(device_key)
+        if self._labelled and self.policy.advantage_labels == "once" and self.policy.critic_warmup_steps:
+            log_warnings(
+                [
+                    f"policy.critic_warmup_steps has no effect under dataset.labeling ({self.dataset.labeling}): the "
+                    "labels are there, and the policy trains from the first step"
+                ]
+            )
         log_warnings([no_effect(names, advice) for names, advice in answered(self, WARNED)])
 
     def _check_options(self) -> None:
@@ -224,6 +232,26 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     def total_steps(self) -> int:
         """Optimization steps of the offline run."""
         return self.policy.offline_steps
+
+    @property
+    def _labelled(self) -> bool:
+        return self.dataset is not None and self.dataset.labeling is not None
+
+    @property
+    def labels_itself(self) -> bool:
+        """Whether the run's critics learn first, then label its own data, before its policy trains."""
+        once = self.policy.advantage_labels == "once" and not self._labelled
+        return once and self.policy.trains_critic
+
+    @property
+    def critic_steps(self) -> int:
+        """How many steps the actor waits; none where the labels come from elsewhere."""
+        steps = self.policy.critic_warmup_steps
+        if self._labelled and self.policy.advantage_labels == "once":
+            return 0
+        if steps is None:
+            return max(1, self.total_steps // CRITIC_SHARE) if self.labels_itself else 0
+        return steps
 
     @property
     def wandb_project(self) -> str | None:

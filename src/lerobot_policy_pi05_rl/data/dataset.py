@@ -135,7 +135,8 @@ def open_offline_data(cfg: PI05RLTrainConfig) -> OfflineData:
 
     folds = assign_folds(train, policy.critic_folds) if policy.trains_critic else {}
     discount = reward_discount(cfg.reward, policy)
-    bootstrapped = make_n_step_returns(sources, labels, policy, discount, precomputed=precomputed is not None)
+    running = precomputed is None and not cfg.labels_itself
+    bootstrapped = make_n_step_returns(sources, labels, policy, discount, running=running)
     workers = Workers(cfg.num_workers, cfg.prefetch_factor, cfg.dataloader_multiprocessing_context)
     caches = open_caches(sources, policy, cfg.dataset.frame_cache, workers)
 
@@ -255,16 +256,16 @@ def frame_repetitions(
     return repetitions
 
 
-def bootstrap_steps(policy: PI05RLConfig, *, precomputed: bool) -> list[int]:
+def bootstrap_steps(policy: PI05RLConfig, *, running: bool) -> list[int]:
     """The n of the n-step returns that training bootstraps; none by default.
 
     Args:
-        precomputed: the advantages are those of a labeling.
+        running: each batch's advantages are computed as it is trained on.
     """
     wanted = set()
     if policy.trains_critic and policy.critic_target == "td":
         wanted.add(policy.n_step)
-    if policy.trains_critic and policy.advantage_n_step is not None and not precomputed:
+    if policy.trains_critic and policy.advantage_n_step is not None and running:
         wanted.add(policy.advantage_n_step)
     return sorted(wanted)
 
@@ -282,11 +283,11 @@ def episode_n_step_returns(
 
 
 def make_n_step_returns(
-    sources: list[Source], labels: LabelledEpisodes, policy: PI05RLConfig, discount: float, *, precomputed: bool
+    sources: list[Source], labels: LabelledEpisodes, policy: PI05RLConfig, discount: float, *, running: bool
 ) -> dict[int, list[NStepReturns]]:
     """n → per source the n-step returns of every frame, for the n that training reads."""
     result: dict[int, list[NStepReturns]] = {}
-    for n in bootstrap_steps(policy, precomputed=precomputed):
+    for n in bootstrap_steps(policy, running=running):
         result[n] = []
         for number, source in enumerate(sources):
             count = len(source.columns["index"])

@@ -24,6 +24,7 @@ from .frames import PrecomputedLabels
 from .sources import DatasetError, Source, dataset_fingerprint, labels_folder
 
 META_KEY = b"pi05_rl"
+RUN_LABELS = "labels"  # folder of a run: the labels that its own critics made (labels/own_run.py)
 SCHEMA = {
     "index": pa.int64(),
     "episode_index": pa.int64(),
@@ -51,8 +52,19 @@ class Labeling:
 
 
 def labeling_path(source: Source, name: str) -> Path:
-    """Where the labeling ``name`` of this dataset lies."""
-    return labels_folder(source.dataset.root) / f"{name}.parquet"
+    """Where the labeling ``name`` of this dataset lies: beside it, or, where ``name`` is a run's folder, in there."""
+    folder = run_labels(name)
+    if folder is None:
+        return labels_folder(source.dataset.root) / f"{name}.parquet"
+    wanted = dataset_fingerprint(source)
+    found = (path for path in sorted(folder.glob("*.parquet")) if read_meta(path)["dataset"]["fingerprint"] == wanted)
+    return next(found, folder / f"{source.name.replace('/', '-')}.parquet")
+
+
+def run_labels(name: str) -> Path | None:
+    """The folder of the labels that a run has made of its own data; None: ``name`` is no run's folder."""
+    folder = Path(name) / RUN_LABELS
+    return folder if "/" in name or folder.is_dir() else None
 
 
 def labeling_names(folder: Path) -> list[str]:
@@ -165,6 +177,13 @@ def find_labeling(source: Source, name: str) -> Labeling:
         DatasetError: there is none, or it was made for other frames.
     """
     path = labeling_path(source, name)
+    if not path.is_file() and run_labels(name) is not None:
+        names = [f"{meta['repo_id']} in {meta['root']}" for meta in _labelled(path.parent)]
+        there = f"it has labelled {', '.join(names)}" if names else f"there is no {path.parent}"
+        raise DatasetError(
+            f"the run {name} has labelled other data than dataset {source.name} in {source.dataset.root}: {there}. "
+            "Give it the data that it began with, or another labeling (pi05-rl label)"
+        )
     if not path.is_file():
         names = labeling_names(path.parent)
         there = f"it has {', '.join(names)}" if names else "it has none"
@@ -182,6 +201,10 @@ def find_labeling(source: Source, name: str) -> Labeling:
             "under another name: pi05-rl label CONFIG_OR_RUN --name NAME"
         )
     return labeling
+
+
+def _labelled(folder: Path) -> list[dict[str, Any]]:
+    return [read_meta(path)["dataset"] for path in sorted(folder.glob("*.parquet"))]
 
 
 def replaceable_labeling(source: Source, name: str, critic_fingerprint: str) -> Labeling | None:

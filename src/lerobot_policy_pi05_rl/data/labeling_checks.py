@@ -65,7 +65,7 @@ def derive_command(meta: dict[str, Any], name: str, outcome_file: str | None) ->
     Args:
         meta: the labeling's.
     """
-    words = [f"pi05-rl label CONFIG --from {name} --name {name}", _estimator_option(meta)]
+    words = [f"pi05-rl label CONFIG --from {name} --name {meta.get('name', name)}", _estimator_option(meta)]
     fractions = set(meta.get("positive_fraction", {}).values())
     if len(fractions) == 1:
         words.append(f"--positive-fraction {fractions.pop():g}")

@@ -4,16 +4,11 @@ pi05-rl label CONFIG_OR_RUN [--name NAME] [--key=value …]
 """
 
 import logging
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
-from ..advantage import tag_columns
-from ..checkpoint.critic_provenance import frame_folds, read_critic_data, reward_scale, scale_differences
+from ..checkpoint.critic_provenance import frame_folds, read_critic_data
 from ..checkpoint.write import last_checkpoint
 from ..command.run import run_as_script
 from ..config.arguments import split_config_path
@@ -21,14 +16,10 @@ from ..config.file import load_config
 from ..config.resolve import changed, resolved
 from ..config.train import ConfigError, PI05RLTrainConfig
 from ..data.dataset import open_sources
-from ..data.episodes import LabelledEpisodes, label_episodes, reward_discount
+from ..data.episodes import LabelledEpisodes, label_episodes
 from ..data.labeling import (
-    Labeling,
-    advantages,
     find_labeling,
-    frame_columns,
     labeling_path,
-    out_of_fold,
     outcomes_if_labelled,
     read_meta,
     replaceable_labeling,
@@ -37,24 +28,14 @@ from ..data.labeling import (
 from ..data.sources import Source, dataset_fingerprint
 from ..data.workers import Workers
 from ..errors import INTERRUPTED, UserError
-from ..thresholds import positive_fractions, task_thresholds
 from .critic import Critic, find_critic, load_value_function, no_critic
-from .options import DEFAULT_HORIZON, LabelOptions, choose_estimator, parse_options
+from .making import AskedCritic, Values, make_labelings, say_unseen, source_values
+from .options import LabelOptions, parse_options
 from .outcomes import describe_unlabelled, outcome_sources, set_outcomes
 from .summary import LabelingResult, print_summary
-from .values import TAG, Interrupted, PartialValues, Timing, compute_values, frame_loader
+from .values import TAG, Interrupted, PartialValues, Timing
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Values:
-    """One source's values and where they come from."""
-
-    value: np.ndarray  # (frames,) float32
-    fold: np.ndarray  # (frames,) int8
-    critic: dict[str, Any]  # path and fingerprint
-    reward: dict[str, Any]  # the scale of the returns that the critic learnt
 
 
 def main(arguments: list[str]) -> int:
@@ -169,36 +150,32 @@ def values_of_critic(
         )
     earlier = [replaceable_labeling(source, name, critic.fingerprint) for source in sources]
     partials = [partial_values(source, name, critic) for source in sources]
-    identity = {"path": critic.path, "fingerprint": critic.fingerprint}
     workers = Workers(cfg.num_workers, cfg.prefetch_factor, cfg.dataloader_multiprocessing_context)
-    reading = {"policy": cfg.policy, "batch_size": cfg.batch_size, "workers": workers}
-    timing, function, results = Timing(), None, []
+    asked, timing, results = None, Timing(), []
     for number, source in enumerate(sources):
-        folds = frame_folds(seen, source)
-        unseen = f"{(folds < 0).sum()} of {len(folds)} frames are of episodes that no critic has seen"
-        logger.info("%s %s: %s", TAG, source.name, unseen)
-        if critic.folds == 1 and (folds >= 0).any():
-            logger.warning(
-                "%s %s: labels its own training episodes: returns may be memorised; set policy.critic_folds",
-                TAG,
-                source.name,
-            )
         labeling = earlier[number]
         if labeling is not None:
             logger.info("%s %s: labeling %r of the same critic is there; its values are used", TAG, source.name, name)
-            value = labeling.columns["value"]
-        else:
-            function = function or load_value_function(critic, labels, cfg.policy.device)
-            every = compute_values(
-                *function,
+            folds = frame_folds(seen, source)
+            say_unseen(source, folds, critic.folds)
+            results.append(Values(labeling.columns["value"], folds, critic.identity, (seen or {}).get("reward", {})))
+            continue
+        if asked is None:
+            preprocess, predict = load_value_function(critic, labels, cfg.policy.device)
+            asked = AskedCritic(critic.identity, critic.folds, seen, preprocess, predict)
+        results.append(
+            source_values(
+                asked,
+                sources,
+                labels,
+                number,
                 partials[number],
-                lambda first, number=number: frame_loader(sources, labels, number, first, **reading),
-                total=len(source.columns["index"]),
+                policy=cfg.policy,
                 batch_size=cfg.batch_size,
+                workers=workers,
                 timing=timing,
             )
-            value = out_of_fold(every, folds)
-        results.append(Values(value, folds, identity, (seen or {}).get("reward", {})))
+        )
     logger.info("%s %s", TAG, timing)
     return results
 
@@ -227,56 +204,10 @@ def write_labelings(
     name: str,
 ) -> LabelingResult:
     """Advantages, thresholds over all sources, tags; write the side-cars."""
-    n_step, gae_lambdas, estimator = choose_estimator(options, cfg.policy.advantage_n_step, labels)
-    logger.info("%s Advantages: %s", TAG, estimator)
-    horizon = None
-    if gae_lambdas is not None and options.gae_lambda is None:
-        horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
-    default = cfg.policy.advantage_positive_fraction if options.fraction is None else options.fraction
-    discount, scale = reward_discount(cfg.reward, cfg.policy), reward_scale(cfg.reward, cfg.policy, labels)
-    fractions = positive_fractions(labels.tasks, default, cfg.policy.advantage_positive_fraction_per_task)
-    by_task = dict(zip(labels.tasks, fractions, strict=True))
-    tables = []
-    for number, (source, own) in enumerate(zip(sources, values, strict=True)):
-        differences = scale_differences(own.reward, scale) if own.reward else []
-        if differences:
-            logger.warning(
-                "%s %s: the critic learnt returns on another scale (%s); its values and these returns do not compare",
-                TAG,
-                source.name,
-                "; ".join(differences),
-            )
-        columns = {**frame_columns(number, source, labels), "value": own.value, "fold": own.fold}
-        columns["advantage"] = advantages(
-            columns, n_step=n_step, gae_lambdas=gae_lambdas, discount=discount, alignment=source.alignment
-        )
-        tables.append(columns)
-    thresholds = task_thresholds(tables, by_task)
-    tables = [tag_columns(columns, thresholds) for columns in tables]
-    for source, own, columns in zip(sources, values, tables, strict=True):
-        tasks = [task for task in labels.tasks if (columns["task"] == task).any()]
-        dataset = {
-            "repo_id": source.name,
-            "root": str(Path(source.dataset.root).absolute()),
-            "fingerprint": dataset_fingerprint(source),
-        }
-        if source is sources[0] and cfg.dataset.episodes is not None:
-            dataset["episodes"] = cfg.dataset.episodes  # those alone have rows
-        meta = {
-            "name": name,
-            "dataset": dataset,
-            "critic": own.critic,
-            "n_step": n_step,
-            "horizon": horizon,
-            "trace": None if gae_lambdas is None else {task: gae_lambdas[task] for task in tasks},
-            "discount": discount,
-            "positive_fraction": {task: by_task[task] for task in tasks},
-            "thresholds": {task: thresholds[task] for task in tasks},
-            "reward": own.reward or scale,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+    labelings, thresholds = make_labelings(cfg, options, sources, labels, values, name)
+    for source, labeling in zip(sources, labelings, strict=True):
         path = labeling_path(source, name)
-        write_labeling(path, Labeling(columns, meta))
+        write_labeling(path, labeling)
         path.with_suffix(".partial").unlink(missing_ok=True)
         logger.info("%s Wrote %s", TAG, path)
     return LabelingResult(name, [labeling_path(source, name) for source in sources], thresholds)

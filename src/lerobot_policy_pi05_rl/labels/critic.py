@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from torch import Tensor
@@ -28,6 +29,11 @@ class Critic:
     path: str  # a pretrained_model directory or a Hub id
     fingerprint: str
     policy: PI05RLConfig
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a labeling says of it."""
+        return {"path": self.path, "fingerprint": self.fingerprint}
 
     @property
     def folds(self) -> int:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ..config.train import ConfigError
+from ..configuration_pi05_rl import PI05RLConfig
 from ..data.episodes import LabelledEpisodes
 from ..returns import gae_lambda_for_horizon
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_HORIZON = 0.15  # docs/results.md says why
 EARLIER_LAMBDA = "--trace"  # what --gae-lambda was called
 
 
@@ -112,27 +112,25 @@ def _steps(text: str | None) -> int | None:
 
 
 def choose_estimator(
-    options: LabelOptions, configured: int | None, labels: LabelledEpisodes
-) -> tuple[int | None, dict[str, float] | None, str]:
-    """N, λ per task (one of the two, neither is G − V), and both in words.
+    options: LabelOptions, policy: PI05RLConfig, labels: LabelledEpisodes
+) -> tuple[int | None, dict[str, float] | None, float | None, str]:
+    """N, λ per task (one of the two; neither is G − V), the horizon that λ follows from, and all in words.
 
     Args:
-        configured: ``policy.advantage_n_step``, which holds if the command says nothing.
+        policy: its ``advantage_n_step``, else its ``advantage_horizon``, holds if the command says nothing.
     """
-    if options.n_step_given:
-        n_step = options.n_step
-    elif options.gae_lambda is None and options.horizon is None:
-        n_step = configured
-    else:
-        n_step = None
     if options.gae_lambda is not None:
-        return None, dict.fromkeys(labels.tasks, options.gae_lambda), f"λ-return, λ = {options.gae_lambda:g}"
+        words = f"λ-return, λ = {options.gae_lambda:g}"
+        return None, dict.fromkeys(labels.tasks, options.gae_lambda), None, words
+    n_step, horizon = options.n_step, options.horizon
+    if not options.n_step_given and horizon is None:
+        n_step = policy.advantage_n_step
+        horizon = policy.advantage_horizon if n_step is None else None
     if n_step is not None:
-        return n_step, None, f"{n_step} steps, then the critic"
-    if options.n_step_given:
-        return None, None, "G − V"
-    horizon = DEFAULT_HORIZON if options.horizon is None else options.horizon
+        return n_step, None, None, f"{n_step} steps, then the critic"
+    if horizon is None:
+        return None, None, None, "G − V"
     lengths = zip(labels.tasks, labels.task_lengths.tolist(), strict=True)
     gae_lambdas = {task: gae_lambda_for_horizon(horizon, length) for task, length in lengths}
     each = ", ".join(f"{gae_lambda:.3f}" for gae_lambda in gae_lambdas.values())
-    return None, gae_lambdas, f"λ-return over {horizon:g} of the task's longest episode, λ = {each}"
+    return None, gae_lambdas, horizon, f"λ-return over {horizon:g} of the task's longest episode, λ = {each}"

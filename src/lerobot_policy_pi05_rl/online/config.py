@@ -63,6 +63,11 @@ class OnlineTrainConfig(PI05RLTrainConfig):
         return self.policy.online_steps
 
     @property
+    def labels_itself(self) -> bool:
+        """Never: online, each batch is labelled by the critic of the moment."""
+        return False
+
+    @property
     def wandb_project(self) -> str | None:
         """W&B project of the run."""
         return self.wandb.project

@@ -120,7 +120,7 @@ def make_batch(config: PI05RLConfig, shape: Shape) -> tuple[dict[str, Tensor], S
         }
         if shape.precomputed:
             batch |= {PRECOMPUTED_ADVANTAGE: torch.empty(size), PRECOMPUTED_TAG: torch.empty(size, dtype=torch.long)}
-        for n in bootstrap_steps(config, precomputed=shape.precomputed):
+        for n in bootstrap_steps(config, running=not shape.precomputed):
             later = {**observation, N_STEP_REWARD: torch.empty(size), N_STEP_DISCOUNT: torch.empty(size)}
             batch |= {n_step_key(n, key): value for key, value in later.items()}
         noise = torch.empty(size, config.chunk_size, config.max_action_dim)

@@ -81,7 +81,9 @@ def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_to
         assumptions.append("a CUDA GPU: bf16 compute over fp32 weights, fused attention, fused AdamW")
     else:
         assumptions.append("fp32 compute (policy.dtype), fused attention, fused AdamW")
-    shape = Shape(config.batch_size, text_tokens, precomputed=config.dataset.labeling is not None)
+    shape = Shape(
+        config.batch_size, text_tokens, precomputed=config.dataset.labeling is not None or config.labels_itself
+    )
     return Setup(changed(config, policy=policy), shape, assumptions)
 
 

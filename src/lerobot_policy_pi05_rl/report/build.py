@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
 from ..checkpoint.write import last_checkpoint
-from ..data.labeling import labels_folder
+from ..data.labeling import RUN_LABELS, labels_folder
 from ..errors import UserError
 from ..labels.critic import load_critic
 from ..runtime.files import replacing
@@ -146,14 +146,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def default_labeling(subject: Subject) -> str | None:
-    """The newest labeling; for a run, the one that it was trained from, else the newest that its critic made, which
-    is None where its checkpoint holds no critic.
+    """The newest labeling; for a run, the one that it was trained from or has made, else the newest that its critic
+    made, which is None where its checkpoint holds no critic.
 
     Raises:
         UserError: there is none.
     """
     if subject.labeling is not None:
         return subject.labeling
+    if subject.run is not None and (subject.run / RUN_LABELS).is_dir():
+        return str(subject.run.absolute())
     name = newest_labeling(subject.dataset_root, subject.run)
     if name is not None:
         return name

@@ -73,7 +73,7 @@ def read_labeling_table(
         UserError: there is none, it is damaged, or it does not have one row for each of the ``total_frames``, or for
             each frame of the episodes that it or the run was made of.
     """
-    path = labeling.labels_folder(dataset_root) / f"{name}.parquet"
+    path = labeling_file(dataset_root, name)
     if not path.is_file():
         there = ", ".join(labeling.labeling_names(path.parent)) or "none"
         raise UserError(f"{dataset_root} has no labeling {name!r} (there: {there}); make it with `pi05-rl label`")
@@ -86,7 +86,19 @@ def read_labeling_table(
             f"the labeling {path} has {len(frames)} rows but the dataset has {total_frames} frames{selected}: the "
             "dataset changed since; run `pi05-rl label` again"
         )
-    return LabelingTable(name, frames, found.meta)
+    return LabelingTable(found.meta.get("name", name), frames, found.meta)
+
+
+def labeling_file(dataset_root: Path, name: str) -> Path:
+    """The side-car ``name`` beside the dataset, or, where that is a run's folder, what the run made of the dataset:
+    of its first one, where the dataset has moved."""
+    folder = labeling.run_labels(name)
+    if folder is None:
+        return labeling.labels_folder(dataset_root) / f"{name}.parquet"
+    files = sorted(folder.glob("*.parquet"))
+    roots = [Path(labeling.read_meta(file)["dataset"]["root"]).resolve() for file in files]
+    here = [file for file, root in zip(files, roots, strict=True) if root == dataset_root.resolve()]
+    return next(iter([*here, *files]), folder / "0.parquet")
 
 
 def _is_of(frames: pd.DataFrame, dataset_root: Path, episodes: list[int]) -> bool:

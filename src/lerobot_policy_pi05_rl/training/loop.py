@@ -57,18 +57,20 @@ class Feed:
         """Called behind the last step."""
 
 
-def train(run: Run, feed: Feed, writer: MetricsWriter | NoWriter, *, desc: str = "Offline") -> Path | None:
-    """Take the steps that are left; returns the last checkpoint that was written.
+def train(
+    run: Run, feed: Feed, writer: MetricsWriter | NoWriter, *, desc: str = "Offline", until: int | None = None
+) -> Path | None:
+    """Take the steps that are left, of the run or ``until`` this one; returns the last checkpoint that was written.
 
     SIGINT and SIGTERM finish the step, save and return. All processes stop, and save, behind the same step.
     """
     cfg, algorithm, processes = run.cfg, run.algorithm, run.algorithm.processes
-    total, saved, saved_step = cfg.total_steps, None, algorithm.optimization_step
+    total, saved, saved_step = until or cfg.total_steps, None, algorithm.optimization_step
     device = next(algorithm.policy.parameters()).device
-    held_out, stop, stopping = HeldOut(run), StopSignal(), False
+    held_out, stop, stopping = HeldOut(run, total), StopSignal(), False
     saver = CheckpointSaver(
         cfg.run_dir,
-        total,
+        cfg.total_steps,
         in_background=cfg.save_in_background,
         keep_last=cfg.keep_last_checkpoints,
         upload_to=cfg.policy.repo_id if cfg.save_checkpoint_to_hub else None,
@@ -100,7 +102,7 @@ def train(run: Run, feed: Feed, writer: MetricsWriter | NoWriter, *, desc: str =
             with speed.paused():
                 held_out.evaluate_if_due(algorithm, writer)
             if step == total and algorithm.early_stopping is not None:
-                algorithm.early_stopping.restore_best()  # the last checkpoint holds the best critic
+                algorithm.early_stopping.restore_best()  # the best critic labels, and lies in the last checkpoint
             if cfg.save_checkpoint and should_save_checkpoint(step, cfg.checkpoint_freq, total):
                 saved, saved_step = save(run, saver, writer), step
         if stopping and cfg.save_checkpoint and algorithm.optimization_step > saved_step:
@@ -112,9 +114,10 @@ def train(run: Run, feed: Feed, writer: MetricsWriter | NoWriter, *, desc: str =
 
 
 class HeldOut:
-    """Evaluates the held-out episodes, where there are any, every ``eval_steps`` steps and behind the last one."""
+    """Evaluates the held-out episodes, where there are any, every ``eval_steps`` steps and behind the ``last`` one."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, last: int):
+        self.last = last
         self.cfg, self.data, processes = run.cfg, run.data, run.algorithm.processes
         read = {"batch_size": self.cfg.batch_size, "most": self.cfg.max_eval_samples, "processes": processes}
         self.loader = make_held_out_loader(self.data, **read)
@@ -123,7 +126,7 @@ class HeldOut:
     def evaluate_if_due(self, algorithm: RecapAlgorithm, writer: MetricsWriter | NoWriter) -> None:
         """Tell ``algorithm``, log and console what was found."""
         cfg, step = self.cfg, algorithm.optimization_step
-        if self.loader is None or cfg.eval_steps <= 0 or (step % cfg.eval_steps and step != cfg.total_steps):
+        if self.loader is None or cfg.eval_steps <= 0 or (step % cfg.eval_steps and step != self.last):
             return
         means = evaluate(algorithm, self.loader, self.data.held_out.frames, self.probe)
         algorithm.on_evaluate(means)

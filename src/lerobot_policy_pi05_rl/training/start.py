@@ -1,5 +1,6 @@
 """From a configuration to a run that can take its next step: the same for both learners."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from lerobot.configs.train import TRAIN_CONFIG_NAME
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from lerobot.utils.random_utils import set_seed
 
 from ..checkpoint.resume import check_config, check_data, checkpoint_to_resume
@@ -16,6 +19,7 @@ from ..config.resolve import changed, recorded
 from ..config.train import ConfigError, PI05RLTrainConfig
 from ..data.action_limits import warn_of_clipping
 from ..data.dataset import OfflineData, open_offline_data
+from ..data.labeling import RUN_LABELS, read_meta
 from ..distributed.processes import ALONE, Processes
 from ..processor_pi05_rl import Processors, check_prompt_lengths
 from ..recap import RecapAlgorithm, RecapConfig
@@ -83,6 +87,87 @@ def find_checkpoint(cfg: PI05RLTrainConfig, check_unused: Callable[[Path], None]
     return checkpoint
 
 
+def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfig:
+    """``cfg`` with how long the actor waits; a run that goes on does as it began.
+
+    Raises:
+        ConfigError: the data are to be labelled by critics that have not learnt.
+    """
+    policy = cfg.policy
+    if checkpoint is not None:
+        stored = json.loads((checkpoint / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME).read_text())["policy"]
+        if "advantage_labels" not in stored:
+            logger.info("%s An earlier version began this run: advantage_labels is running", cfg.tag)
+            policy = changed(policy, advantage_labels="running")
+        if policy.critic_warmup_steps is None:
+            policy = changed(policy, critic_warmup_steps=stored.get("critic_warmup_steps"))
+        cfg = changed(cfg, policy=policy)
+    steps = cfg.critic_steps
+    if cfg.labels_itself and steps < 1:
+        raise ConfigError(
+            "policy.critic_warmup_steps is 0, but the run labels its own data, with critics that must learn before: "
+            "give them steps, leave the key out (a fifth of the run), set policy.advantage_labels=running (each batch "
+            "is labelled by the critic of the moment), or name a labeling in dataset.labeling"
+        )
+    if cfg.labels_itself and steps >= cfg.total_steps:
+        logger.warning(
+            "%s policy.critic_warmup_steps (%d) leaves no step of %d to the policy: only the critics learn",
+            cfg.tag,
+            steps,
+            cfg.total_steps,
+        )
+    return changed(cfg, policy=changed(policy, critic_warmup_steps=steps))
+
+
+def open_data(cfg: PI05RLTrainConfig, checkpoint: Path | None, processes: Processes = ALONE) -> OfflineData:
+    """The data as the run reads them behind this checkpoint: as recorded, or under the labels that it has made.
+
+    Raises:
+        ConfigError: those labels are gone.
+    """
+    step = 0 if checkpoint is None else int(checkpoint.name)
+    if cfg.labels_itself and step > cfg.critic_steps:
+        labels = cfg.run_dir / RUN_LABELS
+        if not labels.is_dir():
+            raise ConfigError(
+                f"the run is at step {step}, but the labels that its critics made at step {cfg.critic_steps} are gone "
+                f"({labels}). Put them back, or set resume_from to a checkpoint of that step or before"
+            )
+        processes.once(partial(check_labels, cfg, labels))
+        return open_labelled(cfg, processes)
+    return processes.main_first(partial(open_offline_data, cfg))
+
+
+def check_labels(cfg: PI05RLTrainConfig, labels: Path) -> None:
+    """
+    Raises:
+        ConfigError: the run's labels were made with other settings than it has now.
+    """
+    policy = cfg.policy
+    horizon = policy.advantage_horizon if policy.advantage_n_step is None else None
+    asked = {"policy.advantage_n_step": policy.advantage_n_step, "policy.advantage_horizon": horizon}
+    for file in sorted(labels.glob("*.parquet")):
+        meta = read_meta(file)
+        made = {"policy.advantage_n_step": meta["n_step"], "policy.advantage_horizon": meta["horizon"]}
+        for task, fraction in meta["positive_fraction"].items():
+            key = f"policy.advantage_positive_fraction of {task!r}"
+            made[key] = fraction
+            asked[key] = policy.advantage_positive_fraction_per_task.get(task, policy.advantage_positive_fraction)
+        differing = [f"{key}: {made[key]} → {asked[key]}" for key in made if made[key] != asked[key]]
+        if differing:
+            raise ConfigError(
+                f"the labels {labels}, which this run learns from, were made with other settings: {'; '.join(differing)}. "
+                f"Resume with those; or derive labels anew (pi05-rl label CONFIG --from {cfg.run_dir} --name NAME) "
+                "and start a run of its own from them: dataset.labeling"
+            )
+
+
+def open_labelled(cfg: PI05RLTrainConfig, processes: Processes = ALONE) -> OfflineData:
+    """The data under the labels that the run has made."""
+    labelled = changed(cfg, dataset=changed(cfg.dataset, labeling=str(cfg.run_dir.absolute())))
+    return processes.main_first(partial(open_offline_data, labelled))
+
+
 def prepare(
     cfg: PI05RLTrainConfig, checkpoint: Path | None, processes: Processes = ALONE
 ) -> tuple[OfflineData, RecapAlgorithm, Processors]:
@@ -94,14 +179,19 @@ def prepare(
     """
     set_seed(cfg.seed)
     torch.backends.cudnn.deterministic = cfg.cudnn_deterministic
-    data = processes.main_first(partial(open_offline_data, cfg))
+    data = open_data(cfg, checkpoint, processes)
     logger.info("%s Data: %s", cfg.tag, data.description)
     policy = make_policy(data.policy, cfg.peft, checkpoint, tag=cfg.tag)
     processors = make_processors(data, checkpoint, keeps=cfg.keeps_processors, tag=cfg.tag)
     check_prompt_lengths(processors[0], data.labels.tasks, data.policy.robot_state_feature.shape[0])
     algorithm = RecapAlgorithm(
         policy,
-        RecapConfig(policy_config=data.policy, seed=cfg.seed, total_steps=cfg.total_steps),
+        RecapConfig(
+            policy_config=data.policy,
+            seed=cfg.seed,
+            total_steps=cfg.total_steps,
+            critic_steps=cfg.critic_steps if cfg.labels_itself else 0,
+        ),
         tasks=data.labels.tasks,
         preprocess=make_preprocess(processors[0], next(policy.parameters()).device),
         processes=processes,
@@ -127,6 +217,7 @@ def start(
         UserError: bad input; nothing is written before all of it is checked.
     """
     checkpoint = processes.once(partial(find_checkpoint, cfg, check_unused))
+    cfg = processes.once(partial(settled, cfg, checkpoint))
     data, algorithm, processors = prepare(cfg, checkpoint, processes)
     cfg = changed(cfg, policy=data.policy)
     run = Run(cfg, data, algorithm, processors, MetricsWindow(), checkpoint)
@@ -185,6 +276,13 @@ def announce(run: Run) -> None:
     )
     if algorithm.processes.is_main:
         warn_of_clipping(cfg.actor, run.data.sources, cfg.tag)
+    if cfg.labels_itself:
+        logger.info(
+            "%s Phases: critics to step %d, labels of all frames, policy (and critics) to step %d",
+            cfg.tag,
+            cfg.critic_steps,
+            cfg.total_steps,
+        )
     logger.info("%s Output directory: %s", cfg.tag, cfg.run_dir)
     if run.checkpoint is not None:
         logger.info("%s Resuming at step %d from %s", cfg.tag, algorithm.optimization_step, run.checkpoint)

@@ -32,7 +32,7 @@ class ReplayLabels:
     def __init__(self, data: OfflineData, reward: RewardConfig, seed: int):
         self._data, self._reward, self._seed = data, reward, seed
         self._folds = data.policy.critic_folds if data.policy.trains_critic else 1
-        self._ahead = bootstrap_steps(data.policy, precomputed=False)
+        self._ahead = bootstrap_steps(data.policy, running=True)
         self._columns = GrowingColumns()  # rows as those of the episodes in _known
         self._known: dict[int, Label] = {}  # running number of an episode in the replay, oldest first
 

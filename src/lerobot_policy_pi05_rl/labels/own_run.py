@@ -1,0 +1,160 @@
+"""A run labels its own data, once: its critics have learnt, its policy has not (RECAP, arXiv 2511.14759, section IV).
+
+``<run>/labels`` holds a side-car per dataset as :mod:`..data.labeling` writes them; it is there when all are whole.
+Until then ``<run>/labels.partial`` holds the values so far, of as many processes as there were.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.utils.constants import PRETRAINED_MODEL_DIR
+
+from ..checkpoint.critic_provenance import critic_data, critic_fingerprint
+from ..data.batch import Batch
+from ..data.labeling import RUN_LABELS, read_meta, write_labeling
+from ..data.sources import Source, dataset_fingerprint
+from ..errors import UserError
+from ..runtime.files import give_name, make_folder
+from ..training.start import Run
+from .making import AskedCritic, Values, make_labelings, source_values
+from .options import LabelOptions
+from .summary import label_table
+from .values import PartialValues, Timing
+
+logger = logging.getLogger(__name__)
+
+UNSAVED = "unsaved"  # fingerprint of a critic of which there is no checkpoint
+
+
+def label_run(run: Run, checkpoint: Path | None) -> None:
+    """Make ``<run>/labels``, unless this critic has made them. Every process calls it, and values its share.
+
+    Args:
+        checkpoint: the critics' as they are; None: the run saves none.
+
+    Raises:
+        Interrupted: a signal came; the values so far are kept.
+    """
+    algorithm, processes = run.algorithm, run.algorithm.processes
+    finished, unfinished = run.cfg.run_dir / RUN_LABELS, run.cfg.run_dir / f"{RUN_LABELS}.partial"
+    identity = processes.once(partial(critic_identity, run, checkpoint))
+    if processes.once(partial(made_by, finished, identity["fingerprint"])):
+        logger.info("%s The labels of these critics are there: %s", run.cfg.tag, finished)
+        return
+    logger.info(
+        "%s Labelling the run's own data with its critics at step %d", run.cfg.tag, algorithm.optimization_step
+    )
+    seen = critic_data(run.data, run.cfg.reward)
+    training = algorithm.losses.training
+    algorithm.losses.eval()
+    with written(run, finished):
+        values = ask(run, identity, seen, unfinished)
+        processes.once(partial(write_labels, run, values, unfinished, finished))
+    algorithm.losses.train(training)
+
+
+@contextmanager
+def written(run: Run, labels: Path) -> Iterator[None]:
+    """
+    Raises:
+        UserError: the disk takes no more; what is on it stays.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the labels {labels} cannot be written: {error.strerror}. Make room; --resume=true goes on from here"
+        ) from error
+
+
+def ask(run: Run, identity: dict[str, Any], seen: dict[str, Any] | None, unfinished: Path) -> list[Values]:
+    """Per dataset the values of all frames.
+
+    Args:
+        identity: the critics' path and fingerprint.
+        seen: the episodes that each of them has learnt from.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    algorithm, processes = run.algorithm, run.algorithm.processes
+    asked = AskedCritic(identity, run.data.policy.critic_folds, seen, algorithm.preprocess, partial(predict, run))
+    timing, values = Timing(), []
+    for number, source in enumerate(run.data.sources):
+        values.append(
+            source_values(
+                asked,
+                run.data.sources,
+                run.data.labels,
+                number,
+                partial_values(unfinished, number, source, asked, processes.rank),
+                policy=run.data.policy,
+                batch_size=run.cfg.batch_size,
+                workers=run.data.workers,
+                timing=timing,
+                processes=processes,
+                device=next(algorithm.policy.parameters()).device,
+            )
+        )
+    logger.info("%s %s", run.cfg.tag, timing)
+    return values
+
+
+def critic_identity(run: Run, checkpoint: Path | None) -> dict[str, Any]:
+    """What the labels say of the critics: where they lie, and their fingerprint."""
+    if checkpoint is None:
+        return {"path": str(run.cfg.run_dir), "fingerprint": UNSAVED}
+    path, policy = str((checkpoint / PRETRAINED_MODEL_DIR).absolute()), run.data.policy
+    return {
+        "path": path,
+        "fingerprint": critic_fingerprint(path, (policy.value_support_min, policy.value_support_max)),
+    }
+
+
+def made_by(labels: Path, fingerprint: str) -> bool:
+    """Whether ``labels`` are there and of this critic. Those of another one, of a course that the run has left, go."""
+    if not labels.is_dir():
+        return False
+    makers = {read_meta(path)["critic"]["fingerprint"] for path in labels.glob("*.parquet")}
+    if makers == {fingerprint} and fingerprint != UNSAVED:
+        return True
+    logger.info("Removing %s: other critics have made them", labels)
+    shutil.rmtree(labels)
+    return False
+
+
+@torch.no_grad()
+def predict(run: Run, batch: Batch) -> torch.Tensor:
+    """(B, K) values; a pass that sharded processes run together."""
+    return run.algorithm.losses.run(run.algorithm.policy.predict_values, batch)
+
+
+def partial_values(folder: Path, number: int, source: Source, critic: AskedCritic, rank: int) -> PartialValues:
+    """The values of source ``number`` as far as they are there; what another critic has left is forgotten."""
+    header = {
+        "dataset": dataset_fingerprint(source),
+        "critic": critic.identity["fingerprint"],
+        "critics": critic.folds,
+    }
+    return PartialValues(folder / f"{number}.values", header, critics=critic.folds, rank=rank, replaces=True)
+
+
+def write_labels(run: Run, values: list[Values], unfinished: Path, finished: Path) -> None:
+    """Advantages, thresholds, tags; the folder gets its name when all side-cars are whole."""
+    cfg, sources = run.cfg, run.data.sources
+    name = f"{cfg.run_dir.absolute().name}-{run.algorithm.optimization_step:06d}"
+    labelings, thresholds = make_labelings(cfg, LabelOptions(), sources, run.data.labels, values, name)
+    make_folder(unfinished)
+    for number, (source, labeling) in enumerate(zip(sources, labelings, strict=True)):
+        write_labeling(unfinished / f"{number}-{source.name.replace('/', '-')}.parquet", labeling)
+    for file in unfinished.glob("*.values*"):
+        file.unlink()
+    give_name(unfinished, finished)
+    label_table([labeling.columns for labeling in labelings], thresholds, title=f"labels of {cfg.run_dir}")
+    logger.info("%s Labels: %s", cfg.tag, finished)
