@@ -1,11 +1,19 @@
-"""Does offline RL beat cloning on the same data? Train every variant on every mix and seed, evaluate, compare.
+"""Does offline RL beat cloning and filtering on the same data? Train every variant on every mix and seed, evaluate.
 
-    python benchmarks/closed_loop.py --output outputs/closed_loop [--mixes demo recovers metaworld] [--seeds 0 1 2 3 4]
+    python benchmarks/closed_loop.py --output outputs/closed_loop [--mixes demo recovers metaworld] [--seeds 3 4 5 …]
+    python benchmarks/closed_loop.py --start random …                # a second table, from random weights
+    python benchmarks/closed_loop.py --training-seeds 0 1 2 …        # the spread that training alone makes
 
-Jobs (record, train, label, evaluate) run side by side, one thread each, as many as there are cores. A finished job is
-never repeated and an interrupted training resumes, so the same command goes on after an interruption. Results of
-evaluations lie in ``--results``, small enough to be kept under version control: what lies there is not computed
-again, and table and picture are drawn from it (``--report-only``: nothing else is done).
+Every policy of a mix starts from one pretrained policy: panda's is shipped with the demo, Meta-World's is made here,
+as its first job. RECAP is one command (``pi05-rl offline``), whose labels its rivals take. A seed is that of
+recording and evaluation; the training seed is the same plus 100 times its number. Settings were chosen on seeds 0 to
+2; a claim rests on the others. Odd seeds run without vector instructions (``ATEN_CPU_CAPABILITY=default``), as on
+another processor.
+
+Jobs (record, train, evaluate) run side by side, one thread each, as many as there are cores. A finished job is never
+repeated and an interrupted training resumes, so the same command goes on after an interruption. Results of evaluations
+lie in ``--results``, small enough to be kept under version control: what lies there is not computed again, and tables
+and picture are drawn from it (``--report-only``: nothing else is done).
 """
 
 import argparse
@@ -22,12 +30,22 @@ from closed_loop_report import write_report
 from docs_section import replace_section
 from tqdm import tqdm
 
+from lerobot_policy_pi05_rl.demo.pretrain import PRETRAINED
+
 CONFIG = Path("configs/demo.json")
 MIXES = {"demo": ["--mix", "demo"], "recovers": ["--mix", "recovers"], "metaworld": []}
-# Who records and evaluates: the demo, or the folder of four tasks beside this file.
+# Who records, pretrains and evaluates: the demo, or the folder of four tasks beside this file.
 MODULES = {**dict.fromkeys(("demo", "recovers"), "lerobot_policy_pi05_rl.demo"), "metaworld": "metaworld_tasks"}
-# Optimization steps of every policy: about as many epochs of each recording (Meta-World's has 1.8 times the frames).
-STEPS = {"demo": 1500, "recovers": 1500, "metaworld": 2700}
+STARTS = ("pretrained", "random")
+# Optimization steps of every policy, and of the critics before RECAP's. From random weights three times as many, with
+# a learning rate for them: about as many epochs of each recording (Meta-World's has 1.8 times the frames).
+STEPS = {
+    "pretrained": {"demo": 600, "recovers": 600, "metaworld": 1200},
+    "random": {"demo": 1500, "recovers": 1500, "metaworld": 2700},
+}
+CRITIC_STEPS = {"demo": 600, "recovers": 600, "metaworld": 1200}
+PLAIN = {"ATEN_CPU_CAPABILITY": "default"}
+RANDOM = ("--policy.pi05_checkpoint=null", "--policy.actor_lr=1e-3")
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,7 @@ class Variant:
     Attributes:
         overrides: of the training configuration.
         trained_as: the variant whose training this one only evaluates otherwise.
-        labels: the labeling that its advantages come from; None: none, or its own critics.
+        labels: where its advantages come from: a key of ``LABELINGS``, "oracle", RECAP's "own", or None.
         evaluation: overrides of the policy at evaluation.
         script: of this folder, which trains and evaluates in place of the package's own modules.
     """
@@ -50,57 +68,35 @@ class Variant:
     script: str | None = None
 
 
-# Labels are precomputed and no critic trains beside the policy: their gradients never mix, so it would not change it.
+# Labels are there and no critic trains beside the policy: their gradients never mix, so it would not change it.
 NO_CRITIC = "--policy.train_critic=false"
-PLAIN_RECAP = (NO_CRITIC, "--policy.advantage_positive_weight=1")
+FILTERED = ("--policy.policy_extraction=filtered", "--policy.filter_by=advantage", NO_CRITIC)
 VARIANTS = {
     "bc": Variant("behaviour cloning", ("--policy.policy_extraction=none",)),
     "filtered": Variant("filtered cloning (outcome)", ("--policy.policy_extraction=filtered",)),
-    "awr": Variant("AWR", ("--policy.policy_extraction=weighted", NO_CRITIC), labels="critic"),
-    "recap": Variant("RECAP", (NO_CRITIC,), labels="critic"),
-    "recap_beta2": Variant("RECAP, β = 2", trained_as="recap", labels="critic", evaluation=("--guidance_scale=2",)),
-    "filtered_frames": Variant(
-        "filtered cloning (advantage)",
-        ("--policy.policy_extraction=filtered", "--policy.filter_by=advantage", NO_CRITIC),
-        labels="critic",
+    "filtered_frames": Variant("filtered cloning (advantage)", FILTERED, labels="own"),
+    "awr": Variant("AWR", ("--policy.policy_extraction=weighted", NO_CRITIC), labels="own"),
+    "recap": Variant("RECAP"),
+    "recap_beta1": Variant("RECAP, β = 1", trained_as="recap", evaluation=("--guidance_scale=1",)),
+    "recap_beta3": Variant("RECAP, β = 3", trained_as="recap", evaluation=("--guidance_scale=3",)),
+    "recap_weight5": Variant(
+        "RECAP, positive weight 5", (NO_CRITIC, "--policy.advantage_positive_weight=5"), labels="own"
     ),
-    "recap_plain": Variant("RECAP, positive weight 1", PLAIN_RECAP, labels="critic"),
-    "recap_plain_beta2": Variant(
-        "RECAP, positive weight 1, β = 2",
-        trained_as="recap_plain",
-        labels="critic",
-        evaluation=("--guidance_scale=2",),
+    "recap_plain": Variant(
+        "RECAP, positive weight 1", (NO_CRITIC, "--policy.advantage_positive_weight=1"), labels="own"
     ),
+    "recap_dropout": Variant("RECAP, dropout 0.3", (NO_CRITIC, "--policy.advantage_dropout=0.3"), labels="own"),
+    "recap_sharp": Variant("RECAP, labels not smoothed", (NO_CRITIC,), labels="sharp"),
     "recap_whole": Variant("RECAP, A = G − V", (NO_CRITIC,), labels="whole"),
-    "recap_n_step": Variant("RECAP, N = 8", (NO_CRITIC,), labels="n_step"),
-    "recap_short": Variant("RECAP, λ = 0.7 for every task", (NO_CRITIC,), labels="short"),
-    "recap_joint": Variant("RECAP, labels of the critics beside it", ("--policy.critic_warmup_steps=100",)),
-    "recap_shared": Variant("RECAP, critics on the actor's states", (NO_CRITIC,), labels="shared"),
-    "recap_pooled": Variant("RECAP, critics on pooled images", (NO_CRITIC,), labels="pooled"),
-    "recap_text": Variant("RECAP, tag in the text", labels="critic", script="tag_in_text.py"),
-    "recap_td": Variant("RECAP, TD critics", (NO_CRITIC,), labels="td"),
-    "oracle_plain": Variant("oracle labels, RECAP, positive weight 1", PLAIN_RECAP, labels="oracle"),
+    "filtered_sharp": Variant("filtered cloning (advantage), labels not smoothed", FILTERED, labels="sharp"),
+    "recap_running": Variant("RECAP, labels of the critics beside it", ("--policy.advantage_labels=running",)),
+    "recap_text": Variant("RECAP, tag in the text", (NO_CRITIC,), labels="own", script="tag_in_text.py"),
     "oracle": Variant("oracle labels, RECAP", (NO_CRITIC,), labels="oracle"),
-    "oracle_filtered": Variant(
-        "oracle labels, filtered cloning",
-        ("--policy.policy_extraction=filtered", "--policy.filter_by=advantage", NO_CRITIC),
-        labels="oracle",
-    ),
-    "recap_one_critic": Variant("RECAP, one critic, not cross-fitted", (NO_CRITIC,), labels="one"),
+    "oracle_filtered": Variant("oracle labels, filtered cloning", FILTERED, labels="oracle"),
 }
-MAIN = ("bc", "filtered", "filtered_frames", "awr", "recap", "recap_beta2")
-HORIZON = ("--horizon", "0.15")
-# A labeling: the critic's run that makes it, its overrides, and how it is labelled. "oracle" needs no critic.
-LABELINGS = {
-    "critic": ("critic", (), HORIZON),
-    "whole": ("critic", (), ("--n-step", "none")),
-    "n_step": ("critic", (), ("--n-step", "8")),
-    "short": ("critic", (), ("--gae-lambda", "0.7")),
-    "td": ("critic_td", ("--policy.critic_target=td",), HORIZON),
-    "one": ("critic_one", ("--policy.critic_folds=1",), HORIZON),
-    "pooled": ("critic_pooled", ("--policy.critic_image_pooling=2",), HORIZON),
-    "shared": ("critic_shared", ("--policy.use_separate_critic=false",), HORIZON),
-}
+MAIN = ("bc", "filtered", "filtered_frames", "awr", "recap")
+# Labelings that are derived from RECAP's own labels without a network.
+LABELINGS = {"sharp": ("--smoothing", "0"), "whole": ("--n-step", "none", "--smoothing", "0")}
 
 
 @dataclass
@@ -112,6 +108,7 @@ class Job:
     output: Path
     log: Path
     needs: list[Path] = field(default_factory=list)
+    plain: bool = False  # without vector instructions
 
 
 def make_jobs(args: argparse.Namespace) -> list[Job]:
@@ -119,20 +116,23 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
     jobs: dict[str, Job] = {}
     for seed in args.seeds:
         for mix in args.mixes:
-            for job in cell_jobs(args, mix, seed):
-                jobs.setdefault(job.name, job)
+            for training in args.training_seeds:
+                for job in cell_jobs(args, mix, seed, training):
+                    jobs.setdefault(job.name, replace(job, plain=seed % 2 == 1))
     return list(jobs.values())
 
 
-def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
-    """The jobs of one mix and seed."""
-    cell, steps = args.output / mix / f"seed{seed}", args.steps or STEPS[mix]
-    dataset, package = cell / "dataset", "lerobot_policy_pi05_rl"
-    recorded = dataset / "meta" / "info.json"
+def cell_jobs(args: argparse.Namespace, mix: str, seed: int, training: int) -> list[Job]:
+    """The jobs of one mix, seed and training seed."""
+    cell, package = args.output / args.start / mix / f"seed{seed}", "lerobot_policy_pi05_rl"
+    runs = cell if training == 0 else cell / f"training{training}"
+    steps, critic_steps = args.steps or STEPS[args.start][mix], args.critic_steps or CRITIC_STEPS[mix]
+    dataset = args.output / "recordings" / mix / f"seed{seed}" / "dataset"
+    recorded, jobs = dataset / "meta" / "info.json", []
 
     def job(name: str, module: str, arguments: list, output: Path, needs: list[Path]) -> Job:
         command = [sys.executable, "-m", module, *map(str, arguments)]
-        return Job(f"{mix}/{seed}/{name}", command, output, cell / f"{name.replace('/', '_')}.log", needs)
+        return Job(f"{mix}/{seed}/{training}/{name}", command, output, runs / f"{name.replace('/', '_')}.log", needs)
 
     def scripted(made: Job, script: str | None, verb: str) -> Job:
         """The same job done by a script of this folder; a command begins: python -m MODULE."""
@@ -141,40 +141,50 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int) -> list[Job]:
         path = Path(__file__).with_name(script)
         return replace(made, command=[sys.executable, str(path), verb, *made.command[3:]])
 
-    def training(name: str, length: int, overrides: tuple[str, ...], needs: list[Path]) -> Job:
-        arguments = [CONFIG, "--resume=true", f"--seed={seed}", f"--policy.offline_steps={length}"]
-        arguments += [f"--dataset.root={dataset}", f"--output_dir_offline={cell / name}", "--save_freq=500"]
-        arguments += ["--log_freq=100", "--keep_last_checkpoints=1", *overrides]
-        return job(f"{name}/train", f"{package}.offline_learner", arguments, checkpoint(cell / name, length), needs)
-
+    start, needs_start = list(RANDOM), []
+    if args.start == "pretrained":
+        folder = PRETRAINED
+        if mix == "metaworld":
+            folder = args.output / "pretrained" / mix
+            pretrain = ["--output", folder.with_name(f"{mix}_run"), "--destination", folder]
+            made = job("pretrain", f"{MODULES[mix]}.pretrain", pretrain, folder / "config.json", [])
+            jobs.append(replace(made, name=f"{mix}/pretrain"))
+            needs_start = [folder / "config.json"]
+        start = [f"--policy.pi05_checkpoint={folder}"]
     record = ["--root", dataset, "--seed", seed, "--episodes", args.demonstrations, *MIXES[mix]]
-    jobs = [job("record", f"{MODULES[mix]}.record", record, recorded, [])]
+    jobs.append(replace(job("record", f"{MODULES[mix]}.record", record, recorded, []), name=f"{mix}/{seed}/record"))
+
+    def train(name: str, length: int, overrides: tuple[str, ...], needs: list[Path]) -> Job:
+        arguments = [CONFIG, "--resume=true", f"--seed={seed + 100 * training}", f"--policy.offline_steps={length}"]
+        arguments += [f"--dataset.root={dataset}", f"--output_dir_offline={runs / name}", f"--save_freq={length}"]
+        arguments += ["--log_freq=100", "--eval_steps=0", "--keep_last_checkpoints=1", *start, *overrides]
+        output = checkpoint(runs / name, length)
+        return job(f"{name}/train", f"{package}.offline_learner", arguments, output, [recorded, *needs_start, *needs])
+
+    own = train("recap", critic_steps + steps, (f"--policy.critic_warmup_steps={critic_steps}",), [])
     for name in args.variants:
         variant = VARIANTS[name]
-        trained, overrides, needs = (
-            variant.trained_as or name,
-            VARIANTS[variant.trained_as or name].overrides,
-            [recorded],
-        )
+        trained = variant.trained_as or name
+        overrides, needs = VARIANTS[trained].overrides, []
         if variant.labels == "oracle":
-            side_car = cell / "dataset.labels" / "oracle.parquet"
+            side_car = dataset.with_name("dataset.labels") / "oracle.parquet"
             script = [sys.executable, str(Path(__file__).with_name("oracle_labels.py")), str(dataset)]
-            log = cell / "label_oracle.log"
-            jobs.append(Job(f"{mix}/{seed}/label_oracle", script, side_car, log, [recorded]))
+            jobs.append(Job(f"{mix}/{seed}/label_oracle", script, side_car, runs / "label_oracle.log", [recorded]))
             overrides, needs = (*overrides, "--dataset.labeling=oracle"), [side_car]
+        elif variant.labels == "own":
+            jobs.append(own)
+            overrides, needs = (*overrides, f"--dataset.labeling={runs / 'recap'}"), [own.output]
         elif variant.labels is not None:
-            critic, critic_overrides, label_options = LABELINGS[variant.labels]
-            cloned = checkpoint(cell / "bc", steps)  # the critics read the features of the cloned policy
-            frozen = (f"--policy.pi05_checkpoint={cloned}", f"--policy.critic_warmup_steps={args.critic_steps}")
-            jobs.append(training("bc", steps, VARIANTS["bc"].overrides, [recorded]))
-            jobs.append(training(critic, args.critic_steps, (*frozen, *critic_overrides), [cloned]))
-            side_car = cell / "dataset.labels" / f"{variant.labels}.parquet"
-            label = [cell / critic, "--name", variant.labels, *label_options]
-            module, critics = f"{package}.labels.command", [jobs[-1].output]
-            jobs.append(job(f"label_{variant.labels}", module, label, side_car, critics))
-            overrides, needs = (*overrides, f"--dataset.labeling={variant.labels}"), [side_car]
-        jobs.append(scripted(training(trained, steps, overrides, needs), variant.script, "train"))
-        result = args.results / mix / f"seed{seed}" / f"eval_{name}.json"
+            labeling = f"{variant.labels}_{args.start}_{training}"
+            side_car = dataset.with_name("dataset.labels") / f"{labeling}.parquet"
+            options = [runs / "recap", "--from", runs / "recap", "--name", labeling, *LABELINGS[variant.labels]]
+            jobs += [own, job(f"label_{labeling}", f"{package}.labels.command", options, side_car, [own.output])]
+            overrides, needs = (*overrides, f"--dataset.labeling={labeling}"), [side_car]
+        jobs.append(
+            own if trained == "recap" else scripted(train(trained, steps, overrides, needs), variant.script, "train")
+        )
+        suffix = "" if training == 0 else f".training{training}"
+        result = args.results / args.start / mix / f"seed{seed}" / f"eval_{name}{suffix}.json"
         evaluate = [jobs[-1].output, "--episodes", args.episodes, "--output", result]
         evaluate += ["--seed", 10_000 * (seed + 1), *(f"--override={override}" for override in variant.evaluation)]
         evaluation = job(f"{name}/evaluate", f"{MODULES[mix]}.evaluate", evaluate, result, [jobs[-1].output])
@@ -218,7 +228,7 @@ def run_jobs(jobs: list[Job], parallel: int, report: Callable[[], None]) -> list
                             job.command,
                             stdout=log,
                             stderr=subprocess.STDOUT,
-                            env={**os.environ, **threads, "PYTHONPATH": path},
+                            env={**os.environ, **threads, **(PLAIN if job.plain else {}), "PYTHONPATH": path},
                         )
                     running[process] = job
                     bar.write(f"[CLOSED LOOP] {job.name} started; log: {job.log}")
@@ -250,31 +260,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/closed_loop"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/closed_loop"))
+    parser.add_argument("--start", default="pretrained", choices=STARTS, help="what every policy starts from")
     parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
     parser.add_argument("--variants", nargs="+", default=list(MAIN), choices=list(VARIANTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, help=f"optimization steps of every policy; default by mix: {STEPS}")
-    parser.add_argument("--critic-steps", type=int, default=600, help="optimization steps of the critics")
-    parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4, 5, 6, 7, 8, 9, 10])
+    parser.add_argument("--training-seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, help=f"optimization steps of every policy; default: {STEPS}")
+    parser.add_argument("--critic-steps", type=int, help=f"of the critics before RECAP's; default: {CRITIC_STEPS}")
+    parser.add_argument("--episodes", type=int, default=200, help="evaluation episodes")
     parser.add_argument("--demonstrations", type=int, default=120)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
-    parser.add_argument("--report-only", action="store_true", help="table and picture from what is there")
+    parser.add_argument("--report-only", action="store_true", help="tables and picture from what is there")
     parser.add_argument("--write-docs", action="store_true", help="put tables and picture into docs/results.md")
     args = parser.parse_args()
     labels = {name: VARIANTS[name].label for name in VARIANTS}
 
     def report() -> None:
-        write_report(args.results, labels, MAIN)
+        for start in STARTS:
+            write_report(args.results / start, labels, MAIN)
 
     failed = [] if args.report_only else run_jobs(make_jobs(args), args.jobs, report)
     report()
-    tables = [(args.results / name).read_text() for name in ("table.md", "ablations.md")]
-    print("\n".join(tables))
+    docs = Path(__file__).parents[1] / "docs"
+    for start in STARTS:
+        for name in ("table", "ablations"):
+            text = (args.results / start / f"{name}.md").read_text()
+            print(text)
+            if args.write_docs:
+                replace_section(docs / "results.md", f"{name} {start}", text)
     if args.write_docs:
-        docs = Path(__file__).parents[1] / "docs"
-        replace_section(docs / "results.md", "results", tables[0])
-        replace_section(docs / "results.md", "ablations", tables[1])
-        shutil.copyfile(args.results / "results.png", docs / "images" / "closed_loop.png")
+        shutil.copyfile(args.results / "pretrained" / "results.png", docs / "images" / "closed_loop.png")
     return 1 if failed else 0
 
 

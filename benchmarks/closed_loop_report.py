@@ -1,4 +1,5 @@
-"""Table and picture of ``closed_loop.py``: pooled over seeds, with intervals that resample seeds and episodes."""
+"""Tables and picture of ``closed_loop.py``: pooled over seeds, with intervals that resample seeds, of each seed's
+trainings one for each, and their episodes."""
 
 import json
 from pathlib import Path
@@ -6,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 RESAMPLES = 4000
-RIVALS = {"bc": "cloning", "filtered": "filtered", "awr": "AWR", "recap": "RECAP"}
-Cells = dict[int, tuple[np.ndarray, np.ndarray]]  # seed → (episodes,) success, steps
+RIVALS = {"bc": "cloning", "filtered_frames": "filtered frames", "awr": "AWR", "recap": "RECAP"}
+Cell = tuple[np.ndarray, np.ndarray]  # (episodes,) success, steps
+Cells = dict[int, list[Cell]]  # seed → one for each training seed, the first's first
 
 
 def write_report(output: Path, labels: dict[str, str], main: tuple[str, ...]) -> None:
@@ -34,26 +36,36 @@ def write_report(output: Path, labels: dict[str, str], main: tuple[str, ...]) ->
 
 
 def read_results(output: Path) -> dict[str, dict[str, Cells]]:
-    """mix → variant → seed → (success, steps)."""
+    """mix → variant → seed → a cell for each training seed."""
     results: dict[str, dict[str, Cells]] = {}
-    for file in sorted(output.glob("*/seed*/eval_*.json")):
+    for file in sorted(output.glob("*/seed*/eval_*.json")):  # "eval_bc.json" before "eval_bc.training1.json"
         mix, seed = file.parts[-3], int(file.parts[-2].removeprefix("seed"))
-        data = json.loads(file.read_text())
+        data, variant = json.loads(file.read_text()), file.stem.removeprefix("eval_").partition(".")[0]
         cell = (np.array(data["success"], dtype=bool), np.array(data["steps"]))
-        results.setdefault(mix, {}).setdefault(file.stem.removeprefix("eval_"), {})[seed] = cell
+        results.setdefault(mix, {}).setdefault(variant, {}).setdefault(seed, []).append(cell)
     return results
+
+
+def every(cells: Cells) -> list[Cell]:
+    """Of all seeds and trainings."""
+    return [cell for trainings in cells.values() for cell in trainings]
 
 
 def summarize(name: str, cells: Cells, by_name: dict[str, Cells]) -> dict:
     """One row: success, steps to success, successes per 1000 steps, each with an interval, and ratios to the rivals
     over the seeds that both have."""
     row = {"variant": name, "seeds": sorted(cells)}
-    row["success"] = [float(np.mean(np.concatenate([won for won, _ in cells.values()]))), *interval(cells, success)]
-    row["steps_to_success"] = float(
-        np.mean(np.concatenate([steps[won] for won, steps in cells.values()] or [[np.nan]]))
-    )
-    row["per_1000_steps"] = [throughput(list(cells.values())), *interval(cells, throughput)]
-    row["per_seed"] = {seed: [float(won.mean()), throughput([(won, steps)])] for seed, (won, steps) in cells.items()}
+    row["success"] = [success(every(cells)), *interval(cells, success)]
+    row["steps_to_success"] = float(np.mean(np.concatenate([steps[won] for won, steps in every(cells)])))
+    row["per_1000_steps"] = [throughput(every(cells)), *interval(cells, throughput)]
+    row["per_seed"] = {seed: [success(trainings), throughput(trainings)] for seed, trainings in cells.items()}
+    row["per_training"] = {
+        seed: [throughput([cell]) for cell in trainings] for seed, trainings in cells.items() if len(trainings) > 1
+    }
+    halves = {half: [seed for seed in cells if seed % 2 == half] for half in (0, 1)}  # 1: no vector instructions
+    row["by_processor"] = {
+        half: throughput([cell for seed in seeds for cell in cells[seed]]) for half, seeds in halves.items() if seeds
+    }
     for rival in RIVALS:
         shared = sorted(set(cells) & set(by_name.get(rival, {})))
         if rival != name and shared:
@@ -78,7 +90,7 @@ def failure(cells: list[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def interval(cells: Cells, statistic) -> tuple[float, float]:
-    """95 % percentile bootstrap: seeds with replacement, then episodes within each."""
+    """95 % percentile bootstrap: seeds with replacement, of each one of its trainings, then episodes within that."""
     rng, seeds = np.random.default_rng(0), sorted(cells)
     values = [statistic(_resample(cells, rng.choice(seeds, len(seeds)), rng)) for _ in range(RESAMPLES)]
     return tuple(np.quantile(values, [0.025, 0.975]).tolist())
@@ -92,14 +104,15 @@ def ratio(ours: Cells, theirs: Cells, seeds: list[int], statistic) -> list[float
         drawn = rng.choice(seeds, len(seeds))
         below = statistic(_resample(theirs, drawn, rng))
         values.append(statistic(_resample(ours, drawn, rng)) / max(below, 1e-9))
-    point = statistic([ours[s] for s in seeds]) / max(statistic([theirs[s] for s in seeds]), 1e-9)
+    above, below = (statistic([cell for seed in seeds for cell in cells[seed]]) for cells in (ours, theirs))
+    point = above / max(below, 1e-9)
     return [point, *np.quantile(values, [0.025, 0.975]).tolist()]
 
 
 def _resample(cells: Cells, seeds, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
     drawn = []
     for seed in seeds:
-        won, steps = cells[seed]
+        won, steps = cells[seed][rng.integers(len(cells[seed]))]
         index = rng.integers(len(won), size=len(won))
         drawn.append((won[index], steps[index]))
     return drawn
@@ -109,14 +122,38 @@ def table(mix: str, rows: list[dict], labels: dict[str, str]) -> str:
     """Markdown."""
     rivals = list(RIVALS)[:3]
     columns = ["success", "steps to success", "successes per 1000 steps", *(f"× {RIVALS[rival]}" for rival in rivals)]
-    lines = _head(mix, [*columns, "failures × cloning", "seeds"])
+    first = next(iter(rows))["seeds"] if rows else []
+    lines = _head(mix, [*columns, "failures × cloning", f"seeds {', '.join(map(str, first))}"])
     for row in rows:
         cells = [with_interval(row["success"], 2), f"{row['steps_to_success']:.1f}"]
         cells.append(with_interval(row["per_1000_steps"], 1))
         cells += [with_interval(row.get(f"ratio_to_{rival}"), 2) for rival in rivals]
         cells += [with_interval(row.get("failures_to_bc"), 2), per_seed(row)]
         lines.append(f"| {labels[row['variant']]} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *spreads(rows, labels), *processors(rows, labels)]) + "\n"
+
+
+def spreads(rows: list[dict], labels: dict[str, str]) -> list[str]:
+    """What training alone makes, where a seed has several: the largest over the smallest, seed by seed."""
+    found = []
+    for row in (row for row in rows if row["per_training"]):
+        each = [
+            f"{max(values) / min(values):.2f} ({', '.join(f'{value:.1f}' for value in values)})"
+            if min(values)
+            else "∞"
+            for values in row["per_training"].values()
+        ]
+        found.append(f"{labels[row['variant']]} {'; '.join(each)}")
+    return ["", f"Largest over smallest training seed of a recording: {'. '.join(found)}."] if found else []
+
+
+def processors(rows: list[dict], labels: dict[str, str]) -> list[str]:
+    """The seeds that ran with vector instructions beside those that ran without."""
+    both = [row for row in rows if len(row["by_processor"]) == 2]
+    each = [f"{labels[row['variant']]} {row['by_processor'][0]:.1f}, {row['by_processor'][1]:.1f}" for row in both]
+    return (
+        ["", f"With the machine's vector instructions (even seeds), without (odd): {'; '.join(each)}."] if each else []
+    )
 
 
 def task_table(folder: Path, labels: dict[str, str], main: tuple[str, ...]) -> str:
@@ -124,6 +161,7 @@ def task_table(folder: Path, labels: dict[str, str], main: tuple[str, ...]) -> s
     found: dict[str, dict[str, list[tuple[bool, int]]]] = {}
     for file in sorted(folder.glob("seed*/eval_*.json")):
         data, name = json.loads(file.read_text()), file.stem.removeprefix("eval_")
+        name = name.partition(".")[0]
         if name in main and "task" in data:
             for task, won, steps in zip(data["task"], data["success"], data["steps"], strict=True):
                 found.setdefault(name, {}).setdefault(task, []).append((won, steps))

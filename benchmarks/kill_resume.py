@@ -2,12 +2,13 @@
 
     python benchmarks/kill_resume.py [--kills 100] [--processes 1 2] [--seed 0] [--output DIR]
 
-A tiny training (``tiny_run.py``: a critic with a target network, held-out evaluations, a checkpoint every few steps,
-in every other round written in the background) runs once undisturbed, and its progress is timed. Then rounds begin:
-each draws the instants of its SIGKILLs, starts the same command with ``resume=true``, kills it there, starts it again,
-and in the end lets it finish. Most instants are uniform over the undisturbed run's duration; some are meant for the
-middle of a save, some for the start after a kill. Every file of every checkpoint and every line of ``metrics.jsonl``,
-apart from times, must be equal. Exit code 0 says that they all were.
+A tiny training (``tiny_run.py``: critics with a target network that label the data before the policy trains, held-out
+evaluations, a checkpoint every few steps, in every other round written in the background) runs once undisturbed, and
+its progress is timed. Then rounds begin: each draws the instants of its SIGKILLs, starts the same command with
+``resume=true``, kills it there, starts it again, and in the end lets it finish. Most instants are uniform over the
+undisturbed run's duration; some are meant for the middle of a save, some for the labelling, some for the start after a
+kill. Every file of every checkpoint, every label and every line of ``metrics.jsonl``, apart from times, must be equal.
+Exit code 0 says that they all were.
 
 One process imports everything and forks a child for each start, so that a start costs a second. With ``--processes 2``
 each start is two children with torchrun's environment; one or both are killed, and a survivor must end by itself.
@@ -31,17 +32,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import synthetic_dataset
-from tiny_run import SAVE_EVERY, STEPS, configuration, differences, last_step
+from tiny_run import CRITIC_STEPS, SAVES, STEPS, configuration, differences, last_step
 
 import lerobot_policy_pi05_rl.offline_learner  # noqa: F401  (imported once, before the forks)
 from lerobot_policy_pi05_rl import cli
+from lerobot_policy_pi05_rl.labels import values
 
 EPISODES, LENGTH, BATCH_SIZE = 6, 8, 4
 KILLS_PER_ROUND = 6  # at most
-SHARES = {"anywhere": 0.6, "saving": 0.25, "starting": 0.15}  # what an instant is meant for
+SHARES = {"anywhere": 0.5, "saving": 0.2, "labelling": 0.15, "starting": 0.15}  # what an instant is meant for
 POLL = 0.001  # s
 SURVIVOR_LIMIT = 120.0  # s in which a process must notice that the others are gone
-Event = tuple[str, int]  # ("start", 0), ("step", n) in metrics.jsonl, ("saving", n) is being written
+Event = tuple[str, int]  # ("start", 0), ("step", n) in metrics.jsonl, ("saving", n) or ("labelling", 0) has begun
+
+values.FLUSH_FRAMES = BATCH_SIZE  # so that a kill finds a part of these few frames on the disk
 
 
 @dataclass
@@ -105,6 +109,8 @@ def happened(run: Path, event: Event) -> bool:
         return True
     if kind == "step":
         return last_step(run) >= number
+    if kind == "labelling":
+        return (run / "labels.partial").exists() or (run / "labels").exists()
     checkpoints = run / "checkpoints"
     return (checkpoints / f".{number:06d}.partial").exists() or (checkpoints / f"{number:06d}").exists()
 
@@ -123,7 +129,7 @@ def undisturbed(folder: Path, processes: int) -> list[tuple[float, Event]]:
     began, timeline = time.perf_counter(), [(0.0, ("start", 0))]
     pids = dict.fromkeys(start(folder, processes, background=False))
     ahead = [("step", step) for step in range(1, STEPS + 1)]
-    ahead += [("saving", step) for step in range(SAVE_EVERY, STEPS + 1, SAVE_EVERY)]
+    ahead += [("saving", step) for step in SAVES] + [("labelling", 0)]
     while not reap(pids):
         now = time.perf_counter() - began
         for event in [event for event in ahead if happened(folder / "run", event)]:
@@ -139,9 +145,12 @@ def draw_instants(rng: random.Random, timeline: list[tuple[float, Event]], count
     """(what it is meant for, seconds of the undisturbed run), in the order in which a round meets them."""
     end, first = timeline[-1][0], timeline[1][0]
     saves = [(at, after) for (at, event), (after, _) in itertools.pairwise(timeline) if event[0] == "saving"]
+    labelling = next(at for at, event in timeline if event[0] == "labelling")
+    labelled = next(at for at, event in timeline if event == ("step", CRITIC_STEPS + 1))
     drawn = []
     for kind in rng.choices(list(SHARES), list(SHARES.values()), k=count):
-        low, high = {"anywhere": (0, end), "starting": (0, first), "saving": rng.choice(saves)}[kind]
+        spans = {"anywhere": (0, end), "starting": (0, first), "labelling": (labelling, labelled)}
+        low, high = rng.choice(saves) if kind == "saving" else spans[kind]
         drawn.append((kind, rng.uniform(low, high)))
     ordered = iter(sorted(at for kind, at in drawn if kind != "starting"))
     kinds = iter([kind for kind, at in sorted(drawn, key=lambda pair: pair[1]) if kind != "starting"])
@@ -188,6 +197,7 @@ def note_hit(run: Path, steps_before: int, result: Result) -> None:
         None,
         last.resolve().name,
     )
+    result.hits["while labelling"] += (run / "labels.partial").exists()
     result.hits["before the first step of its start"] += last_step(run) <= steps_before
 
 

@@ -17,11 +17,12 @@ import pandas as pd
 from lerobot_policy_pi05_rl.advantage import tag_columns
 from lerobot_policy_pi05_rl.data.labeling import Columns, advantages, read_labeling
 from lerobot_policy_pi05_rl.demo.recorder import RECIPE_FILE
-from lerobot_policy_pi05_rl.returns import gae_lambda_for_horizon
+from lerobot_policy_pi05_rl.returns import share_of_task
 from lerobot_policy_pi05_rl.thresholds import task_thresholds
 
-ESTIMATORS = [("G − V", None, None), ("N = 8", 8, None), ("λ = 0.7", None, 0.7), ("λ = 0.9", None, 0.9)]
-HORIZONS = (0.08, 0.15, 0.2, 0.3)
+HORIZONS = (0.1, 0.2, 0.25, 0.3, 0.4)  # of the task's longest episode
+SMOOTHING = (0.0, 0.1, 0.2, 0.3)
+LAMBDAS = (0.7, 0.85, 0.95)
 
 
 def operators(dataset: Path, columns: Columns) -> np.ndarray:
@@ -46,13 +47,17 @@ def main() -> None:
     columns, who = labeling.columns, operators(args.dataset, labeling.columns)
     lengths = pd.Series(columns["frame_index"]).groupby(columns["task"]).max() + 1
     good = np.isin(who, ["fast", "recovers"])
-    choices = [(name, n, None if lam is None else dict.fromkeys(lengths.index, lam)) for name, n, lam in ESTIMATORS]
-    for horizon in HORIZONS:
-        gae_lambdas = {task: gae_lambda_for_horizon(horizon, length) for task, length in lengths.items()}
-        choices.append((f"horizon {horizon:g}", None, gae_lambdas))
+
+    def steps(share: float) -> dict[str, int] | None:
+        return {task: share_of_task(share, length) for task, length in lengths.items()} if share else None
+
+    ahead = {"G − V": {}} | {f"horizon {share:g}": {"n_steps": steps(share)} for share in HORIZONS}
+    ahead |= {f"λ = {lam:g}": {"gae_lambdas": dict.fromkeys(lengths.index, lam)} for lam in LAMBDAS}
+    choices = {(name, share): {**one, "smoothing": steps(share)} for share in SMOOTHING for name, one in ahead.items()}
     rows = {}
-    for name, n_step, gae_lambdas in choices:
-        found = advantages(columns, n_step=n_step, gae_lambdas=gae_lambdas, discount=labeling.meta["discount"])
+    for (name, share), choice in choices.items():
+        name = f"{name}, mean over {share:g}" if share else name
+        found = advantages(columns, **choice, discount=labeling.meta["discount"])
         table = {**columns, "advantage": found}
         thresholds = task_thresholds([table], dict.fromkeys(lengths.index, args.positive_fraction))
         positive = tag_columns(table, thresholds)["positive"]

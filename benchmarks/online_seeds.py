@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from closed_loop_report import Cells, per_seed, ratio, summarize, throughput, with_interval
+from closed_loop_report import Cells, every, per_seed, ratio, summarize, throughput, with_interval
 from docs_section import replace_section
 from lerobot.utils.utils import init_logging
 
@@ -60,12 +60,12 @@ def run_seed(args: argparse.Namespace, seed: int) -> None:
 
 
 def read_results(folder: Path) -> dict[str, Cells]:
-    """Policy → seed → (success, steps) of its episodes."""
+    """Policy → seed → success and steps of its episodes."""
     results: dict[str, Cells] = {name: {} for name in RUNS}
     for file in sorted(folder.glob("seed*/eval_*.json")):
         data, seed = json.loads(file.read_text()), int(file.parent.name.removeprefix("seed"))
         cell = (np.array(data["success"], dtype=bool), np.array(data["steps"]))
-        results[file.stem.removeprefix("eval_")][seed] = cell
+        results[file.stem.removeprefix("eval_")][seed] = [cell]
     return results
 
 
@@ -75,7 +75,7 @@ def table(results: dict[str, Cells]) -> str:
     lines += ["| --- | ---: | ---: | ---: | ---: | --- |"]
     for name, cells in results.items():
         row = summarize(name, cells, {})
-        steps = np.concatenate([steps for _, steps in cells.values()]).mean()
+        steps = np.concatenate([steps for _, steps in every(cells)]).mean()
         times = None if name == "before" else ratio(cells, results["before"], row["seeds"], throughput)
         shown = [with_interval(row["success"], 2), f"{steps:.1f}", with_interval(row["per_1000_steps"], 1)]
         lines.append(f"| {LABELS[name]} | {' | '.join([*shown, with_interval(times, 2), per_seed(row)])} |")

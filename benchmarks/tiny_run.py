@@ -4,9 +4,12 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import synthetic_dataset
 
 STEPS, SAVE_EVERY, EVAL_EVERY = 24, 4, 6
+CRITIC_STEPS = 6  # then the run labels its own data
+SAVES = sorted({CRITIC_STEPS, *range(SAVE_EVERY, STEPS + 1, SAVE_EVERY)})
 TIMES = {"samples_per_s", "data_time", "update_time", "peak_memory_gb"}
 OF_THIS_START = {"train_config.json", "manifest.json"}  # say whether it was resumed, and how it was saved
 SIZES = {
@@ -29,8 +32,9 @@ def configuration(folder: Path, batch_size: int) -> Path:
         "policy": {
             **SIZES,
             **{"device": "cpu", "tokenizer": "tasks", "tokenizer_max_length": 48, "offline_steps": STEPS},
-            **{"actor_lr": 1e-3, "critic_lr": 1e-3, "advantage_window": 32, "critic_warmup_steps": 3},
-            **{"policy_update_freq": 2, "critic_target": "td", "n_step": 3, "critic_early_stop": 2},
+            **{"actor_lr": 1e-3, "critic_lr": 1e-3, "advantage_window": 32, "critic_warmup_steps": CRITIC_STEPS},
+            **{"policy_update_freq": 2, "critic_target": "td", "n_step": 3, "critic_early_stop": 2, "critic_folds": 2},
+            "advantage_positive_weight": 3.0,
         },
     }
     path = folder / "config.json"
@@ -55,6 +59,8 @@ def differences(reference: Path, run: Path) -> list[str]:
         found.append(
             f"metrics.jsonl: {len(lines[0])} and {len(lines[1])} lines, line {first + 1} is the first to differ"
         )
+    tables = [labels(folder) for folder in (reference, run)]
+    found += [f"labels: {name} differ" for name in tables[0] if tables[0][name] != tables[1].get(name)]
     trees = [{str(p.relative_to(folder)) for p in (folder / "checkpoints").rglob("*")} for folder in (reference, run)]
     found += [f"{name} is in one of them only" for name in sorted(trees[0] ^ trees[1])]
     for name in sorted(trees[0] & trees[1]):
@@ -64,6 +70,12 @@ def differences(reference: Path, run: Path) -> list[str]:
         elif one.is_file() and one.name not in OF_THIS_START and one.read_bytes() != other.read_bytes():
             found.append(f"{name} differs")
     return found
+
+
+def labels(run: Path) -> dict[str, list]:
+    """Columns of the labels that the run has made of its data."""
+    (file,) = (run / "labels").glob("*.parquet")
+    return {name: list(map(str, column)) for name, column in pq.read_table(file).to_pydict().items()}
 
 
 def metrics_lines(run: Path) -> list[dict]:

@@ -25,10 +25,13 @@ def run(tmp_path, monkeypatch) -> Path:
     return tmp_path / "run"
 
 
-def test_it_resumes_and_learns_what_it_would_have_learnt(run):
-    """On another processor sums round otherwise, which Adam makes a whole step of where a gradient is nearly zero."""
+def test_it_resumes_and_learns_what_it_would_have_learnt(run, caplog):
+    """But for its tags, which positive actions alone have now: of two steps, most of what it learns is as it was. The
+    user is told."""
     before = load_file("run/checkpoints/000002/pretrained_model/model.safetensors")
-    last = train_offline(load_config("config.json", ["--resume=true"]))
+    with caplog.at_level("WARNING"):
+        last = train_offline(load_config("config.json", ["--resume=true"]))
+    assert "An earlier version began this run" in caplog.text
     assert last.name == "000004"
     found, expected = load_file(last / "pretrained_model" / "model.safetensors"), load_file("expected.safetensors")
     assert found.keys() == expected.keys() == before.keys()
@@ -36,7 +39,7 @@ def test_it_resumes_and_learns_what_it_would_have_learnt(run):
     def apart(first: dict, second: dict) -> float:
         return float(torch.cat([(first[name] - second[name]).abs().flatten() for name in first]).mean())
 
-    assert apart(found, expected) < 0.02 * apart(before, expected)
+    assert apart(found, expected) < 0.5 * apart(before, expected)
 
 
 def test_stock_lerobot_loads_it_and_acts(run):

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from double import assert_same
-from tiny import batches, encode_prefix, make_algorithm, make_batch
+from tiny import batches, encode_prefix, make_algorithm, make_batch, tiny_config
 
+from lerobot_policy_pi05_rl.advantage import SampleLabels
 from lerobot_policy_pi05_rl.data.batch import (
     ACTION_IS_PAD,
     INTERVENTION,
@@ -16,6 +18,7 @@ from lerobot_policy_pi05_rl.data.batch import (
     RETURN,
 )
 from lerobot_policy_pi05_rl.noise import sample_noise
+from lerobot_policy_pi05_rl.thresholds import AdvantageThresholds
 
 ADVANTAGES = torch.tensor([0.4, -0.2, 0.1, math.nan, -0.3, 0.0])
 CORRECTED = torch.tensor([False, False, False, False, True, False])
@@ -34,15 +37,41 @@ def extraction(**overrides):
     return make_algorithm(advantage_positive_fraction=0.5, advantage_dropout=0.0, **overrides)
 
 
-def test_conditioning_tags_and_a_correction_is_always_positive():
-    tags, weights, metrics = tagged(extraction())
-    assert tags.tolist() == [1, 0, 1, -1, 1, 0] and (weights == 1).all()
+def test_conditioning_tags_positive_samples_and_a_correction_is_always_one():
+    tags, weights, metrics = tagged(extraction(advantage_positive_weight=1.0))
+    assert tags.tolist() == [1, -1, 1, -1, 1, -1] and (weights == 1).all()
     _, weights, _ = tagged(extraction(advantage_positive_weight=4.0))
     assert weights.tolist() == [1, 0.25, 1, 0.25, 1, 0.25]
     assert float(metrics["advantage_positive_fraction"]) == 0.5
-    dropped, _, metrics = tagged(make_algorithm(advantage_positive_fraction=0.5, advantage_dropout=1.0))
-    assert (dropped == -1).all()
+    hidden, weights, metrics = tagged(
+        make_algorithm(advantage_positive_fraction=0.5, advantage_dropout=1.0, advantage_positive_weight=4.0)
+    )
+    assert (hidden == -1).all() and (weights == 0.25).all(), "all alike: the data as recorded"
     assert float(metrics["advantage_positive_fraction"]) == 0.5  # of the labels, not of the tags shown
+
+
+@pytest.mark.parametrize("precomputed", [True, False])
+@pytest.mark.parametrize(("weight", "dropout"), [(20.0, 0.1), (5.0, 0.4), (1.0, 0.3)])
+def test_samples_without_a_tag_follow_the_data_as_recorded(weight, dropout, precomputed):
+    """However often a positive frame is drawn, and whatever share of its tags is hidden: exactly, by expectation."""
+    config = tiny_config(advantage_positive_weight=weight, advantage_dropout=dropout)
+    tags = np.array([1, 0, -1, 1, 0], dtype=np.int8)
+    drawn = config.extraction.repetitions(tags, np.zeros(5)) if precomputed else None
+    drawn = np.ones(5) if drawn is None else drawn
+    mass = np.zeros(5)
+    for hidden, chance in ((True, dropout), (False, 1 - dropout)):
+        labels = SampleLabels(
+            advantages=torch.zeros(5),
+            tags=torch.from_numpy(tags).long(),
+            corrected=torch.zeros(5, dtype=torch.bool),
+            hidden=torch.full((5,), hidden),
+            task_index=torch.zeros(5, dtype=torch.long),
+            thresholds=AdvantageThresholds([0.5], window=4),
+            precomputed=precomputed,
+        )
+        untagged = config.extraction.tags(labels) == -1
+        mass += (drawn * chance) * (untagged * config.extraction.weights(labels)).numpy()
+    np.testing.assert_allclose(mass, mass[0], rtol=1e-6)
 
 
 def test_weighted_cloning_by_hand():
@@ -66,7 +95,7 @@ def test_precomputed_tags_win_over_the_window_and_corrections_over_them(choice):
     tags, weights, _ = tagged(extraction(**overrides), **{PRECOMPUTED_TAG: precomputed})
     expected = [0, 1, -1, 1, 1, 0]
     if choice == "conditioning":
-        assert tags.tolist() == expected
+        assert tags.tolist() == [1 if tag == 1 else -1 for tag in expected]
     else:
         assert weights.tolist() == [float(tag == 1) for tag in expected]
 

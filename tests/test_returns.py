@@ -17,8 +17,9 @@ from lerobot_policy_pi05_rl.returns import (
     discounted_returns,
     episode_advantages,
     episode_outcome,
-    gae_lambda_for_horizon,
     n_step_returns,
+    share_of_task,
+    smoothed,
     steps_to_success_rewards,
 )
 from lerobot_policy_pi05_rl.thresholds import AdvantageThresholds, positive_fractions
@@ -170,13 +171,21 @@ def test_a_lambda_mixes_the_n_step_advantages_exponentially_and_zero_is_one_step
     np.testing.assert_allclose(one_step, steps[0], atol=1e-6)
 
 
-@pytest.mark.parametrize(("length", "gae_lambda"), [(40, 0.875), (400, 0.9875), (5, 0.0), (2, 0.0)])
-def test_a_horizon_is_the_mean_n_in_task_lengths_and_at_least_one_step(length, gae_lambda):
-    assert gae_lambda_for_horizon(0.2, length) == pytest.approx(gae_lambda)
-    steps = np.arange(1, 5000)
-    weights = (1 - gae_lambda) * gae_lambda ** (steps - 1)  # of the n-step returns that the λ-return mixes
-    mean = (weights * steps).sum()
-    assert mean == pytest.approx(max(1.0, 0.2 * length), rel=1e-4)
+@pytest.mark.parametrize(("length", "steps"), [(40, 10), (400, 100), (5, 1), (2, 1)])
+def test_a_share_of_a_task_is_at_least_one_step(length, steps):
+    assert share_of_task(0.25, length) == steps
+
+
+def test_a_smoothed_advantage_is_the_mean_of_those_around_it_inside_the_episode():
+    advantages = np.array([1, 2, 3, 4, 5, np.nan], dtype=np.float32)
+    np.testing.assert_allclose(smoothed(advantages, 3), [1.5, 2, 3, 4, 4.5, np.nan])
+    np.testing.assert_allclose(smoothed(advantages, 1), advantages)
+    np.testing.assert_allclose(smoothed(advantages, 100)[:5], 3.0)
+    drawn = np.random.default_rng(0).normal(size=40).astype(np.float32)
+    written_out = [
+        drawn[max(0, t - 4) : t + 4].mean() for t in range(40)
+    ]  # an even window: one more before than behind
+    np.testing.assert_allclose(smoothed(drawn, 8), written_out, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 4, 20])

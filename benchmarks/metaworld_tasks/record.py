@@ -21,7 +21,7 @@ from lerobot_policy_pi05_rl.demo.recorder import Simulation, record_episodes
 
 from .env_config import SIMULATOR
 from .operators import SPEEDS, MetaWorldOperator
-from .tasks import TASKS, split_evenly
+from .tasks import START_SPREAD, TASKS, split_evenly
 
 REPO_ID = "local/metaworld_tasks"
 
@@ -33,6 +33,7 @@ def record_tasks(
     seed: int = 0,
     mix: Mapping[str, float] = DEFAULT_MIX,
     image_size: int = IMAGE_SIZE,
+    start_spread: float = START_SPREAD,
 ) -> Path:
     """Record demonstrations of all Meta-World tasks, or return those that the same call recorded before.
 
@@ -45,6 +46,7 @@ def record_tasks(
         seed: of start states, order and operators' noise.
         mix: operator name to its share; shares are normalised.
         image_size: height and width of the pictures, pixels.
+        start_spread: part of Meta-World's range of start states that episodes are drawn from.
 
     Returns:
         The root.
@@ -65,12 +67,15 @@ def record_tasks(
         "simulator": "metaworld",
         "seed": seed,
         "image_size": image_size,
+        **({} if start_spread == START_SPREAD else {"start_spread": start_spread}),
         "max_episode_steps": {name: task.max_episode_steps for name, task in TASKS.items()},
         "tasks": [task for task, _ in plan],
         "operators": [name for _, name in plan],
     }
     simulation = Simulation(
-        make_env=lambda task: SimulatorFactory(SIMULATOR, {"task": task, "image_size": image_size})(),
+        make_env=lambda task: SimulatorFactory(
+            SIMULATOR, {"task": task, "image_size": image_size, "start_spread": start_spread}
+        )(),
         make_operator=MetaWorldOperator,
         robot_type="sawyer",
         finish=write_pooled_statistics,

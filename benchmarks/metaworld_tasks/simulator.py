@@ -50,13 +50,20 @@ class MetaWorldSimulator(TwoCameras, gym.Env[dict[str, Any], np.ndarray]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 - Gymnasium's interface
     render_mode = "rgb_array"
 
-    def __init__(self, task: str, image_size: int = IMAGE_SIZE, max_episode_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        task: str,
+        image_size: int = IMAGE_SIZE,
+        max_episode_steps: int | None = None,
+        start_spread: float = START_SPREAD,
+    ) -> None:
         """Build the simulator.
 
         Args:
             task: a key of `TASKS`.
             image_size: height and width of both pictures, pixels.
             max_episode_steps: control steps until truncation; the task's own number if None.
+            start_spread: part of Meta-World's range of start states that is drawn from.
 
         Raises:
             ValueError: for an unknown task, or a size or length out of range.
@@ -70,6 +77,7 @@ class MetaWorldSimulator(TwoCameras, gym.Env[dict[str, Any], np.ndarray]):
         self.task = self.task_description = TASKS[task].instruction
         self._max_episode_steps = steps
         self._image_size = image_size
+        self._start_spread = start_spread
         self._env = ALL_V3_ENVIRONMENTS[TASKS[task].environment]()
         # What `set_task` does with a pickled task of Meta-World's benchmarks: fix the start state.
         self._env._set_task_called = True
@@ -129,7 +137,7 @@ class MetaWorldSimulator(TwoCameras, gym.Env[dict[str, Any], np.ndarray]):
         space = self._env._random_reset_space
         middle, half = (space.high + space.low) / 2.0, (space.high - space.low) / 2.0
         draw = self.np_random.uniform(-1.0, 1.0, size=middle.shape)
-        self._env._last_rand_vec = middle + START_SPREAD * half * draw
+        self._env._last_rand_vec = middle + self._start_spread * half * draw
         self._env.reset()
         self._steps = 0
         return self._compute_observation(), {"is_success": False}

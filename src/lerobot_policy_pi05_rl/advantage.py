@@ -188,7 +188,11 @@ def find_extraction(name: str) -> type[PolicyExtraction]:
 
 @PolicyExtraction.register("conditioning")
 class Conditioning(PolicyExtraction):
-    """RECAP: all data, under the tag."""
+    """RECAP: all data; positive actions under a tag, all actions without one.
+
+    Guidance goes from what the policy does without a tag to what it does under it and beyond, so the samples without a
+    tag must follow the data as recorded (Frans et al. 2025, arXiv 2505.23458), however often a positive one is drawn.
+    """
 
     shows_tag = True
 
@@ -198,13 +202,32 @@ class Conditioning(PolicyExtraction):
         return None if weight == 1 else np.where(tags == TAG_POSITIVE, weight, 1.0)
 
     def tags(self, labels: SampleLabels) -> Tensor:
-        """Hidden now and then, so that the policy also learns what it does without."""
-        return torch.where(labels.hidden, TAG_NONE, labels.tags)
+        """Of the positive samples, hidden now and then. The others have none."""
+        shown = (labels.tags == TAG_POSITIVE) & ~labels.hidden
+        return torch.where(shown, TAG_POSITIVE, TAG_NONE)
 
     def weights(self, labels: SampleLabels) -> Tensor:
-        """1 for positive samples and less for others, unless a labeling's are drawn more often instead."""
-        others = 1.0 if labels.precomputed else 1.0 / self.config.advantage_positive_weight
-        return torch.where(labels.tags == TAG_POSITIVE, 1.0, others)
+        """1 for a shown tag. A hidden one stands for all positive samples among those without a tag, where each frame
+        counts alike: it is drawn ``advantage_positive_weight`` times as often, of which ``advantage_dropout`` are
+        hidden. Samples whose advantages are not a labeling's are not drawn more often; the others count less instead.
+        """
+        weight, hidden_share = self.config.advantage_positive_weight, self.config.advantage_dropout
+        positive = labels.tags == TAG_POSITIVE
+        others = 1.0 if labels.precomputed else 1.0 / weight
+        hidden = 1.0 / (weight * hidden_share) if hidden_share else 1.0
+        return torch.where(positive, torch.where(labels.hidden, hidden, 1.0), others)
+
+    def inference_tag(self) -> int | None:
+        """
+        Raises:
+            ValueError: the negative one is asked for.
+        """
+        if self.config.inference_advantage == "negative":
+            raise ValueError(
+                f"policy.inference_advantage is negative, but under policy_extraction={self.config.policy_extraction} "
+                "positive actions alone have a tag: set it to positive or none"
+            )
+        return super().inference_tag()
 
 
 @PolicyExtraction.register("weighted")

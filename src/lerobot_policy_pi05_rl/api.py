@@ -76,6 +76,7 @@ def label(
     horizon: float | None = None,
     gae_lambda: float | None = None,
     n_step: int | Literal["none"] | None = None,
+    smoothing: float | None = None,
     positive_fraction: float | None = None,
     success: Sequence[int] = (),
     failure: Sequence[int] = (),
@@ -88,9 +89,10 @@ def label(
         name: of the labeling; None: the run's name and step.
         checkpoint: of the critic; None: the newest of ``config``'s run, else ``config.policy.pi05_checkpoint``.
         values_from: take the values of this labeling; no network runs.
-        horizon: advantages of the λ-return (GAE) over this share of the task's longest episode, in the mean.
-        gae_lambda: the same with this λ for every task.
+        horizon: advantages over so many steps as this share of the task's longest episode has.
+        gae_lambda: advantages of the λ-return (GAE) instead.
         n_step: advantages over so many steps, or "none": to the episode's end; None: the configuration's.
+        smoothing: their mean over this share of the task's longest episode; 0: none; None: the configuration's.
         positive_fraction: share of positive frames; None: the configuration's.
         success, failure: episodes of the first dataset whose outcome is set.
         outcomes: a CSV file of outcomes: episode_index,outcome[,dataset].
@@ -110,6 +112,7 @@ def label(
         n_step_given=n_step is not None,
         gae_lambda=gae_lambda,
         horizon=horizon,
+        smoothing=smoothing,
         fraction=positive_fraction,
         success=format_ranges(sorted(set(success))) or None,
         failure=format_ranges(sorted(set(failure))) or None,

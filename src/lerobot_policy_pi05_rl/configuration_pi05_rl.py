@@ -94,14 +94,14 @@ class PI05RLConfig(PI05Config):
     # the actor's layers make of the observation: cheaper by far, but its features are the actor's. Null, in
     # checkpoints of the first version, is true.
     use_separate_critic: bool | None = option(True, OTHER_RUN, size=CRITIC)
-    critic_llm_depth: int = option(6, OTHER_RUN, size=CRITIC)
+    critic_llm_depth: int = option(2, OTHER_RUN, size=CRITIC)
     num_value_queries: int = option(4, OTHER_RUN, least=1, size=CRITIC)
     # A separate critic reads the mean of each square of so many by so many image tokens; 1: every token. Two by two
     # costs a third and labels as well (docs/results.md).
     critic_image_pooling: int = option(2, OTHER_RUN, least=1, size=CRITIC)
     # Critics, each blind to its part of the episodes and asked about that part alone (cross-fitting); 1: one critic,
     # which also labels the episodes it has learnt from.
-    critic_folds: int = option(1, OTHER_RUN, least=1, size=CRITIC)
+    critic_folds: int = option(3, OTHER_RUN, least=1, size=CRITIC)
     # monte_carlo: RECAP. td: n_step rewards and a Polyak target's value.
     critic_target: str = option("monte_carlo", OTHER_RUN, choices=("monte_carlo", "td"))
     n_step: int = option(10, LEARNING, least=1)  # of critic_target td
@@ -127,22 +127,25 @@ class PI05RLConfig(PI05Config):
     advantage_labels: str = option("once", OTHER_RUN, OFFLINE, choices=("once", "running"))
     # N of RECAP, section IV-C; None: advantage_horizon, or, of running labels, the whole rest of the episode.
     advantage_n_step: int | None = option(None, LEARNING, least=1)
-    # Mean N of the λ-return that labels of once are made with, as a share of the task's longest episode; None: the
-    # whole rest of the episode. docs/results.md says why.
-    advantage_horizon: float | None = option(0.15, LEARNING, OFFLINE, above=0, most=1)
-    advantage_positive_fraction: float = option(0.3, LEARNING, least=0, most=1)  # RECAP, App. F
+    # N of labels that are made once, as a share of the task's longest episode; None: the whole rest of the episode.
+    # docs/results.md says why, of both.
+    advantage_horizon: float | None = option(0.25, LEARNING, OFFLINE, above=0, most=1)
+    # Each of those advantages is the mean over the frames around, so many: a share of the task's longest episode.
+    advantage_smoothing: float = option(0.2, LEARNING, OFFLINE, least=0, most=1)
+    advantage_positive_fraction: float = option(0.2, LEARNING, least=0, most=1)
     # Task text → fraction.
     advantage_positive_fraction_per_task: dict[str, float] = option(dict, LEARNING, least=0, most=1)
-    advantage_dropout: float = option(0.3, LEARNING, least=0, most=1)  # RECAP, section IV-C
+    # Share of the positive tags that are hidden.
+    advantage_dropout: float = option(0.1, LEARNING, least=0, most=1)
     # How much more a positive action counts than another: under dataset.labeling it is drawn so many times as often,
-    # else its loss weighs so much more. The critic never sees it. 1: RECAP. docs/results.md says why.
-    advantage_positive_weight: float = option(1.0, DATA, least=1)
+    # else its loss weighs so much more. The critic never sees it, nor do the samples without a tag. 1: RECAP.
+    advantage_positive_weight: float = option(50.0, DATA, least=1)
     # Recent advantages per task from which the threshold is taken.
     advantage_window: int = option(4096, OTHER_RUN, least=1)
-    # positive | negative | none: the tag that actions are asked for with.
+    # positive | none (or, of an extraction of your own, negative): the tag that actions are asked for with.
     inference_advantage: str = option("positive", NOTE, choices=("positive", "negative", "none"), acts=True)
     # β of classifier-free guidance on the tag (RECAP, App. E); 1: plain conditioning.
-    guidance_scale: float = option(1.0, NOTE, least=0, acts=True)
+    guidance_scale: float = option(2.0, NOTE, least=0, acts=True)
 
     # Schedule
     offline_steps: int = option(10_000, LEARNING, OFFLINE, least=1)
@@ -159,6 +162,9 @@ class PI05RLConfig(PI05Config):
 
     # Optimisation; None: π0.5's own preset (optimizer_lr, optimizer_grad_clip_norm)
     actor_lr: float | None = option(None, LEARNING, least=0)
+    scheduler_decay_lr: float = option(
+        0.0, LEARNING, least=0
+    )  # where optimizer_lr ends; stock π0.5's is a tenth of it
     critic_lr: float = option(5e-5, LEARNING, least=0)
     grad_clip_norm: float | None = option(None, LEARNING, above=0)
 
@@ -223,6 +229,7 @@ class PI05RLConfig(PI05Config):
                 f"policy.critic_llm_depth must be below llm_depth ({self.llm_depth}) with use_separate_critic=false: "
                 "the output of the actor's last language layer is never computed"
             )
+        self.extraction.inference_tag()  # it may know that nobody learns such a tag
         if self.image_resolution[0] != self.image_resolution[1]:
             raise ValueError(f"policy.image_resolution must be square, got {tuple(self.image_resolution)}")
         if self.image_resolution[0] % self.vision_patch_size:

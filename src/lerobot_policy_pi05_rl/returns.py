@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from .options import DATA, LEARNING, check_options, option
 
@@ -167,15 +168,20 @@ def episode_advantages(
     return (_bootstrapped(steps, values) - values).astype(np.float32)
 
 
-def gae_lambda_for_horizon(horizon: float, task_length: int) -> float:
-    """λ whose λ-return bootstraps after ``horizon · task_length`` steps, in the mean over its n-step returns.
+def share_of_task(share: float, task_length: int) -> int:
+    """A share of a task's longest episode in whole steps, at least one. A critic's values differ over so many steps by
+    about that share of their range, however long the task and however fast its frames follow each other."""
+    return max(1, round(share * task_length))
 
-    Args:
-        horizon: share of the task's longest episode. A critic's values differ over so many steps by about
-            ``horizon`` of their range, however long the task and however fast its frames follow each other.
-        task_length: the task's longest episode, frames.
+
+def smoothed(advantages: np.ndarray, window: int) -> np.ndarray:
+    """(T,) float32 the mean of one episode's advantages over ``window`` frames around each; NaN stays NaN.
+
+    Actions are learnt and executed in chunks, so what counts is whether a stretch of them was good; and the critic's
+    errors differ from frame to frame where what is done does not.
     """
-    return 1.0 - 1.0 / max(1.0, horizon * task_length)
+    mean = pd.Series(advantages).rolling(window, center=True, min_periods=1).mean().to_numpy()
+    return np.where(np.isnan(advantages), np.nan, mean).astype(np.float32)
 
 
 def _bootstrapped(steps: NStepReturns, values: np.ndarray) -> np.ndarray:

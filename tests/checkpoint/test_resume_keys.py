@@ -81,6 +81,7 @@ TAKE_EFFECT = {
     "policy.awr_max_weight": ("weighted", 0.5),
     "policy.advantage_n_step": ("usual", 1),
     "policy.advantage_horizon": ("before_labels", 1.0),
+    "policy.advantage_smoothing": ("before_labels", 0.0),
     "policy.advantage_positive_fraction": ("usual", 1.0),
     "policy.advantage_positive_fraction_per_task": ("usual", {"pick the cube": 1.0}),
     "policy.advantage_dropout": ("usual", 1.0),

@@ -245,7 +245,9 @@ def test_n_step_returns_reach_as_far_in_time_whatever_the_frame_rate(opened, fas
     assert steps[0].offset[0] == 3
     assert steps[1].offset[0] == 6
     columns = {**frame_columns(1, data.sources[1], data.labels), "value": np.zeros(36, dtype=np.float32)}
-    found = advantages(columns, n_step=3, gae_lambdas=None, discount=1.0, alignment=data.sources[1].alignment)
+    found = advantages(
+        columns, n_steps=dict.fromkeys(data.labels.tasks, 3), discount=1.0, alignment=data.sources[1].alignment
+    )
     assert found[0] == pytest.approx(-6 / 2 / 24)
 
 

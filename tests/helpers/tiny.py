@@ -29,6 +29,7 @@ TINY_SIZES = {
     "image_resolution": [32, 32],
     "vocab_size": 300,
     "critic_llm_depth": 2,
+    "critic_folds": 1,
     "num_value_queries": 2,
     "chunk_size": 6,
     "n_action_steps": 3,

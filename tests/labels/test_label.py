@@ -30,7 +30,7 @@ from lerobot_policy_pi05_rl.labels.outcomes import format_ranges, parse_ranges
 from lerobot_policy_pi05_rl.losses import RecapLosses
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline
-from lerobot_policy_pi05_rl.returns import episode_advantages
+from lerobot_policy_pi05_rl.returns import episode_advantages, smoothed
 from lerobot_policy_pi05_rl.thresholds import upper_threshold
 
 SHORT, LONG = "flip the switch", "fold the towel"
@@ -113,7 +113,7 @@ def count_frames(monkeypatch, *, fail_after: int | None = None) -> list[int]:
 
 def test_one_row_per_frame_in_order_and_the_dataset_is_not_touched(world, capsys):
     before = tree_hash(world / "data")
-    assert label(world, "--name", "first", "--n-step", "none") == 0
+    assert label(world, "--name", "first", "--n-step", "none", "--smoothing", "0") == 0
     assert tree_hash(world / "data") == before
     frames, meta = read(world, "first")
     assert pq.read_schema(world / "data.labels" / "first.parquet").names == list(SCHEMA)
@@ -148,7 +148,7 @@ def test_each_episode_is_valued_by_the_critic_that_has_not_seen_it(world):
 def test_each_task_gets_the_asked_fraction_whatever_its_length(world):
     label(world, "--name", "half", "--positive-fraction", "0.5", "--n-step", "3")
     frames, meta = read(world, "half")
-    assert meta["n_step"] == 3 and meta["positive_fraction"] == {SHORT: 0.5, LONG: 0.5}
+    assert meta["n_step"] == {SHORT: 3, LONG: 3} and meta["positive_fraction"] == {SHORT: 0.5, LONG: 0.5}
     for task in (SHORT, LONG):
         own = frames[(frames["task"] == task) & ~frames["intervention"]]
         assert own["positive"].sum() == pytest.approx(0.5 * len(own), abs=1)
@@ -237,28 +237,31 @@ def test_the_fingerprint_is_of_frames_not_of_paths_or_outcomes(world):
 def test_thresholds_and_advantage_estimator_change_without_a_network(world, request):
     label(world, "--name", "first")
     request.getfixturevalue("no_network")
+    sharp = ("--smoothing", "0")
     assert label(world, "--name", "second", "--from", "first", "--n-step", "4", "--positive-fraction", "0.6") == 0
-    assert label(world, "--name", "third", "--from", "first", "--gae-lambda", "0.9") == 0
-    whole = ("--n-step", "none", "--positive-fraction", "0.6")
+    assert label(world, "--name", "third", "--from", "first", "--gae-lambda", "0.9", *sharp) == 0
+    whole = ("--n-step", "none", "--positive-fraction", "0.6", *sharp)
     assert label(world, "--name", "first", *whole) == 0  # the same critic: its values stay
     assert label(world, "--name", "fourth", "--from", "first") == 0
     first, second, third, fourth = (read(world, name)[0] for name in ("first", "second", "third", "fourth"))
     longest = first.groupby("task")["frame_index"].max() + 1
-    by_task = {task: max(0.0, 1 - 1 / (0.15 * length)) for task, length in longest.items()}
-    assert read(world, "fourth")[1]["trace"] == pytest.approx(by_task) and len(set(by_task.values())) == 2
-    same = dict.fromkeys(longest.index, 0.9)
-    for frames, n_step, lambdas in (
-        (first, None, None),
-        (second, 4, None),
-        (third, None, same),
-        (fourth, None, by_task),
+    quarter = {task: max(1, round(0.25 * length)) for task, length in longest.items()}
+    fifth = {task: max(1, round(0.2 * length)) for task, length in longest.items()}
+    meta = read(world, "fourth")[1]
+    assert meta["n_step"] == quarter and meta["smoothing"] == fifth and len(set(quarter.values())) == 2
+    none, same = dict.fromkeys(longest.index), dict.fromkeys(longest.index, 0.9)
+    for frames, n_steps, lambdas, windows in (
+        (first, none, none, none),
+        (second, dict.fromkeys(longest.index, 4), none, fifth),
+        (third, none, same, none),
+        (fourth, quarter, none, fifth),
     ):
         np.testing.assert_array_equal(frames["value"], first["value"])
         for _, episode in frames.groupby("episode_index"):
             columns = (episode[name].to_numpy() for name in ("return", "reward", "value"))
             task = episode["task"].iloc[0]
-            gae_lambda = None if lambdas is None else lambdas[task]
-            expected = episode_advantages(*columns, n_step=n_step, gae_lambda=gae_lambda)
+            expected = episode_advantages(*columns, n_step=n_steps[task], gae_lambda=lambdas[task])
+            expected = expected if windows[task] is None else smoothed(expected, windows[task])
             np.testing.assert_array_equal(episode["advantage"], expected)
     assert first["positive"].mean() > 0.5
     with pytest.raises(UserError, match="no labeling 'forth'"):
@@ -324,7 +327,7 @@ def test_each_dataset_gets_its_own_side_car_under_common_thresholds(world):
     assert other["thresholds"] == {SHORT: one["thresholds"][SHORT]}
     assert (second["fold"] == -1).all()
     both = pd.concat([first, second])
-    assert both[both["task"] == SHORT]["positive"].mean() == pytest.approx(0.3, abs=0.02)
+    assert both[both["task"] == SHORT]["positive"].mean() == pytest.approx(0.2, abs=0.02)
 
 
 def test_returns_on_another_scale_than_the_critics_are_pointed_out(world, caplog):
@@ -480,7 +483,7 @@ def test_training_uses_exactly_the_labelings_tags(world, monkeypatch, train_crit
 
     def record(self, prefix, tags, batch, sampled, **kwargs):
         for position, tag, dropped in zip(batch[POSITION].tolist(), tags.tolist(), sampled.dropped, strict=True):
-            assert tag == -1 or not dropped
+            assert not dropped
             used[order[position]] = tag
         return actor_loss(self, prefix, tags, batch, sampled, **kwargs)
 
@@ -493,12 +496,13 @@ def test_training_uses_exactly_the_labelings_tags(world, monkeypatch, train_crit
         dataset__labeling="stored",
         policy__train_critic=train_critic,
         policy__advantage_dropout=0.0,
+        policy__advantage_positive_weight=1.0,
         dataset__eval_split=0.0,
     )
     checkpoint = train_offline(load_config(config))
     assert len(used) == 4 * 24
-    assert used == frames["tag"].loc[list(used)].to_dict()
-    assert {0, 1} == set(used.values())
+    assert used == frames["tag"].loc[list(used)].replace(0, -1).to_dict(), "negative actions have no tag"
+    assert {-1, 1} == set(used.values())
     lines = [json.loads(line) for line in (world / "t" / "metrics.jsonl").read_text().splitlines()]
     assert all(("loss_critic" in line) == train_critic for line in lines)
     assert (checkpoint / "pretrained_model" / "critic_data.json").exists() == train_critic

@@ -35,7 +35,7 @@ def world(bare, tmp_path):
     root = Path(shutil.copytree(bare, tmp_path / "data"))
     csv = write_outcomes(tmp_path / "said.csv", TRUTH)
     path = write_config(tmp_path / "run.json", root, tmp_path / "run", dataset__labeling="mine")
-    meta = {"horizon": 0.3, "trace": {"pick the cube": 0.5}, "positive_fraction": {"pick the cube": 0.25}}
+    meta = {"horizon": 0.3, "smoothing_share": 0.1, "positive_fraction": {"pick the cube": 0.25}}
     make_labeling(
         load_config(path, [f"--reward.outcome_file={csv}"]), "mine", lambda count: np.arange(count) < 5, **meta
     )
@@ -73,7 +73,8 @@ def test_a_labeling_made_under_other_outcomes_is_refused_and_the_advice_works(wo
     text = str(error.value)
     assert "2 episode(s), 1 (failure there, success here), 2 (success there, failure here)" in text
     command = text.split("no network: ")[1]
-    assert command == (f"pi05-rl label CONFIG --from mine --name mine --horizon 0.3 --positive-fraction 0.25 {given}")
+    options = "--smoothing 0.1 --horizon 0.3 --positive-fraction 0.25"
+    assert command == f"pi05-rl label CONFIG --from mine --name mine {options} {given}"
     verb, arguments = "pi05-rl label CONFIG ", shlex.split(command)
     assert command.startswith(verb)
     assert label_command.main([str(path), *arguments[3:]]) == 0
@@ -133,7 +134,8 @@ def test_a_labeling_of_other_tasks_is_said(world, caplog):
         ({"n_step": 4, "trace": None}, "--n-step 4"),
         ({"n_step": None, "trace": None}, "--n-step none"),
         ({"n_step": None, "trace": {"a": 0.9, "b": 0.9}}, "--gae-lambda 0.9"),
-        ({"n_step": None, "trace": {"a": 0.9, "b": 0.7}, "horizon": 0.15}, "--horizon 0.15"),
+        ({"n_step": {"a": 4, "b": 4}, "trace": None, "smoothing_share": None}, "--smoothing 0 --n-step 4"),
+        ({"n_step": {"a": 4, "b": 9}, "horizon": 0.2, "smoothing_share": 0.1}, "--smoothing 0.1 --horizon 0.2"),
     ],
 )
 def test_the_command_keeps_the_labelings_advantage_estimator(meta, words):

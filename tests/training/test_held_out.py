@@ -65,31 +65,31 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
     columns = held_out.flow_columns(algorithm, caches, batch)
     held_out.sample_columns(algorithm, caches, batch)
     hook.remove()
-    assert runs == [length, 3, 3]  # the prefix once, then the two tags
+    assert runs == [length, 3]  # the prefix once, then the positive tag
     sampled = sample_noise(3, batch[POSITION], policy.config)
-    for name, tag in (("positive", 1), ("negative", 0), ("none", -1)):
+    for name, tag in (("positive", 1), ("none", -1)):
         tags = None if tag < 0 else torch.full((6,), tag)
         loss, _ = algorithm.losses.actor_loss(cache, tags, batch, sampled)
         assert_same(columns[f"loss_actor_{name}"].mean(), loss)
-    assert abs(columns["loss_actor_positive"] - columns["loss_actor_negative"]).max() > 1e-5
+    assert abs(columns["loss_actor_positive"] - columns["loss_actor_none"]).max() > 1e-5
 
 
 @pytest.mark.usefixtures("float64")
 @torch.no_grad()
 def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
-    algorithm, batch = make_algorithm(), make_batch()
+    algorithm, batch = make_algorithm(guidance_scale=1.0), make_batch()
     policy, config = algorithm.policy, algorithm.policy.config
     caches = held_out.tag_caches(algorithm, encode_prefix(policy, batch), batch)
     columns = held_out.sample_columns(algorithm, caches, batch)
     noise, chunks = sample_noise(3, batch[POSITION], config).noise, {}
-    for name in ("positive", "negative", "none"):
+    for name in ("positive", "none"):
         config.inference_advantage = name
         chunks[name] = policy.predict_action_chunk(batch, noise=noise)
         valid = ~batch["action_is_pad"][:, :3]
         error = (chunks[name] - batch["action"])[:, :3].abs().mean(dim=2)
         expected = (error * valid).sum(dim=1) / valid.sum(dim=1)
         assert_same(columns[f"action_error_{name}"], expected)
-    grip = (chunks["positive"] - chunks["negative"]).square().mean(dim=(1, 2))
+    grip = (chunks["positive"] - chunks["none"]).square().mean(dim=(1, 2))
     assert_same(columns["tag_grip"], grip)
     untagged = make_algorithm(policy_extraction="weighted")
     assert set(held_out.tag_caches(untagged, encode_prefix(policy, batch), batch)) == {"none"}
@@ -240,7 +240,7 @@ def test_every_metric_is_logged_by_default_and_each_switch_turns_them_off(tmp_pa
         keys = {key for line in logged(tmp_path / name) for key in line if key.startswith("eval/")}
         return {key.removeprefix("eval/") for key in keys}
 
-    actor = {f"{kind}_{tag}" for kind in ("loss_actor", "action_error") for tag in ("positive", "negative", "none")}
+    actor = {f"{kind}_{tag}" for kind in ("loss_actor", "action_error") for tag in ("positive", "none")}
     critic = {"loss_critic", "critic_gap", "spearman_value_return", "auc_value_outcome", "calibration_error"}
     critic.add("auc_episodes")
     split = {"dataset__eval_split": 0.25}

@@ -129,7 +129,7 @@ def test_each_frame_has_a_label_of_critics_that_have_not_seen_its_episode(whole)
     assert len(frames) == FRAMES
     checkpoint = whole / "checkpoints" / f"{CRITICS:06d}" / "pretrained_model"
     assert meta["critic"] == {"path": str(checkpoint), "fingerprint": critic_fingerprint(checkpoint, (-1.0, 0.0))}
-    assert meta["horizon"] == 0.15 and meta["name"] == f"run-{CRITICS:06d}"
+    assert meta["horizon"] == 0.25 and meta["smoothing_share"] == 0.2 and meta["name"] == f"run-{CRITICS:06d}"
     folds = json.loads((checkpoint / "critic_data.json").read_text())["datasets"][0]["folds"]
     assert frames["fold"].tolist() == [folds[str(episode)] for episode in frames["episode_index"]]
     assert set(frames["fold"]) == {-1, 0, 1}
@@ -211,7 +211,12 @@ def test_labels_that_are_gone_are_an_error_behind_their_step(stopped):
 
 def test_other_settings_of_labels_that_are_made_are_an_error(stopped):
     _, path = stopped(6, labels=True)
-    for name, value in (("advantage_horizon", 0.5), ("advantage_positive_fraction", 0.6), ("advantage_n_step", 2)):
+    for name, value in (
+        ("advantage_horizon", 0.5),
+        ("advantage_smoothing", 0.5),
+        ("advantage_positive_fraction", 0.6),
+        ("advantage_n_step", 2),
+    ):
         with pytest.raises(ConfigError, match=rf"{name}.*pi05-rl label CONFIG --from .*run --name NAME"):
             run(path, **{f"policy.{name}": value})
 

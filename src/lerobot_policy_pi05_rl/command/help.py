@@ -24,9 +24,10 @@ DETAILS = {
   --name NAME           of the labeling; default: the run's name and step
   --checkpoint DIR      the critic; default: the run's newest checkpoint, else policy.pi05_checkpoint
   --from NAME           take the values of this labeling; no network runs
-  --horizon F           advantages of the λ-return (GAE) over this share of the task's longest episode, in the mean;
-                        default: 0.15 where policy.advantage_n_step is not set
-  --gae-lambda L        the same with this λ for every task
+  --horizon F           advantages over so many steps as this share of the task's longest episode has;
+                        default: policy.advantage_horizon where policy.advantage_n_step is not set
+  --gae-lambda L        advantages of the λ-return (GAE) instead
+  --smoothing F         their mean over this share of the task's longest episode; default: policy.advantage_smoothing
   --n-step N|none       advantages over N steps; none: to the episode's end; default: policy.advantage_n_step
   --positive-fraction F share of positive frames; default: policy.advantage_positive_fraction
   --success 0-40,52     these episodes of the first dataset are successes

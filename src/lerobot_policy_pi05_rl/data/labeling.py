@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError, one_line
-from ..returns import Outcome, episode_advantages
+from ..returns import Outcome, episode_advantages, smoothed
 from ..runtime.files import replacing
 from .alignment import Alignment
 from .episodes import LabelledEpisodes
@@ -97,30 +97,39 @@ def out_of_fold(values: np.ndarray, folds: np.ndarray) -> np.ndarray:
 def advantages(
     columns: Columns,
     *,
-    n_step: int | None,
-    gae_lambdas: Mapping[str, float] | None,
+    n_steps: Mapping[str, int] | None = None,
+    gae_lambdas: Mapping[str, float] | None = None,
+    smoothing: Mapping[str, int] | None = None,
     discount: float,
     alignment: Alignment | None = None,
 ) -> np.ndarray:
     """(T,) float32 advantages from the columns of a labeling, episode by episode; no network runs.
 
     Args:
-        gae_lambdas: task → λ of the λ-return; None: ``n_step`` steps.
+        n_steps: task → N of the N-step advantage, in policy steps; None: the λ-return's, or else G − V.
+        gae_lambdas: task → λ of the λ-return.
+        smoothing: task → over how many steps the mean is taken; None: none is.
         alignment: the source's, which says how many frames a step has; None: one.
     """
     alignment = alignment or Alignment()
-    frames = None if n_step is None else max(1, int(alignment.frame_offset(n_step)))
+
+    def frames(steps: int) -> int:
+        return max(1, int(alignment.frame_offset(steps)))
+
     result = np.full(len(columns["index"]), np.nan, dtype=np.float32)
     for rows in episode_rows(columns["episode_index"]):
+        task = columns["task"][rows.start]
         result[rows] = episode_advantages(
             columns["return"][rows],
             columns["reward"][rows],
             columns["value"][rows],
-            n_step=frames,
-            gae_lambda=None if gae_lambdas is None else alignment.per_frame(gae_lambdas[columns["task"][rows.start]]),
+            n_step=None if n_steps is None else frames(n_steps[task]),
+            gae_lambda=None if gae_lambdas is None else alignment.per_frame(gae_lambdas[task]),
             discount=alignment.per_frame(discount),
             terminated=columns["outcome"][rows.start] != Outcome.TRUNCATED.value,
         )
+        if smoothing is not None:
+            result[rows] = smoothed(result[rows], frames(smoothing[task]))
     return result
 
 

@@ -75,11 +75,16 @@ def derive_command(meta: dict[str, Any], name: str, outcome_file: str | None) ->
 
 
 def _estimator_option(meta: dict[str, Any]) -> str:
-    if meta.get("horizon") is not None:
-        return f"--horizon {meta['horizon']:g}"
-    gae_lambdas = meta.get("trace")
-    if gae_lambdas is None:
-        return f"--n-step {meta.get('n_step') or 'none'}"
-    if len(set(gae_lambdas.values())) == 1:
-        return f"--gae-lambda {next(iter(gae_lambdas.values())):g}"
-    return ""  # an older labeling's horizon is not noted; the command's default is what most were made with
+    """Its own; of an older labeling, whose horizon was that of a λ-return, λ where that was one for all tasks."""
+    words, gae_lambdas, n_steps = [], meta.get("trace"), meta.get("n_step")
+    if "smoothing_share" in meta:
+        words.append(f"--smoothing {meta['smoothing_share'] or 0:g}")
+    if gae_lambdas is not None:
+        same = len(set(gae_lambdas.values())) == 1
+        words += [f"--gae-lambda {next(iter(gae_lambdas.values())):g}"] if same else []
+    elif meta.get("horizon") is not None:
+        words.append(f"--horizon {meta['horizon']:g}")
+    else:
+        each = set(n_steps.values()) if isinstance(n_steps, dict) else {n_steps}
+        words.append(f"--n-step {each.pop() or 'none'}")
+    return " ".join(words)

@@ -1,11 +1,11 @@
-"""The demo: simulator → dataset → critics → labels → policy → closed-loop comparison with plain cloning → report.
+"""The demo: simulator → dataset → cloning, and RL with one command → closed-loop comparison → report.
 
     pi05-rl demo [--output outputs/demo] [--config configs/demo.json] …
 
-Plain cloning comes first. Critics learn on what the cloned policy sees, each blind to a part of the episodes, and
-label the dataset; RECAP's policy then trains from scratch under those labels, for as many steps as cloning did. Both
-policies meet the same start states. Each stage is skipped when its result is already there, so an interrupted demo
-goes on where it stopped.
+As people work: both policies start from the same pretrained one (``pretrained/``, made by ``pretrain.py``) and take
+as many steps on the same recording. One clones it. The other is what ``pi05-rl offline`` makes of it: critics learn,
+label the recording, and the policy trains under those labels. Both meet the same start states. Each stage is skipped
+when its result is already there, so an interrupted demo goes on where it stopped.
 """
 
 import argparse
@@ -26,14 +26,15 @@ from ..config.file import load_config
 from ..errors import UserError
 from ..report.build import main as write_report
 from .evaluate import ClosedLoopResult, summarize
+from .intervals import throughput_ratio
+from .pretrain import PRETRAINED
 from .record import record_dataset
 
 logger = logging.getLogger(__name__)
 
 LABELS = {"bc": "behaviour cloning", "recap": "RECAP (this project)"}
 REPO_ID = "local/panda_pick_cube"
-LABELING = "critic"
-LOOK_AHEAD = ("--horizon", "0.15")  # of the advantages; docs/results.md says why
+CLEARLY = 1.0  # the ratio's interval must lie above
 POLL_S = 2.0
 REPORT_S = 30.0
 
@@ -44,73 +45,71 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--config", type=Path, default=Path("configs/demo.json"), help="what both policies train with")
     parser.add_argument("--episodes", type=int, default=120, help="demonstrations to record")
-    parser.add_argument("--steps", type=int, help="optimization steps (default: the configuration's)")
-    parser.add_argument("--critic-steps", type=int, default=600, help="optimization steps of the critics")
-    parser.add_argument("--eval-episodes", type=int, default=100)
+    parser.add_argument("--start", type=Path, default=PRETRAINED, help="the policy that both start from")
+    parser.add_argument("--steps", type=int, help="optimization steps of each policy (default: the configuration's)")
+    parser.add_argument("--eval-episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of recording, training and evaluation")
     args = parser.parse_args(argv)
     start = time.perf_counter()
-    steps = args.steps or load_config(args.config).policy.offline_steps
+    cfg = load_config(args.config)
+    steps = args.steps or cfg.policy.offline_steps - cfg.critic_steps
     args.output.mkdir(parents=True, exist_ok=True)
 
     try:
         dataset = record_dataset(args.output / "dataset", REPO_ID, args.episodes, args.seed)
     except (FileExistsError, ValueError) as error:
         raise UserError(str(error)) from error
-    train(args, dataset, "bc", steps, ["--policy.policy_extraction=none"])
-    cloned = f"--policy.pi05_checkpoint={checkpoint_path(args.output, 'bc')}"
-    # The actor waits as long as the run lasts: only the critics learn.
-    train(args, dataset, "critic", args.critic_steps, [cloned, f"--policy.critic_warmup_steps={args.critic_steps}"])
-    label(args, dataset)
-    train(args, dataset, "recap", steps, [f"--dataset.labeling={LABELING}"])
+    runs = {"bc": (steps, ["--policy.policy_extraction=none"]), "recap": (cfg.critic_steps + steps, [])}
+    train(args, dataset, runs)
     results = evaluate_policies(args, {name: name for name in LABELS})
     results_file = args.output / "results.json"
     results_file.write_text(json.dumps(results, indent=1) + "\n")
     picture = draw_comparison(results, args.output / "results.png")
     print_table(results, LABELS)
     page = args.output / "report.html"
-    write_report([str(args.output / "recap"), "--labels", LABELING, "--output", str(page)])
+    write_report([str(args.output / "recap"), "--output", str(page)])
+    print(verdict(results, page))
     seconds = time.perf_counter() - start
     logger.info("[DEMO] Wrote %s, %s and %s; %.0f s in all", results_file, picture, page, seconds)
     return 0
 
 
-def train(args: argparse.Namespace, dataset: Path, name: str, steps: int, overrides: list[str]) -> None:
-    """Train one run with ``pi05-rl offline`` in a process of its own, unless it is there."""
-    run_dir = args.output / name
-    if saved_step(run_dir) >= steps:
-        logger.info("[DEMO] Found the trained %s in %s", name, run_dir)
-        return
-    command = [
-        *(sys.executable, "-m", "lerobot_policy_pi05_rl.offline_learner", str(args.config)),
-        *(f"--dataset.repo_id={REPO_ID}", f"--dataset.root={dataset}", f"--output_dir_offline={run_dir}"),
-        *(f"--policy.offline_steps={steps}", f"--seed={args.seed}", f"--resume={str(run_dir.exists()).lower()}"),
-        *overrides,
-    ]
-    run_side_by_side(
-        "Training", {name: command}, args.output, progress=lambda _: f"{last_step(run_dir)}/{steps} steps"
-    )
+def train(args: argparse.Namespace, dataset: Path, runs: dict[str, tuple[int, list[str]]]) -> None:
+    """Train each run with ``pi05-rl offline`` in a process of its own, side by side, unless it is there.
+
+    Args:
+        runs: name → its last step, and overrides of the configuration.
+    """
+    commands = {}
+    for name, (steps, overrides) in runs.items():
+        run_dir = args.output / name
+        if saved_step(run_dir) >= steps:
+            logger.info("[DEMO] Found the trained %s in %s", name, run_dir)
+            continue
+        commands[name] = [
+            *(sys.executable, "-m", "lerobot_policy_pi05_rl.offline_learner", str(args.config)),
+            *(f"--dataset.repo_id={REPO_ID}", f"--dataset.root={dataset}", f"--output_dir_offline={run_dir}"),
+            *(f"--policy.offline_steps={steps}", f"--policy.pi05_checkpoint={args.start}", f"--seed={args.seed}"),
+            *(f"--resume={str(run_dir.exists()).lower()}", *overrides),
+        ]
+
+    def progress(name: str) -> str:
+        return f"{last_step(args.output / name)}/{runs[name][0]} steps"
+
+    run_side_by_side("Training", commands, args.output, progress=progress)
 
 
-def label(args: argparse.Namespace, dataset: Path) -> None:
-    """The critics' advantages of every frame, as a side-car of the dataset, unless it is there."""
-    if dataset.with_name(f"{dataset.name}.labels").joinpath(f"{LABELING}.parquet").is_file():
-        logger.info("[DEMO] Found the labeling %r", LABELING)
-        return
-    command = [
-        sys.executable,
-        "-m",
-        "lerobot_policy_pi05_rl.labels.command",
-        str(args.output / "critic"),
-        "--name",
-        LABELING,
-        *LOOK_AHEAD,
-    ]
-    run_side_by_side(
-        "Labelling",
-        {"critic": command},
-        args.output,
-        progress=lambda _: last_line(args.output, "labelling_critic", "[LABEL]"),
+def verdict(results: dict[str, ClosedLoopResult], page: Path) -> str:
+    """How many times as many successes per 1000 steps as cloning, and what to read where that is not clear."""
+    ours, theirs = results["recap"], results["bc"]
+    ratio, low, high = throughput_ratio(ours["success"], ours["steps"], theirs["success"], theirs["steps"])
+    text = f"RECAP / cloning, successes per 1000 steps: {ratio:.2f} [{low:.2f}, {high:.2f}]"
+    if low > CLEARLY:
+        return text
+    return (
+        f"{text}. The gain is not clear: one recording and one training say little more. Read in {page} whether the "
+        "critic tells successes from failures (AUC, calibration) and what its tags call good (moments); then "
+        "docs/troubleshooting.md"
     )
 
 

@@ -101,6 +101,11 @@ def source_values(
     return Values(out_of_fold(every, folds), folds, critic.identity, (critic.seen or {}).get("reward", {}))
 
 
+def of_tasks[T](found: dict[str, T] | None, tasks: list[str]) -> dict[str, T] | None:
+    """What a labeling notes of its own tasks."""
+    return None if found is None else {task: found[task] for task in tasks}
+
+
 def make_labelings(
     cfg: PI05RLTrainConfig,
     options: LabelOptions,
@@ -110,7 +115,7 @@ def make_labelings(
     name: str,
 ) -> tuple[list[Labeling], dict[str, float]]:
     """Per source its labeling, and task → threshold; no network runs."""
-    n_step, gae_lambdas, horizon, estimator = choose_estimator(options, cfg.policy, labels)
+    estimator = choose_estimator(options, cfg.policy, labels)
     logger.info("%s Advantages: %s", TAG, estimator)
     default = cfg.policy.advantage_positive_fraction if options.fraction is None else options.fraction
     discount, scale = reward_discount(cfg.reward, cfg.policy), reward_scale(cfg.reward, cfg.policy, labels)
@@ -128,7 +133,12 @@ def make_labelings(
             )
         columns = {**frame_columns(number, source, labels), "value": own.value, "fold": own.fold}
         columns["advantage"] = advantages(
-            columns, n_step=n_step, gae_lambdas=gae_lambdas, discount=discount, alignment=source.alignment
+            columns,
+            n_steps=estimator.n_steps,
+            gae_lambdas=estimator.gae_lambdas,
+            smoothing=estimator.smoothing,
+            discount=discount,
+            alignment=source.alignment,
         )
         tables.append(columns)
     thresholds = task_thresholds(tables, by_task)
@@ -146,9 +156,11 @@ def make_labelings(
             "name": name,
             "dataset": dataset,
             "critic": own.critic,
-            "n_step": n_step,
-            "horizon": horizon,
-            "trace": None if gae_lambdas is None else {task: gae_lambdas[task] for task in tasks},
+            "n_step": of_tasks(estimator.n_steps, tasks),
+            "horizon": estimator.horizon,
+            "trace": of_tasks(estimator.gae_lambdas, tasks),
+            "smoothing": of_tasks(estimator.smoothing, tasks),
+            "smoothing_share": estimator.smoothing_share,
             "discount": discount,
             "positive_fraction": {task: by_task[task] for task in tasks},
             "thresholds": {task: thresholds[task] for task in tasks},

@@ -3,13 +3,14 @@
 import argparse
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
 from ..config.train import ConfigError
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.episodes import LabelledEpisodes
-from ..returns import gae_lambda_for_horizon
+from ..returns import share_of_task
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class LabelOptions:
     n_step_given: bool = False
     gae_lambda: float | None = None
     horizon: float | None = None
+    smoothing: float | None = None
     fraction: float | None = None
     success: str | None = None
     failure: str | None = None
@@ -53,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="from_name")
     parser.add_argument("--gae-lambda", EARLIER_LAMBDA, dest="gae_lambda", type=float)
     parser.add_argument("--horizon", type=float)
+    parser.add_argument("--smoothing", type=float)
     parser.add_argument("--positive-fraction", dest="fraction", type=float)
     parser.add_argument("--list-unlabelled", action="store_true")
     return parser
@@ -96,6 +99,7 @@ def check_options(options: LabelOptions) -> None:
     shares = {
         "--gae-lambda": options.gae_lambda,
         "--horizon": options.horizon,
+        "--smoothing": options.smoothing,
         "--positive-fraction": options.fraction,
     }
     for flag, share in shares.items():
@@ -111,26 +115,48 @@ def _steps(text: str | None) -> int | None:
     return int(text)
 
 
-def choose_estimator(
-    options: LabelOptions, policy: PI05RLConfig, labels: LabelledEpisodes
-) -> tuple[int | None, dict[str, float] | None, float | None, str]:
-    """N, λ per task (one of the two; neither is G − V), the horizon that λ follows from, and all in words.
+@dataclass(frozen=True)
+class Estimator:
+    """How advantages follow from values: of ``n_steps`` and ``gae_lambdas`` one at most is given; neither is G − V."""
 
-    Args:
-        policy: its ``advantage_n_step``, else its ``advantage_horizon``, holds if the command says nothing.
-    """
+    n_steps: dict[str, int] | None  # task → N
+    gae_lambdas: dict[str, float] | None  # task → λ
+    horizon: float | None  # share of the task's longest episode that N follows from
+    smoothing: dict[str, int] | None  # task → over how many steps the mean is taken
+    smoothing_share: float | None
+
+    def __str__(self) -> str:
+        parts = ["G − V"]
+        if self.gae_lambdas is not None:
+            parts = [f"λ-return, λ = {_each(self.gae_lambdas)}"]
+        if self.n_steps is not None:
+            parts = [f"{_each(self.n_steps)} steps, then the critic"]
+        if self.horizon is not None:
+            parts[0] += f" ({self.horizon:g} of the task's longest episode)"
+        if self.smoothing is not None:
+            parts.append(f"mean over {_each(self.smoothing)} steps ({self.smoothing_share:g})")
+        return "; ".join(parts)
+
+
+def _each(of_task: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:g}" for value in dict.fromkeys(of_task.values()))
+
+
+def choose_estimator(options: LabelOptions, policy: PI05RLConfig, labels: LabelledEpisodes) -> Estimator:
+    """What the command says, else the policy's ``advantage_n_step``, else its ``advantage_horizon``; smoothed as the
+    command or the policy says."""
+    lengths = dict(zip(labels.tasks, labels.task_lengths.tolist(), strict=True))
+    share = policy.advantage_smoothing if options.smoothing is None else options.smoothing
+    smoothing = {task: share_of_task(share, length) for task, length in lengths.items()} if share else None
+    n_steps, gae_lambdas, horizon = None, None, options.horizon
     if options.gae_lambda is not None:
-        words = f"λ-return, λ = {options.gae_lambda:g}"
-        return None, dict.fromkeys(labels.tasks, options.gae_lambda), None, words
-    n_step, horizon = options.n_step, options.horizon
-    if not options.n_step_given and horizon is None:
-        n_step = policy.advantage_n_step
-        horizon = policy.advantage_horizon if n_step is None else None
-    if n_step is not None:
-        return n_step, None, None, f"{n_step} steps, then the critic"
-    if horizon is None:
-        return None, None, None, "G − V"
-    lengths = zip(labels.tasks, labels.task_lengths.tolist(), strict=True)
-    gae_lambdas = {task: gae_lambda_for_horizon(horizon, length) for task, length in lengths}
-    each = ", ".join(f"{gae_lambda:.3f}" for gae_lambda in gae_lambdas.values())
-    return None, gae_lambdas, horizon, f"λ-return over {horizon:g} of the task's longest episode, λ = {each}"
+        gae_lambdas = dict.fromkeys(lengths, options.gae_lambda)
+    elif options.n_step_given:
+        n_steps = None if options.n_step is None else dict.fromkeys(lengths, options.n_step)
+    elif horizon is None and policy.advantage_n_step is not None:
+        n_steps = dict.fromkeys(lengths, policy.advantage_n_step)
+    elif horizon is None:
+        horizon = policy.advantage_horizon
+    if horizon is not None:
+        n_steps = {task: share_of_task(horizon, length) for task, length in lengths.items()}
+    return Estimator(n_steps, gae_lambdas, horizon, smoothing, share or None)

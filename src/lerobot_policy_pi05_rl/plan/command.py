@@ -20,6 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pi05-rl plan", add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--cameras", type=int)
     parser.add_argument("--text", type=int)
+    parser.add_argument("--frames", type=int)
     parser.add_argument("--efficiency", type=float, default=EFFICIENCY)
     parser.add_argument("--json", action="store_true")
     return parser
@@ -37,7 +38,11 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(str(error)) from error
     path, overrides = split_config_path(rest, "plan")
     counted = plan(
-        load_config(path, overrides), cameras=options.cameras, text_tokens=options.text, efficiency=options.efficiency
+        load_config(path, overrides),
+        cameras=options.cameras,
+        text_tokens=options.text,
+        frames=options.frames,
+        efficiency=options.efficiency,
     )
     if options.json:
         print(json.dumps(asdict(counted), indent=2))
@@ -51,6 +56,7 @@ def plan(
     *,
     cameras: int | None = None,
     text_tokens: int | None = None,
+    frames: int | None = None,
     efficiency: float = EFFICIENCY,
 ) -> Plan:
     """Count a run's parameters, memory, FLOPs and speed; no weights are read, no step runs, ``config`` stays as it is.
@@ -58,6 +64,7 @@ def plan(
     Args:
         cameras: so many, whatever the dataset has; None: the dataset's, else two.
         text_tokens: of the longest prompt in a batch; None: 64.
+        frames: that the run labels; None: the dataset's, else 50,000.
         efficiency: the share of a GPU's peak that a step reaches.
 
     Raises:
@@ -65,7 +72,7 @@ def plan(
     """
     if not 0 < efficiency <= 1:
         raise ConfigError(f"--efficiency must be above 0 and at most 1, got {efficiency}")
-    setup = make_setup(config, cameras=cameras, text_tokens=text_tokens)
+    setup = make_setup(config, cameras=cameras, text_tokens=text_tokens, frames=frames)
     return make_plan(setup, efficiency=efficiency)
 
 

@@ -18,6 +18,15 @@ Change = Callable[[PI05RLConfig, Shape], tuple[PI05RLConfig, Shape] | None]  # N
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of the run that labels its own data, or all of one that does not."""
+
+    count: int
+    unit: str  # of the count: "steps" or "frames"
+    flops: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything ``pi05-rl plan`` prints. Bytes, FLOPs and samples per second."""
 
@@ -27,7 +36,9 @@ class Plan:
     without_checkpointing: dict[str, int]  # "activations", "peak"
     with_checkpointing: dict[str, int]
     flops_per_batch: Flops  # one batch, critic and actor
-    flops_per_step: int  # an optimization step: accumulation, utd_ratio, policy_update_freq
+    flops_per_step: int  # an optimization step of the policy: accumulation, utd_ratio, policy_update_freq
+    phases: dict[str, Phase]  # of the whole run, in their order
+    cloning: int  # FLOPs of as many steps of plain cloning as the policy takes
     samples_per_step: int
     efficiency: float
     samples_per_s: dict[str, float]  # GPU → samples/s
@@ -45,9 +56,8 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
     policy, shape = setup.config.policy, setup.shape
     model = build(policy)
     flops = training_step_flops(model, shape)
-    critic_alone = 0
-    if policy.trains_critic and (policy.utd_ratio > 1 or policy.policy_update_freq > 1):
-        critic_alone = total(training_step_flops(model, shape, train_actor=False))
+    critic = training_step_flops(model, shape, train_actor=False) if policy.trains_critic else {}
+    critic_alone = total(critic)
     memory = {
         wanted: training_step_memory(build(changed(policy, gradient_checkpointing=wanted)), shape)
         for wanted in (False, True)
@@ -57,6 +67,8 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
     samples = shape.batch_size * policy.gradient_accumulation_steps * (policy.utd_ratio if policy.trains_critic else 1)
     peaks = {gpu.name: gpu.bf16 if policy.dtype == "bfloat16" else gpu.fp32 for gpu in GPUS}
     seconds = {name: per_step / (peak * efficiency) for name, peak in peaks.items()}
+    phases = run_phases(setup, per_step, critic)
+    everything = sum(phase.flops for phase in phases.values())
     checkpoint = checkpoint_bytes(model)
     fits = {gib: chosen.peak <= usable(gib) for gib in CAPACITIES_GIB}
     return Plan(
@@ -67,10 +79,12 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
         with_checkpointing={"activations": memory[True].activations, "peak": memory[True].peak},
         flops_per_batch=flops,
         flops_per_step=per_step,
+        phases=phases,
+        cloning=phases["policy"].count * cloning_step_flops(policy, shape) if "policy" in phases else 0,
         samples_per_step=samples,
         efficiency=efficiency,
         samples_per_s={name: samples / spent for name, spent in seconds.items()},
-        hours={name: spent * policy.offline_steps / 3600 for name, spent in seconds.items()},
+        hours={name: everything / (peak * efficiency) / 3600 for name, peak in peaks.items()},
         checkpoint=checkpoint,
         checkpoints_written=setup.checkpoints_written,
         disk=checkpoint * setup.checkpoints_at_once,
@@ -164,6 +178,34 @@ CHANGES: dict[str, Change] = {
     "policy.train_expert_only=true": _set(train_expert_only=True),
     "all that apply, with train_expert_only": _everything,
 }
+
+
+def run_phases(setup: Setup, per_step: int, critic: Flops) -> dict[str, Phase]:
+    """What each phase of the run takes (offline_learner.py: train_phases).
+
+    Args:
+        per_step: FLOPs of a step of the policy.
+        critic: of a batch that trains the critics alone.
+    """
+    config, policy = setup.config, setup.config.policy
+    waits = min(config.critic_steps, config.total_steps)
+    phases = {}
+    if waits:
+        batches = policy.gradient_accumulation_steps * policy.utd_ratio
+        phases["critics"] = Phase(waits, "steps", waits * batches * total(critic))
+    if config.labels_itself and waits < config.total_steps:
+        each = total(critic, "forward") // setup.shape.batch_size
+        phases["labels"] = Phase(setup.frames, "frames", setup.frames * each)
+    if waits < config.total_steps:
+        steps = config.total_steps - waits
+        phases["policy"] = Phase(steps, "steps", steps * per_step)
+    return phases
+
+
+def cloning_step_flops(policy: PI05RLConfig, shape: Shape) -> int:
+    """FLOPs of an optimization step that clones: no critic, no tag."""
+    clone = build(changed(policy, policy_extraction="none"))
+    return total(training_step_flops(clone, shape)) * policy.gradient_accumulation_steps
 
 
 def _flops_per_step(policy: PI05RLConfig, both: int, critic_alone: int) -> int:

@@ -10,7 +10,7 @@ from .gpus import CAPACITIES_GIB, GPUS, USABLE
 def print_plan(plan: Plan, console: Console) -> None:
     """The plan's tables, each with its units."""
     console.print("Assumed: " + "; ".join(plan.assumptions) + ".", highlight=False)
-    console.print(_parameters(plan), _memory(plan), _flops(plan), _speed(plan), _fit(plan))
+    console.print(_parameters(plan), _memory(plan), _flops(plan), _phases(plan), _speed(plan), _fit(plan))
     disk = f"Checkpoint: {gib(plan.checkpoint)} GiB; {plan.checkpoints_written} written, at most {gib(plan.disk)} GiB"
     console.print(f"{disk} on disk at once.", highlight=False)
     console.print(f"Online, each version of the weights is {gib(plan.pushed)} GiB to each actor.", highlight=False)
@@ -62,6 +62,17 @@ def _flops(plan: Plan) -> Table:
         table.add_row(part, *(f"{phases[phase] / 1e12:,.4f}" for phase in ("forward", "backward")))
     step = f"{plan.samples_per_step} samples a step"
     table.add_row(f"an optimization step, {step}", "", f"{plan.flops_per_step / 1e12:,.4f}")
+    return table
+
+
+def _phases(plan: Plan) -> Table:
+    """Each phase beside the cloning of as many steps as the policy takes."""
+    table = _table("Phases of the run", "", "", "PFLOP", "of cloning")
+    everything = sum(phase.flops for phase in plan.phases.values())
+    rows = {name: (f"{phase.count:,} {phase.unit}", phase.flops) for name, phase in plan.phases.items()}
+    for name, (count, flops) in {**rows, "all": ("", everything)}.items():
+        share = f"{flops / plan.cloning:.3f}" if plan.cloning else "-"
+        table.add_row(name, count, f"{flops / 1e15:,.2f}", share)
     return table
 
 

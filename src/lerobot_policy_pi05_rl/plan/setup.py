@@ -17,6 +17,7 @@ from ..data.sources import DatasetError
 from ..errors import typed_line
 from .meta_step import Shape, with_cameras
 
+FRAMES = 50_000  # without a dataset, of labels that the run makes itself: 100 episodes of 17 s at 30 a second
 CAMERAS, TEXT_TOKENS = 2, 64  # without a dataset: a scene and a wrist camera; a short task, its state spelled out
 
 
@@ -26,6 +27,7 @@ class Setup:
 
     config: PI05RLTrainConfig
     shape: Shape
+    frames: int = 0  # of all datasets
     assumptions: list[str] = field(default_factory=list)
 
     @property
@@ -43,12 +45,15 @@ class Setup:
         return self.checkpoints_written if keep is None else min(self.checkpoints_written, keep + 1)
 
 
-def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_tokens: int | None = None) -> Setup:
+def make_setup(
+    config: PI05RLTrainConfig, *, cameras: int | None = None, text_tokens: int | None = None, frames: int | None = None
+) -> Setup:
     """Features from the configuration, else from the dataset if it is on this machine, else assumed.
 
     Args:
         cameras: so many, whatever the dataset has.
         text_tokens: of the longest prompt in a batch.
+        frames: so many that the run labels, whatever the dataset has.
 
     Raises:
         ConfigError: the configuration is impossible, or an argument is.
@@ -58,14 +63,14 @@ def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_to
     if config.peft is not None:
         raise ConfigError("peft: adapters are not counted yet; leave peft.* out to plan the training of all weights")
     policy, assumptions = config.policy, []
-    for name, value in (("--cameras", cameras), ("--text", text_tokens)):
+    for name, value in (("--cameras", cameras), ("--text", text_tokens), ("--frames", frames)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
     if cameras is not None:
         policy = with_cameras(policy, cameras)
         assumptions.append(f"{cameras} camera(s), as asked")
     elif not policy.image_features:
-        file = Path(config.dataset.root or HF_LEROBOT_HOME / config.dataset.repo_id) / "meta" / "info.json"
+        file = _info_file(config)
         if file.is_file():
             policy = _with_features(policy, file, config.rename_map)
             assumptions.append(f"cameras and dimensions of {file.parents[1]}")
@@ -84,7 +89,27 @@ def make_setup(config: PI05RLTrainConfig, *, cameras: int | None = None, text_to
     shape = Shape(
         config.batch_size, text_tokens, precomputed=config.dataset.labeling is not None or config.labels_itself
     )
-    return Setup(changed(config, policy=policy), shape, assumptions)
+    if config.labels_itself and frames is None:
+        frames, where = count_frames(config)
+        assumptions.append(where)
+    return Setup(changed(config, policy=policy), shape, frames or 0, assumptions)
+
+
+def count_frames(config: PI05RLTrainConfig) -> tuple[int, str]:
+    """The frames of the first dataset, or a guess, and where the number is from."""
+    file = _info_file(config)
+    if not file.is_file():
+        return FRAMES, f"{FRAMES} frames to label (--frames N)"
+    try:
+        frames = int(json.loads(file.read_text())["total_frames"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{file} is damaged ({typed_line(error)})") from error
+    more = len(config.dataset.additional_offline_dataset_paths)
+    return frames, f"{frames} frames to label" + (f", those of {more} more dataset(s) not counted" if more else "")
+
+
+def _info_file(config: PI05RLTrainConfig) -> Path:
+    return Path(config.dataset.root or HF_LEROBOT_HOME / config.dataset.repo_id) / "meta" / "info.json"
 
 
 def _with_features(policy: PI05RLConfig, file: Path, rename_map: dict[str, str]) -> PI05RLConfig:

@@ -36,9 +36,15 @@ class LabelingTable:
     note: str = ""  # on the outcomes, a sentence
 
     @property
-    def n_step(self) -> int | None:
-        """How many rewards the advantage sums before it asks the critic again; None: to the episode's end."""
-        return self.metadata.get("n_step")
+    def n_steps(self) -> dict[str, int] | None:
+        """Task → how many rewards the advantage sums before it asks the critic again; None: to the episode's end."""
+        found = self.metadata.get("n_step")
+        return found if found is None or isinstance(found, dict) else dict.fromkeys(self.tasks, found)
+
+    @property
+    def smoothing(self) -> dict[str, int] | None:
+        """Task → over how many frames the advantage is a mean; None: it is that of one frame."""
+        return self.metadata.get("smoothing")
 
     @property
     def gae_lambdas(self) -> dict[str, float] | None:

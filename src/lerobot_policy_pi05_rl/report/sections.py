@@ -51,33 +51,36 @@ def facts(subject: Subject, labeling: LabelingTable) -> list[tuple[str, object, 
         found += [
             ("Labeling", labeling.name, day_and_time),
             ("Critic", critic.get("path") or "not named", critic.get("fingerprint")),
-            ("Advantage", advantage_text(labeling.n_step, labeling.gae_lambdas), None),
+            ("Advantage", advantage_text(labeling), None),
         ]
     if subject.checkpoint_step is not None:
         found.insert(0, ("Run", f"{subject.run}, newest checkpoint at step {subject.checkpoint_step}", None))
     return found
 
 
-def advantage_text(n_step: int | None, gae_lambdas: dict[str, float] | None = None) -> str:
+def advantage_text(labeling: LabelingTable) -> str:
     """How the advantage was computed, in words."""
-    if gae_lambdas is not None:
-        return f"{lambda_text(gae_lambdas)}: the λ-return, − value now"
-    if n_step is None:
-        return "return − value (the return to the end of the episode)"
-    return f"N = {n_step}: the rewards of {n_step} steps, then the critic’s value, − value now"
+    if labeling.gae_lambdas is not None:
+        text = f"λ = {of_tasks(labeling.gae_lambdas)}: the λ-return, − value now"
+    elif labeling.n_steps is None:
+        text = "return − value (the return to the end of the episode)"
+    else:
+        count = of_tasks(labeling.n_steps)
+        text = f"N = {count}: the rewards of {count} steps, then the critic’s value, − value now"
+    return text if labeling.smoothing is None else f"{text}; mean over {of_tasks(labeling.smoothing)} frames"
 
 
-def lambda_text(gae_lambdas: dict[str, float]) -> str:
-    """λ, or its range over the tasks."""
-    low, high = min(gae_lambdas.values()), max(gae_lambdas.values())
-    return f"λ = {low:.3g}" if low == high else f"λ = {low:.3g} to {high:.3g}, by task"
+def of_tasks(found: dict[str, float]) -> str:
+    """A number, or its range over the tasks."""
+    low, high = min(found.values()), max(found.values())
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}, by task"
 
 
 def horizon_text(labeling: LabelingTable) -> str:
     """How far the advantage looks ahead, in a table's cell."""
     if labeling.gae_lambdas is not None:
-        return lambda_text(labeling.gae_lambdas)
-    return "to the end" if labeling.n_step is None else str(labeling.n_step)
+        return f"λ = {of_tasks(labeling.gae_lambdas)}"
+    return "to the end" if labeling.n_steps is None else of_tasks(labeling.n_steps)
 
 
 def tiles(labeling: LabelingTable) -> list[tuple[str, str]]:

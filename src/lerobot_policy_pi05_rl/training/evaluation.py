@@ -12,7 +12,7 @@ from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from ..advantage import TAGS
+from ..advantage import TAG_POSITIVE
 from ..data.batch import ACTION_IS_PAD, FOLD, POSITION, RETURN, Batch
 from ..data.frames import FrameIndex
 from ..losses import per_sample
@@ -151,11 +151,11 @@ def critic_columns(algorithm: RecapAlgorithm, features: CriticFeatures, batch: d
 
 
 def tag_caches(algorithm: RecapAlgorithm, prefix: PrefixCache, batch: dict[str, Tensor]) -> dict[str, PrefixCache]:
-    """Tag → what the actions see under it, for no tag and those that the policy knows."""
+    """Tag → what the actions see under it: no tag and, where the policy is shown tags, the positive one."""
     model, caches = algorithm.policy.model, {"none": prefix}
-    for name, tag in TAGS.items() if algorithm.policy.config.extraction.shows_tag else ():
-        tags = torch.full((len(batch[POSITION]),), tag, device=batch[POSITION].device)
-        caches[name] = model.encode_tag(prefix, model.embed_tag(*select_tag(batch, tags)))
+    if algorithm.policy.config.extraction.shows_tag:
+        tags = torch.full((len(batch[POSITION]),), TAG_POSITIVE, device=batch[POSITION].device)
+        caches["positive"] = model.encode_tag(prefix, model.embed_tag(*select_tag(batch, tags)))
     return caches
 
 
@@ -177,7 +177,7 @@ def sample_columns(
     algorithm: RecapAlgorithm, caches: dict[str, PrefixCache], batch: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """(B,) mean absolute error, in normalised actions, of the executed part of a chunk sampled under each tag from
-    the same noise, and the mean square distance between the positive and the negative chunk."""
+    the same noise, and the mean square distance between the chunks with and without the positive tag."""
     model, config = algorithm.policy.model, algorithm.policy.config
     noise = sample_noise(algorithm.config.seed, batch[POSITION], config).noise
     width, steps = batch[ACTION].shape[-1], config.n_action_steps
@@ -189,5 +189,5 @@ def sample_columns(
         error = (chunks[tag] - batch[ACTION])[:, :steps].abs().mean(dim=2)
         columns[f"action_error_{tag}"] = (error * valid).sum(dim=1) / valid.sum(dim=1)
     if "positive" in chunks:
-        columns["tag_grip"] = (chunks["positive"] - chunks["negative"]).square().mean(dim=(1, 2))
+        columns["tag_grip"] = (chunks["positive"] - chunks["none"]).square().mean(dim=(1, 2))
     return columns

@@ -187,7 +187,7 @@ def summary(values: dict[str, float]) -> str:
     """The scalars a person looks at, short."""
     names = (
         *("loss_critic", "critic_gap", "spearman_value_return", "auc_value_outcome", "calibration_error"),
-        *("loss_actor", "loss_actor_positive", "loss_actor_negative", "loss_actor_none", "tag_grip"),
+        *("loss_actor", "loss_actor_positive", "loss_actor_none", "tag_grip"),
         *("advantage_mean", "advantage_positive_fraction", "samples_per_s"),
     )
     return " ".join(f"{name}={values[name]:.4g}" for name in names if name in values)

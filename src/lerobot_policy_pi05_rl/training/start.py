@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lerobot.configs.train import TRAIN_CONFIG_NAME
@@ -97,7 +98,11 @@ def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfi
     if checkpoint is not None:
         stored = json.loads((checkpoint / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME).read_text())["policy"]
         if "advantage_labels" not in stored:
-            logger.info("%s An earlier version began this run: advantage_labels is running", cfg.tag)
+            logger.warning(
+                "%s An earlier version began this run: it goes on with policy.advantage_labels=running, but since "
+                "then positive actions alone have a tag, and the learning rate of the actor ends at 0",
+                cfg.tag,
+            )
             policy = changed(policy, advantage_labels="running")
         if policy.critic_warmup_steps is None:
             policy = changed(policy, critic_warmup_steps=stored.get("critic_warmup_steps"))
@@ -145,10 +150,19 @@ def check_labels(cfg: PI05RLTrainConfig, labels: Path) -> None:
     """
     policy = cfg.policy
     horizon = policy.advantage_horizon if policy.advantage_n_step is None else None
-    asked = {"policy.advantage_n_step": policy.advantage_n_step, "policy.advantage_horizon": horizon}
+    asked: dict[str, Any] = {
+        "policy.advantage_n_step": policy.advantage_n_step,
+        "policy.advantage_horizon": horizon,
+        "policy.advantage_smoothing": policy.advantage_smoothing,
+    }
     for file in sorted(labels.glob("*.parquet")):
         meta = read_meta(file)
-        made = {"policy.advantage_n_step": meta["n_step"], "policy.advantage_horizon": meta["horizon"]}
+        n_steps = set(meta["n_step"].values()) if meta["n_step"] and meta["horizon"] is None else {None}
+        made = {
+            "policy.advantage_n_step": n_steps.pop(),
+            "policy.advantage_horizon": meta["horizon"],
+            "policy.advantage_smoothing": meta["smoothing_share"] or 0.0,
+        }
         for task, fraction in meta["positive_fraction"].items():
             key = f"policy.advantage_positive_fraction of {task!r}"
             made[key] = fraction
@@ -156,7 +170,7 @@ def check_labels(cfg: PI05RLTrainConfig, labels: Path) -> None:
         differing = [f"{key}: {made[key]} → {asked[key]}" for key in made if made[key] != asked[key]]
         if differing:
             raise ConfigError(
-                f"the labels {labels}, which this run learns from, were made with other settings: {'; '.join(differing)}. "
+                f"the labels {labels}, which this run learns from, were made otherwise: {'; '.join(differing)}. "
                 f"Resume with those; or derive labels anew (pi05-rl label CONFIG --from {cfg.run_dir} --name NAME) "
                 "and start a run of its own from them: dataset.labeling"
             )
