@@ -145,7 +145,7 @@ class PI05RLConfig(PI05Config):
     # positive | none (or, of an extraction of your own, negative): the tag that actions are asked for with.
     inference_advantage: str = option("positive", NOTE, choices=("positive", "negative", "none"), acts=True)
     # β of classifier-free guidance on the tag (RECAP, App. E); 1: plain conditioning.
-    guidance_scale: float = option(2.0, NOTE, least=0, acts=True)
+    guidance_scale: float = option(3.0, NOTE, least=0, acts=True)
 
     # Schedule
     offline_steps: int = option(10_000, LEARNING, OFFLINE, least=1)

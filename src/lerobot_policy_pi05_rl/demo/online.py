@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 LABELS = {"before": "offline checkpoint", "online": "after online RL", "scratch": "online RL from scratch"}
 RUNS = {"before": "recap", "online": "online", "scratch": "scratch"}
+LOOK_AHEAD = 10  # steps of the advantage: a quarter of the longest episode, as the offline labels have
 FINE_TUNING_LR = "2e-4"  # of the actor, from the pretrained policy; from scratch it is the configuration's
 POLL_S = 1.0
 REPORT_S = 30.0
@@ -89,6 +90,7 @@ def train_with_actor(args: argparse.Namespace, name: str, steps: int, overrides:
         *(str(args.config), f"--dataset.repo_id={REPO_ID}", f"--dataset.root={args.output / 'dataset'}"),
         *(f"--output_dir={run_dir}", f"--policy.online_steps={steps}", f"--seed={args.seed}"),
         f"--policy.actor_learner_config.learner_port={free_port()}",
+        f"--policy.advantage_n_step={LOOK_AHEAD}",
         *overrides,
     ]
     learner = [*common, f"--resume={str((run_dir / 'checkpoints').exists()).lower()}", f"--save_freq={steps}"]
