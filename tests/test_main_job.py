@@ -87,7 +87,7 @@ def test_both_policies_learn_from_the_same_samples_for_as_many_steps(demo):
         lines = [json.loads(line) for line in (demo / name / "metrics.jsonl").read_text().splitlines()]
         last[name] = [line for line in lines if "lr_actor" in line][-1]
         held_out[name] = lines[-1]
-    assert last["bc"]["step"] == last["recap"]["step"] == 6
+    assert last["bc"]["step"] == 6 and last["recap"]["step"] == 4 + 6  # of which 4 are the critics' alone
     assert "loss_critic" in last["recap"] and "loss_critic" not in last["bc"]
     assert all("eval/loss_actor_none" in line for line in held_out.values())
     assert "eval/critic_gap" in held_out["recap"] and "eval/critic_gap" not in held_out["bc"]
@@ -132,6 +132,7 @@ def test_stock_lerobot_eval_runs_a_lora_checkpoint_that_was_stopped_and_resumed(
     options = (
         *("--peft.method_type=LORA", "--peft.r=4"),
         *(f"--policy.pi05_checkpoint={base}", f"--dataset.root={demo / 'dataset'}", "--policy.offline_steps=4"),
+        "--policy.critic_warmup_steps=2",
         *("--save_freq=2", "--keep_last_checkpoints=2", "--output_dir_offline=lora"),
     )
     offline(*options)
@@ -191,7 +192,7 @@ def test_stock_lerobot_eval_runs_the_online_checkpoint(online, here, monkeypatch
 def test_the_replay_is_a_dataset_of_the_next_offline_run(demo, online, here, capfd):
     pretrained = (demo / "recap" / "checkpoints" / "last" / "pretrained_model").resolve()
     offline(
-        *(f"--dataset.root={demo / 'dataset'}", "--policy.offline_steps=2"),
+        *(f"--dataset.root={demo / 'dataset'}", "--policy.offline_steps=2", "--policy.critic_warmup_steps=1"),
         f"--dataset.additional_offline_dataset_paths=[{online / 'replay'}]",
         *(f"--policy.pi05_checkpoint={pretrained}", "--output_dir_offline=next", "--batch_size=4"),
     )

@@ -75,9 +75,9 @@ def train_phases(run: Run, writer: MetricsWriter | NoWriter) -> Path | None:
     """
     cfg, algorithm, saved = run.cfg, run.algorithm, run.checkpoint
     if cfg.labels_itself and algorithm.optimization_step <= cfg.critic_steps:
-        last = min(cfg.critic_steps, cfg.total_steps)
+        last = cfg.critic_steps
         saved = train(run, Feed(training_batches(run, last)), writer, desc="Critics", until=last) or saved
-        if algorithm.optimization_step < last or last == cfg.total_steps:
+        if algorithm.optimization_step < last:
             return saved
         label_run(run, saved)
         run = replace(run, data=open_labelled(cfg, algorithm.processes))

@@ -1,7 +1,6 @@
 """An offline run that labels its own data: critics, labels, policy, and a stop in each of them."""
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -260,11 +259,13 @@ def test_the_report_shows_the_runs_own_labels(whole):
     assert page == whole / "report.html" and f"run-{CRITICS:06d}" in page.read_text()
 
 
-def test_a_run_of_critics_alone_says_so(data, tmp_path, caplog):
+def test_a_run_that_leaves_the_policy_no_step_is_an_error_unless_it_is_asked_for(data, tmp_path):
     path = config(tmp_path / "c", data, policy__critic_warmup_steps=STEPS)
-    with caplog.at_level(logging.WARNING):
+    with pytest.raises(ConfigError, match=r"critic_warmup_steps \(10\) leaves none of policy\.offline_steps \(10\)"):
         run(path)
-    assert "only the critics learn" in caplog.text and not (tmp_path / "c" / "run" / "labels").exists()
+    assert not (tmp_path / "c" / "run").exists()
+    run(path, **{"policy.advantage_labels": "running"})
+    assert not (tmp_path / "c" / "run" / "labels").exists()
 
 
 def test_critics_that_may_not_learn_cannot_label(data, tmp_path, capsys):

@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--episodes", type=int, default=120, help="demonstrations to record")
     parser.add_argument("--start", type=Path, default=PRETRAINED, help="the policy that both start from")
     parser.add_argument("--steps", type=int, help="optimization steps of each policy (default: the configuration's)")
+    parser.add_argument("--critic-steps", type=int, help="of RECAP's critics before (default: the configuration's)")
     parser.add_argument("--eval-episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of recording, training and evaluation")
     args = parser.parse_args(argv)
@@ -59,7 +60,11 @@ def main(argv: list[str]) -> int:
         dataset = record_dataset(args.output / "dataset", REPO_ID, args.episodes, args.seed)
     except (FileExistsError, ValueError) as error:
         raise UserError(str(error)) from error
-    runs = {"bc": (steps, ["--policy.policy_extraction=none"]), "recap": (cfg.critic_steps + steps, [])}
+    critics = args.critic_steps or cfg.critic_steps
+    runs = {
+        "bc": (steps, ["--policy.policy_extraction=none"]),
+        "recap": (critics + steps, [f"--policy.critic_warmup_steps={critics}"]),
+    }
     train(args, dataset, runs)
     results = evaluate_policies(args, {name: name for name in LABELS})
     results_file = args.output / "results.json"

@@ -92,7 +92,7 @@ def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfi
     """``cfg`` with how long the actor waits; a run that goes on does as it began.
 
     Raises:
-        ConfigError: the data are to be labelled by critics that have not learnt.
+        ConfigError: the data are to be labelled by critics that have not learnt, or no step is left to the policy.
     """
     policy = cfg.policy
     if checkpoint is not None:
@@ -115,11 +115,10 @@ def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfi
             "is labelled by the critic of the moment), or name a labeling in dataset.labeling"
         )
     if cfg.labels_itself and steps >= cfg.total_steps:
-        logger.warning(
-            "%s policy.critic_warmup_steps (%d) leaves no step of %d to the policy: only the critics learn",
-            cfg.tag,
-            steps,
-            cfg.total_steps,
+        raise ConfigError(
+            f"policy.critic_warmup_steps ({steps}) leaves none of policy.offline_steps ({cfg.total_steps}) to the "
+            "policy: lower it, or leave it out (a fifth of the run); with policy.advantage_labels=running such a run "
+            "trains critics alone"
         )
     return changed(cfg, policy=changed(policy, critic_warmup_steps=steps))
 
