@@ -1,7 +1,6 @@
-"""README's picture: the demo's policies side by side, drawn from ``benchmarks/results/closed_loop/results.json``.
+"""README's picture: the demo's policies, drawn from ``benchmarks/results/closed_loop/pretrained/results.json``.
 
-That file holds what ``python benchmarks/closed_loop.py`` measured (five seeds, 100 episodes each); nothing is computed
-here. ``python benchmarks/result_picture.py`` writes ``docs/images/result.png``.
+That file holds what ``python benchmarks/closed_loop.py`` measured; nothing is computed here. ``python benchmarks/result_picture.py`` writes ``docs/images/result.png``.
 """
 
 import argparse
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
-RESULTS = REPOSITORY / "benchmarks" / "results" / "closed_loop" / "results.json"
+RESULTS = REPOSITORY / "benchmarks" / "results" / "closed_loop" / "pretrained" / "results.json"
 # Variant of the benchmark → what a newcomer calls it.
 BARS = {
     "bc": "cloning all episodes",
-    "filtered": "cloning the successes",
-    "awr": "AWR",
+    "filtered_frames": "cloning the frames that\nRECAP's labels call good",
     "recap": "RECAP (the default)",
 }
 GREY, BLUE, INK = "#a9b0b8", "#1f6fb4", "#24292f"
