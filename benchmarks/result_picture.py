@@ -1,6 +1,7 @@
 """README's picture: the demo's policies, drawn from ``benchmarks/results/closed_loop/pretrained/results.json``.
 
-That file holds what ``python benchmarks/closed_loop.py`` measured; nothing is computed here. ``python benchmarks/result_picture.py`` writes ``docs/images/result.png``.
+That file holds what ``python benchmarks/closed_loop.py`` measured; nothing is computed here. ``python
+benchmarks/result_picture.py`` writes ``docs/images/result.png``.
 """
 
 import argparse

@@ -151,7 +151,8 @@ class PI05RLConfig(PI05Config):
     offline_steps: int = option(10_000, LEARNING, OFFLINE, least=1)
     offline_buffer_capacity: int | None = option(None, DATA, least=1)  # cap on the transitions drawn from; None: all
     policy_update_freq: int = option(1, LEARNING, least=1)  # the actor trains every so many steps
-    # The actor waits that long. None: a fifth of the run where it labels its own data (advantage_labels), else 0.
+    # The actor waits that long: for the run's own labels, so that it does not online or under dataset.labeling; or,
+    # where labels are running, in any run. None: a fifth of a run that labels its own data, else 0.
     critic_warmup_steps: int | None = option(None, LEARNING, least=0)
     utd_ratio: int = option(1, LEARNING, least=1)  # critic updates per step, each on a fresh batch
     gradient_accumulation_steps: int = option(1, LEARNING, least=1)
@@ -319,9 +320,9 @@ def whole_mapping(given: dict[str, NormalizationMode | str]) -> dict[str, Normal
 
 
 def _named_advantage(value: str | float) -> str:
-    """Configs of earlier learners give a number (1.0: act as if the advantage were high)."""
+    """Configs of earlier learners give a number (1.0: act as if the advantage were high, 0: as ever)."""
     try:
         number = float(value)
     except ValueError:
         return str(value).lower()
-    return "positive" if number > 0 else "negative"
+    return "positive" if number > 0 else "none" if number == 0 else "negative"

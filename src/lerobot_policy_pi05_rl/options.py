@@ -163,7 +163,7 @@ _READ = {
         "dtype time_sampling_scale time_sampling_offset optimizer_betas": Option(LEARNING),
         "time_sampling_beta_alpha time_sampling_beta_beta min_period max_period": Option(LEARNING, above=0),
         "optimizer_lr optimizer_eps optimizer_grad_clip_norm": Option(LEARNING, above=0),
-        "optimizer_weight_decay scheduler_warmup_steps scheduler_decay_lr": Option(LEARNING, least=0),
+        "optimizer_weight_decay scheduler_warmup_steps": Option(LEARNING, least=0),
         "scheduler_decay_steps": Option(LEARNING, least=1),
     },
 }

@@ -287,7 +287,7 @@ def test_a_weight_that_changes_the_draws_is_refused_and_not_said_to_take_effect(
     assert label([str(folder / "run"), "--name", "first", "--horizon", "0.5"]) == 0
     started("labelled", dataset__labeling="first", dataset__root=str(folder / "data"))
     caplog.clear()
-    with caplog.at_level("INFO"), pytest.raises(UserError, match=r"policy\.advantage_positive_weight: 1\.0 → 9\.0"):
+    with caplog.at_level("INFO"), pytest.raises(UserError, match=r"policy\.advantage_positive_weight: 50\.0 → 9\.0"):
         go_on(started, tmp_path, "labelled", "policy.advantage_positive_weight", 9.0)
     assert said(caplog, "policy.advantage_positive_weight") == set()
 

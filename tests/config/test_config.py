@@ -271,10 +271,16 @@ def test_keys_of_earlier_learners_are_accepted_and_those_without_effect_warn_onc
 
 @pytest.mark.parametrize(
     ("value", "name"),
-    [(1.0, "positive"), (0.5, "positive"), (0, "negative"), (-1.0, "negative"), ("1.0", "positive"), ("None", "none")],
+    [(1.0, "positive"), (0.5, "positive"), (0, "none"), ("1.0", "positive"), ("None", "none")],
 )
 def test_the_inference_advantage_may_be_a_number(config, value, name):
     assert config({"policy.inference_advantage": value}).policy.inference_advantage == name
+
+
+@pytest.mark.parametrize("value", [-1.0, "negative"])
+def test_a_tag_that_nobody_learns_cannot_be_asked_for(config, value):
+    with pytest.raises(ConfigError, match="positive actions alone have a tag: set it to positive or none"):
+        config({"policy.inference_advantage": value})
 
 
 def test_the_two_runs_never_share_a_directory(tmp_path, config):
@@ -330,7 +336,7 @@ def test_defaults_are_stock_pi05_at_full_size(tmp_path):
     assert (policy.llm_width, policy.llm_depth, policy.expert_width, policy.vision_depth) == (2048, 18, 1024, 27)
     assert (policy.resolved_actor_lr, policy.resolved_grad_clip_norm) == (2.5e-5, 1.0)
     scheduler = load_config(tmp_path / "least.json", ["--policy.actor_lr=1e-4"]).policy.get_scheduler_preset()
-    assert (scheduler.peak_lr, scheduler.decay_lr) == pytest.approx((1e-4, 1e-5))
+    assert (scheduler.peak_lr, scheduler.decay_lr) == pytest.approx((1e-4, 0.0))
 
 
 @pytest.mark.parametrize("mode", ["MIN_MAX", "QUANTILE10", "MEAN_STD", "IDENTITY"])

@@ -470,7 +470,12 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(mixed_dataset, open_
 @pytest.mark.parametrize("target", ["monte_carlo", "td"])
 def test_samples_carry_the_frames_n_steps_later_of_their_own_episode(video_dataset, open_data, target):
     data = open_data(
-        video_dataset, policy__advantage_n_step=3, policy__critic_target=target, policy__n_step=6, policy__discount=0.5
+        video_dataset,
+        policy__advantage_labels="running",
+        policy__advantage_n_step=3,
+        policy__critic_target=target,
+        policy__n_step=6,
+        policy__discount=0.5,
     )
     truncated = range(8)  # the first episode
     for n in (3, 6) if target == "td" else (3,):
@@ -489,7 +494,7 @@ def test_samples_carry_the_frames_n_steps_later_of_their_own_episode(video_datas
 
 
 def test_a_later_frame_is_decoded_only_where_there_is_one(video_dataset, open_data, monkeypatch):
-    data, read = open_data(video_dataset, policy__advantage_n_step=3), []
+    data, read = open_data(video_dataset, policy__advantage_labels="running", policy__advantage_n_step=3), []
     rows = [row for _, row in drawn_rows(data)]
 
     def counted(source, camera, row):

@@ -149,5 +149,7 @@ def write_config(path: Path, dataset: Path, run_dir: Path, **changes) -> Path:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
+    if raw["policy"]["offline_steps"] == 1:  # one step has no two phases
+        raw["policy"].setdefault("advantage_labels", "running")
     path.write_text(json.dumps(raw))
     return path

@@ -150,7 +150,7 @@ def test_full_size_runs_forward_and_backward_on_the_meta_device():
         velocity = model.velocity(cache, torch.empty(2, 50, 32), torch.empty(2))
         (logits.sum() + velocity.sum()).backward()
     assert prefix.embs.shape == (2, 2 * 256 + 64, 2048)
-    assert logits.shape == (2, 1, 201) and velocity.shape == (2, 50, 32)
+    assert logits.shape == (2, 3, 201) and velocity.shape == (2, 50, 32)
     assert model.critic.members[0].queries.grad is not None and model.action_in_proj.weight.grad is not None
 
 

@@ -189,6 +189,7 @@ def test_a_critic_given_shuffled_outcomes_is_caught_and_one_given_true_ones_is_n
         save_checkpoint=False,
         policy__offline_steps=250,
         policy__critic_warmup_steps=10**6,
+        policy__advantage_labels="running",
     )
     with caplog.at_level("WARNING"):
         run(config)

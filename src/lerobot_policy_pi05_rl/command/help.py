@@ -45,6 +45,7 @@ DETAILS = {
 """,
     "plan": """  CONFIG                a training configuration; its dataset and weights need not be there
   --cameras N           default: the dataset's, else 2
+  --frames N            that the run labels; default: the dataset's, else 50000
   --text N              tokens of the longest prompt; default: 64
   --efficiency F        share of a GPU's peak that a step reaches; default: 0.4
   --json                one JSON object

@@ -245,9 +245,9 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
 
     @property
     def critic_steps(self) -> int:
-        """How many steps the actor waits; none where the labels come from elsewhere."""
+        """How many steps the actor waits: before labels that are made once, in the run that makes them."""
         steps = self.policy.critic_warmup_steps
-        if self._labelled and self.policy.advantage_labels == "once":
+        if self.policy.advantage_labels == "once" and not self.labels_itself:
             return 0
         if steps is None:
             return max(1, self.total_steps // CRITIC_SHARE) if self.labels_itself else 0
