@@ -147,7 +147,7 @@ def test_the_example_that_trains_and_evaluates(tmp_path, run_example):
     from lerobot_policy_pi05_rl.demo.record import record_dataset
 
     dataset = record_dataset(tmp_path / "set", "local/panda_pick_cube", episodes=4, seed=7)
-    sizes = ["--steps", 1, "--episodes", 1]
+    sizes = ["--steps", 2, "--episodes", 1]
     printed = run_example("train_and_evaluate.py", dataset, tmp_path / "run", *sizes)
     assert "A step needs 0." in printed and "Success rate: " in printed
     assert (tmp_path / "run" / "checkpoints" / "last" / "pretrained_model" / "config.json").is_file()

@@ -123,6 +123,7 @@ def test_keep_last_checkpoints_bounds_the_disk(tmp_path, mixed_dataset):
 @pytest.mark.parametrize("background", [False, True])
 def test_sigterm_finishes_the_step_saves_and_the_run_goes_on(tmp_path, mixed_dataset, background):
     options = {"policy__offline_steps": 2000, "log_freq": 1, "save_freq": 2, "save_in_background": background}
+    options["policy__advantage_labels"] = "running"  # of which a shorter run is one, too
     config = write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", **options)
     lines = tmp_path / "run" / "metrics.jsonl"
 

@@ -33,6 +33,7 @@ def critics(mixed_dataset, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("critics")
     path = write_config(folder / "c.json", mixed_dataset, folder / "run", policy__offline_steps=2)
     flags = ["--policy.critic_llm_depth=1", "--policy.critic_folds=2", "--policy.critic_warmup_steps=2"]
+    flags += ["--policy.advantage_labels=running"]
     train_offline(load_config(path, flags))
     return folder / "run"
 

@@ -239,6 +239,17 @@ def test_another_run_learns_from_a_runs_labels(whole, data, tmp_path):
     assert all("loss_actor" in line for line in lines if "lr_actor" in line)
 
 
+def test_two_datasets_of_the_same_frames_have_their_own_labels(data, tmp_path):
+    """Which episodes succeeded may differ, and they lie in two places."""
+    shutil.copytree(data, tmp_path / "copy")
+    (tmp_path / "said.csv").write_text(f"episode_index,outcome,dataset\n0,failure,{tmp_path / 'copy'}\n")
+    changes = {"dataset__additional_offline_dataset_paths": [str(tmp_path / "copy")]}
+    path = config(tmp_path / "g", data, reward__outcome_file=str(tmp_path / "said.csv"), **changes)
+    run(path)
+    tables = [read_labeling(file) for file in sorted((tmp_path / "g" / "run" / "labels").glob("*.parquet"))]
+    assert [table.columns["outcome"][0] for table in tables] == ["success", "failure"]
+
+
 def test_a_labeling_is_derived_from_a_runs_labels(whole, data):
     assert label([str(whole), "--from", str(whole), "--name", "half", "--positive-fraction", "0.5"]) == 0
     derived = read_labeling(data.with_name("data.labels") / "half.parquet").columns

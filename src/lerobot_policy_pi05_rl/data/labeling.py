@@ -56,9 +56,11 @@ def labeling_path(source: Source, name: str) -> Path:
     folder = run_labels(name)
     if folder is None:
         return labels_folder(source.dataset.root) / f"{name}.parquet"
-    wanted = dataset_fingerprint(source)
-    found = (path for path in sorted(folder.glob("*.parquet")) if read_meta(path)["dataset"]["fingerprint"] == wanted)
-    return next(found, folder / f"{source.name.replace('/', '-')}.parquet")
+    wanted, here = dataset_fingerprint(source), Path(source.dataset.root).resolve()
+    described = [(path, read_meta(path)["dataset"]) for path in sorted(folder.glob("*.parquet"))]
+    found = [(path, dataset) for path, dataset in described if dataset["fingerprint"] == wanted]
+    found.sort(key=lambda one: Path(one[1]["root"]).resolve() != here)  # of two with the same frames, its own
+    return found[0][0] if found else folder / f"{source.name.replace('/', '-')}.parquet"
 
 
 def run_labels(name: str) -> Path | None:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 LABELS = {"bc": "behaviour cloning", "recap": "RECAP (this project)"}
 REPO_ID = "local/panda_pick_cube"
+CRITIC_STEPS = 600  # of the critics alone, before the labels
 CLEARLY = 1.0  # the ratio's interval must lie above
 POLL_S = 2.0
 REPORT_S = 30.0
@@ -46,21 +47,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", type=Path, default=Path("configs/demo.json"), help="what both policies train with")
     parser.add_argument("--episodes", type=int, default=120, help="demonstrations to record")
     parser.add_argument("--start", type=Path, default=PRETRAINED, help="the policy that both start from")
-    parser.add_argument("--steps", type=int, help="optimization steps of each policy (default: the configuration's)")
-    parser.add_argument("--critic-steps", type=int, help="of RECAP's critics before (default: the configuration's)")
+    parser.add_argument("--steps", type=int, help="optimization steps of each policy (default: those left)")
+    parser.add_argument("--critic-steps", type=int, help=f"of RECAP's critics before (default: {CRITIC_STEPS})")
     parser.add_argument("--eval-episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of recording, training and evaluation")
     args = parser.parse_args(argv)
     start = time.perf_counter()
-    cfg = load_config(args.config)
-    steps = args.steps or cfg.policy.offline_steps - cfg.critic_steps
+    critics = args.critic_steps or CRITIC_STEPS
+    steps = args.steps or load_config(args.config).policy.offline_steps - critics
     args.output.mkdir(parents=True, exist_ok=True)
 
     try:
         dataset = record_dataset(args.output / "dataset", REPO_ID, args.episodes, args.seed)
     except (FileExistsError, ValueError) as error:
         raise UserError(str(error)) from error
-    critics = args.critic_steps or cfg.critic_steps
     runs = {
         "bc": (steps, ["--policy.policy_extraction=none"]),
         "recap": (critics + steps, [f"--policy.critic_warmup_steps={critics}"]),
