@@ -52,7 +52,6 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"python -m lerobot\.rl\.gym_manipulator": "LeRobot's, for a person at a keyboard",
     r"pi05-rl label RUN( --from RUN --name OTHER --horizon F --smoothing F)?": "getting-started's of outputs/pick",
     r"pi05-rl report <output_dir>": "the README's `pi05-rl report outputs/pick`",
-    r"python benchmarks/result_picture\.py": OTHER.format("tests/test_result_picture.py"),
     r"python examples/own_policy_extraction\.py .*": OTHER.format("tests/test_advantage.py"),
     r"python benchmarks/(closed_loop|online_seeds)\.py": HOURS,
     r"python benchmarks/label_quality\.py DATASET": "needs the recordings of benchmarks/closed_loop.py",

@@ -167,7 +167,8 @@ def test_metrics_are_those_of_the_whole_batch_in_one_file_without_a_doubled_line
         assert line.keys() == expected.keys()
         for key, value in expected.items():
             if "action_error" not in key and "tag_grip" not in key:  # sampled frames of each batch: others here
-                assert line[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+                ranks = 0.01 if "spearman" in key else 1e-5  # values that nearly tie may change places by rounding
+                assert line[key] == pytest.approx(value, rel=1e-3, abs=ranks), key
     (effective,) = {line for line in jobs.log.splitlines() if "Effective batch size" in line and "8 x" in line} or {""}
     assert effective == ""
     assert "Effective batch size: 4 x 2 processes x 2 accumulation = 16" in jobs.log
