@@ -54,7 +54,7 @@ def test_the_offline_run_says_it_at_its_start(tmp_path, caplog):
     make_dataset(tmp_path / "data", episodes)  # the action's first dimension counts from 0 to 5
     path = write_config(tmp_path / "run.json", tmp_path / "data", tmp_path / "run")
     limits = {"action_clamp_limits": {"0": [0, 4]}, "max_action_step": {"0": 1.5}}
-    cfg = load_config(path, ["--policy.offline_steps=1"])
+    cfg = load_config(path, ["--policy.offline_steps=2"])
     cfg.actor = ActorConfig(**limits)
     train_offline(cfg)
     assert (

@@ -55,7 +55,7 @@ def bases(tmp_path_factory, corrected_dataset) -> list[Path]:
     found = []
     for seed in (1, 2):
         path = write_config(folder / f"{seed}.json", corrected_dataset, folder / str(seed), seed=seed)
-        found.append(train_offline(load_config(path, ["--policy.offline_steps=1"])) / "pretrained_model")
+        found.append(train_offline(load_config(path, ["--policy.offline_steps=2"])) / "pretrained_model")
     return found
 
 
