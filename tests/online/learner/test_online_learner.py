@@ -191,5 +191,5 @@ def test_offline_run_reads_the_same_file(tmp_path: Path, corrected_dataset: Path
     path = write_config(tmp_path / "run.json", corrected_dataset, tmp_path / "offline")
     cfg = load_config(path, ["--actor.name=arm", "--policy.online_steps=7", "--policy.offline_steps=2"])
     assert train_offline(cfg).name == "000002"
-    assert cfg.total_steps == 1 and cfg.actor.name == "arm"
+    assert cfg.total_steps == 2 and cfg.actor.name == "arm"
     assert load_config(path, ["--policy.online_steps=7"], OnlineTrainConfig).total_steps == 7
