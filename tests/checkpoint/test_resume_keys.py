@@ -35,7 +35,12 @@ RUNS = {
     "preset": {"policy__actor_lr": None, "policy__optimizer_lr": 1e-3},
     "augmented": {"dataset__image_transforms": {"enable": True}},
     "bare": {"reward__unlabelled": "success"},
-    "before_labels": {"policy__advantage_labels": "once", "policy__critic_warmup_steps": 14},
+    "before_labels": {
+        **{"policy__advantage_labels": "once", "policy__critic_warmup_steps": 14},
+        # Which every advantage moves, not those alone that cross a threshold; so many tell their deviation.
+        **{"policy__policy_extraction": "weighted", "policy__advantage_window": 16},
+    },
+    "all_once": {"policy__advantage_positive_weight": 1.0},  # no frame is drawn more often
 }
 # Key → (run, other value), for every key that changes what is learnt.
 TAKE_EFFECT = {
@@ -45,7 +50,7 @@ TAKE_EFFECT = {
     "dataset.image_transforms.max_num_transforms": ("augmented", 1),
     "dataset.image_transforms.random_order": ("augmented", True),
     "dataset.image_transforms.tfs": ("augmented", {"x": {"type": "RandomAffine", "kwargs": {"degrees": [9, 90]}}}),
-    "dataset.labeling": ("usual", "first"),
+    "dataset.labeling": ("all_once", "first"),
     "reward.source": ("usual", "dataset"),
     "reward.outcome_file": ("usual", "{root}/outcomes.csv"),
     "reward.unlabelled": ("bare", "failure"),

@@ -202,6 +202,14 @@ def test_critics_of_another_course_label_anew(stopped, monkeypatch):
     assert sum(sizes) == FRAMES and labels_of(run_dir)[1]["critic"]["fingerprint"] != fingerprint
 
 
+def test_other_settings_label_anew_where_the_run_goes_back_before_its_labels(stopped):
+    run_dir, path = stopped(2, labels=True)
+    before = labels_of(run_dir)[0]["advantage"]
+    run(path, **{"policy.advantage_horizon": 1.0})
+    after, meta = labels_of(run_dir)
+    assert meta["horizon"] == 1.0 and not np.allclose(before, after["advantage"])
+
+
 def test_labels_that_are_gone_are_an_error_behind_their_step(stopped):
     _, path = stopped(6, labels=False)
     with pytest.raises(ConfigError, match=r"step 6.*made at step 4 are gone.*resume_from"):

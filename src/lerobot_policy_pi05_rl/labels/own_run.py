@@ -16,12 +16,13 @@ import torch
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
 from ..checkpoint.critic_provenance import critic_data, critic_fingerprint
+from ..configuration_pi05_rl import PI05RLConfig
 from ..data.batch import Batch
 from ..data.labeling import RUN_LABELS, read_meta, write_labeling
 from ..data.sources import Source, dataset_fingerprint
 from ..errors import UserError
 from ..runtime.files import give_name, make_folder
-from ..training.start import Run
+from ..training.start import Run, label_differences
 from .making import AskedCritic, Values, make_labelings, source_values
 from .options import LabelOptions
 from .summary import label_table
@@ -44,7 +45,7 @@ def label_run(run: Run, checkpoint: Path | None) -> None:
     algorithm, processes = run.algorithm, run.algorithm.processes
     finished, unfinished = run.cfg.run_dir / RUN_LABELS, run.cfg.run_dir / f"{RUN_LABELS}.partial"
     identity = processes.once(partial(critic_identity, run, checkpoint))
-    if processes.once(partial(made_by, finished, identity["fingerprint"])):
+    if processes.once(partial(made_by, finished, identity["fingerprint"], run.data.policy)):
         logger.info("%s The labels of these critics are there: %s", run.cfg.tag, finished)
         return
     logger.info(
@@ -117,14 +118,15 @@ def critic_identity(run: Run, checkpoint: Path | None) -> dict[str, Any]:
     }
 
 
-def made_by(labels: Path, fingerprint: str) -> bool:
-    """Whether ``labels`` are there and of this critic. Those of another one, of a course that the run has left, go."""
+def made_by(labels: Path, fingerprint: str, policy: PI05RLConfig) -> bool:
+    """Whether ``labels`` are there, of this critic and with these settings. Others, of a course that the run has left,
+    go."""
     if not labels.is_dir():
         return False
     makers = {read_meta(path)["critic"]["fingerprint"] for path in labels.glob("*.parquet")}
-    if makers == {fingerprint} and fingerprint != UNSAVED:
+    if makers == {fingerprint} and fingerprint != UNSAVED and not label_differences(policy, labels):
         return True
-    logger.info("Removing %s: other critics have made them", labels)
+    logger.info("Removing %s: other critics have made them, or other settings", labels)
     shutil.rmtree(labels)
     return False
 

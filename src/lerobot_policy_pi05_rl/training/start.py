@@ -18,6 +18,7 @@ from ..checkpoint.write import link_last, load_training_state
 from ..config.encoding import encoded
 from ..config.resolve import changed, recorded
 from ..config.train import ConfigError, PI05RLTrainConfig
+from ..configuration_pi05_rl import PI05RLConfig
 from ..data.action_limits import warn_of_clipping
 from ..data.dataset import OfflineData, open_offline_data
 from ..data.labeling import RUN_LABELS, read_meta
@@ -147,32 +148,35 @@ def check_labels(cfg: PI05RLTrainConfig, labels: Path) -> None:
     Raises:
         ConfigError: the run's labels were made with other settings than it has now.
     """
-    policy = cfg.policy
+    differing = label_differences(cfg.policy, labels)
+    if differing:
+        raise ConfigError(
+            f"the labels {labels}, which this run learns from, were made otherwise: {'; '.join(differing)}. "
+            f"Resume with those; or derive labels anew (pi05-rl label CONFIG --from {cfg.run_dir} --name NAME) "
+            "and start a run of its own from them: dataset.labeling"
+        )
+
+
+def label_differences(policy: PI05RLConfig, labels: Path) -> list[str]:
+    """In words, where a run's labels were made with other settings than those of ``policy``."""
     horizon = policy.advantage_horizon if policy.advantage_n_step is None else None
     asked: dict[str, Any] = {
         "policy.advantage_n_step": policy.advantage_n_step,
         "policy.advantage_horizon": horizon,
         "policy.advantage_smoothing": policy.advantage_smoothing,
     }
+    made: dict[str, Any] = {}
     for file in sorted(labels.glob("*.parquet")):
         meta = read_meta(file)
         n_steps = set(meta["n_step"].values()) if meta["n_step"] and meta["horizon"] is None else {None}
-        made = {
-            "policy.advantage_n_step": n_steps.pop(),
-            "policy.advantage_horizon": meta["horizon"],
-            "policy.advantage_smoothing": meta["smoothing_share"] or 0.0,
-        }
+        made["policy.advantage_n_step"] = n_steps.pop()
+        made["policy.advantage_horizon"] = meta["horizon"]
+        made["policy.advantage_smoothing"] = meta["smoothing_share"] or 0.0
         for task, fraction in meta["positive_fraction"].items():
             key = f"policy.advantage_positive_fraction of {task!r}"
             made[key] = fraction
             asked[key] = policy.advantage_positive_fraction_per_task.get(task, policy.advantage_positive_fraction)
-        differing = [f"{key}: {made[key]} → {asked[key]}" for key in made if made[key] != asked[key]]
-        if differing:
-            raise ConfigError(
-                f"the labels {labels}, which this run learns from, were made otherwise: {'; '.join(differing)}. "
-                f"Resume with those; or derive labels anew (pi05-rl label CONFIG --from {cfg.run_dir} --name NAME) "
-                "and start a run of its own from them: dataset.labeling"
-            )
+    return [f"{key}: {made[key]} → {asked[key]}" for key in made if made[key] != asked[key]]
 
 
 def open_labelled(cfg: PI05RLTrainConfig, processes: Processes = ALONE) -> OfflineData:
