@@ -45,7 +45,8 @@ def explain(error: Exception) -> str:
         message = re.sub(r"^Could not decode the value into any of.*", "the value is of the wrong type", message)
         return f"{prefix}: {message}" if prefix else message
     names = re.findall(r"`([^`]+)`", unknown.group(1)) or [unknown.group(1)]
-    return "; ".join(f"unknown key {prefix}.{name}" if prefix else f"unknown key {name}" for name in names)
+    shown = [" ".join(name.split()) for name in names]  # a message is one line
+    return "; ".join(f"unknown key {prefix}.{name}" if prefix else f"unknown key {name}" for name in shown)
 
 
 def nested_dataclass(hint: Any) -> type | None:

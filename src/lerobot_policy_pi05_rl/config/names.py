@@ -136,7 +136,9 @@ def _unknown(node: dict[Any, Any], section: str) -> list[str]:
             continue  # told where values are looked at
         if key not in allowed:
             near = difflib.get_close_matches(key, meant, n=1, cutoff=0.5)
-            found.append(f"unknown key {name}" + (f"; did you mean {prefix}{near[0]}?" if near else ""))
+            found.append(
+                f"unknown key {' '.join(name.split())}" + (f"; did you mean {prefix}{near[0]}?" if near else "")
+            )
         elif name in _tree() and isinstance(value, dict):
             found += _unknown(value, name)
     return found
