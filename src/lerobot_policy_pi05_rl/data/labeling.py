@@ -57,8 +57,7 @@ def labeling_path(source: Source, name: str) -> Path:
     if folder is None:
         return labels_folder(source.dataset.root) / f"{name}.parquet"
     wanted, here = dataset_fingerprint(source), Path(source.dataset.root).resolve()
-    described = [(path, read_meta(path)["dataset"]) for path in sorted(folder.glob("*.parquet"))]
-    found = [(path, dataset) for path, dataset in described if dataset["fingerprint"] == wanted]
+    found = [(path, dataset) for path, dataset in labelled_datasets(folder) if dataset["fingerprint"] == wanted]
     found.sort(key=lambda one: Path(one[1]["root"]).resolve() != here)  # of two with the same frames, its own
     return found[0][0] if found else folder / f"{source.name.replace('/', '-')}.parquet"
 
@@ -67,6 +66,11 @@ def run_labels(name: str) -> Path | None:
     """The folder of the labels that a run has made of its own data; None: ``name`` is no run's folder."""
     folder = Path(name) / RUN_LABELS
     return folder if "/" in name or folder.is_dir() else None
+
+
+def labelled_datasets(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The side-cars in a run's :func:`run_labels`, the first dataset's first, and of which dataset each is."""
+    return [(path, read_meta(path)["dataset"]) for path in sorted(folder.glob("*.parquet"))]
 
 
 def labeling_names(folder: Path) -> list[str]:
@@ -189,7 +193,7 @@ def find_labeling(source: Source, name: str) -> Labeling:
     """
     path = labeling_path(source, name)
     if not path.is_file() and run_labels(name) is not None:
-        names = [f"{meta['repo_id']} in {meta['root']}" for meta in _labelled(path.parent)]
+        names = [f"{meta['repo_id']} in {meta['root']}" for _, meta in labelled_datasets(path.parent)]
         there = f"it has labelled {', '.join(names)}" if names else f"there is no {path.parent}"
         raise DatasetError(
             f"the run {name} has labelled other data than dataset {source.name} in {source.dataset.root}: {there}. "
@@ -212,10 +216,6 @@ def find_labeling(source: Source, name: str) -> Labeling:
             "under another name: pi05-rl label CONFIG_OR_RUN --name NAME"
         )
     return labeling
-
-
-def _labelled(folder: Path) -> list[dict[str, Any]]:
-    return [read_meta(path)["dataset"] for path in sorted(folder.glob("*.parquet"))]
 
 
 def replaceable_labeling(source: Source, name: str, critic_fingerprint: str) -> Labeling | None:

@@ -48,13 +48,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--episodes", type=int, default=120, help="demonstrations to record")
     parser.add_argument("--start", type=Path, default=PRETRAINED, help="the policy that both start from")
     parser.add_argument("--steps", type=int, help="optimization steps of each policy (default: those left)")
-    parser.add_argument("--critic-steps", type=int, help=f"of RECAP's critics before (default: {CRITIC_STEPS})")
+    parser.add_argument("--critic-steps", type=int, default=CRITIC_STEPS, help="of RECAP's critics, before its policy")
     parser.add_argument("--eval-episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of recording, training and evaluation")
     args = parser.parse_args(argv)
     start = time.perf_counter()
-    critics = args.critic_steps or CRITIC_STEPS
-    steps = args.steps or load_config(args.config).policy.offline_steps - critics
+    critics, last = args.critic_steps, load_config(args.config).policy.offline_steps
+    steps = args.steps or last - critics
     args.output.mkdir(parents=True, exist_ok=True)
 
     try:

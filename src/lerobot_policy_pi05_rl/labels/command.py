@@ -191,8 +191,8 @@ def free_name(sources: list[Source], critic: Critic) -> str:
 
 def partial_values(source: Source, name: str, critic: Critic) -> PartialValues:
     """The values of an interrupted command of the same name."""
-    header = {"dataset": dataset_fingerprint(source), "critic": critic.fingerprint, "critics": critic.folds}
-    return PartialValues(labeling_path(source, name).with_suffix(".partial"), header, critics=critic.folds)
+    path = labeling_path(source, name).with_suffix(".partial")
+    return PartialValues(path, dataset=dataset_fingerprint(source), critic=critic.fingerprint, critics=critic.folds)
 
 
 def write_labelings(

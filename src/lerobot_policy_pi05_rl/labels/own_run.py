@@ -139,12 +139,14 @@ def predict(run: Run, batch: Batch) -> torch.Tensor:
 
 def partial_values(folder: Path, number: int, source: Source, critic: AskedCritic, rank: int) -> PartialValues:
     """The values of source ``number`` as far as they are there; what another critic has left is forgotten."""
-    header = {
-        "dataset": dataset_fingerprint(source),
-        "critic": critic.identity["fingerprint"],
-        "critics": critic.folds,
-    }
-    return PartialValues(folder / f"{number}.values", header, critics=critic.folds, rank=rank, replaces=True)
+    return PartialValues(
+        folder / f"{number}.values",
+        dataset=dataset_fingerprint(source),
+        critic=critic.identity["fingerprint"],
+        critics=critic.folds,
+        rank=rank,
+        replaces=True,
+    )
 
 
 def write_labels(run: Run, values: list[Values], unfinished: Path, finished: Path) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,9 +43,11 @@ class PartialValues:
     together they read all that was written before.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], *, critics: int, rank: int = 0, replaces: bool = False):
+    def __init__(self, path: Path, *, dataset: str, critic: str, critics: int, rank: int = 0, replaces: bool = False):
         """Args:
-            path: the first process's file; the others' names are longer.
+            path: the first process's file; the others' names end in their ranks.
+            dataset, critic: fingerprints.
+            critics: K.
             replaces: values of another dataset or critic are overwritten.
 
         Raises:
@@ -54,7 +55,8 @@ class PartialValues:
         """
         self.path, self.critics = path, critics
         self.own = path if rank == 0 else path.with_name(f"{path.name}.{rank}")
-        self._line = json.dumps(header, sort_keys=True).encode() + b"\n"
+        header = {"critic": critic, "critics": critics, "dataset": dataset}
+        self._line = json.dumps(header).encode() + b"\n"
         self._row = np.dtype([("frame", "<i8"), ("values", "<f4", (critics,))])
         for file in () if replaces else self._files():
             if self._is_of_another(file):
@@ -63,7 +65,9 @@ class PartialValues:
                 )
 
     def _files(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}*"))
+        others = self.path.parent.glob(f"{glob.escape(self.path.name)}.*")
+        own = [self.path] if self.path.is_file() else []
+        return own + sorted(file for file in others if file.suffix[1:].isdigit())
 
     def _is_of_another(self, file: Path) -> bool:
         with file.open("rb") as opened:
@@ -104,11 +108,6 @@ class PartialValues:
             file.write(rows.tobytes())
             file.flush()
             os.fsync(file.fileno())
-
-    def remove(self) -> None:
-        """Delete the files of all processes."""
-        for file in self._files():
-            file.unlink()
 
 
 @dataclass

@@ -27,7 +27,7 @@ class Setup:
 
     config: PI05RLTrainConfig
     shape: Shape
-    frames: int = 0  # of all datasets
+    frames: int = 0  # that the run labels itself
     assumptions: list[str] = field(default_factory=list)
 
     @property

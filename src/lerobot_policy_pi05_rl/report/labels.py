@@ -101,10 +101,9 @@ def labeling_file(dataset_root: Path, name: str) -> Path:
     folder = labeling.run_labels(name)
     if folder is None:
         return labeling.labels_folder(dataset_root) / f"{name}.parquet"
-    files = sorted(folder.glob("*.parquet"))
-    roots = [Path(labeling.read_meta(file)["dataset"]["root"]).resolve() for file in files]
-    here = [file for file, root in zip(files, roots, strict=True) if root == dataset_root.resolve()]
-    return next(iter([*here, *files]), folder / "0.parquet")
+    described = labeling.labelled_datasets(folder)
+    here = [path for path, dataset in described if Path(dataset["root"]).resolve() == dataset_root.resolve()]
+    return next(iter([*here, *(path for path, _ in described)]), folder / "0.parquet")
 
 
 def _is_of(frames: pd.DataFrame, dataset_root: Path, episodes: list[int]) -> bool:
