@@ -4,8 +4,8 @@
     python benchmarks/closed_loop.py --start random …                # a second table, from random weights
     python benchmarks/closed_loop.py --training-seeds 0 1 2 …        # the spread that training alone makes
 
-Every policy of a mix starts from one pretrained policy: panda's is shipped with the demo, Meta-World's is made here,
-as its first job. RECAP is one command (``pi05-rl offline``), whose labels its rivals take. A seed is that of
+Every policy of a mix starts from one pretrained policy: panda's is shipped with the demo, Meta-World's lies beside its
+tasks (``metaworld_tasks/pretrain.py`` made it). RECAP is one command (``pi05-rl offline``), whose labels its rivals take. A seed is that of
 recording and evaluation; the training seed is the same plus 100 times its number. Settings were chosen on seeds 0 to
 2; a claim rests on the others. Odd seeds run without vector instructions (``ATEN_CPU_CAPABILITY=default``), as on
 another processor.
@@ -30,12 +30,13 @@ from closed_loop_report import write_report
 from docs_section import replace_section
 from tqdm import tqdm
 
-from lerobot_policy_pi05_rl.demo.pretrain import PRETRAINED
+from lerobot_policy_pi05_rl.demo.pretrain import PRETRAINED as PANDA
 
 CONFIG = Path("configs/demo.json")
 MIXES = {"demo": ["--mix", "demo"], "recovers": ["--mix", "recovers"], "metaworld": []}
 # Who records, pretrains and evaluates: the demo, or the folder of four tasks beside this file.
 MODULES = {**dict.fromkeys(("demo", "recovers"), "lerobot_policy_pi05_rl.demo"), "metaworld": "metaworld_tasks"}
+PRETRAINED = {"demo": PANDA, "recovers": PANDA, "metaworld": Path(__file__).parent / "metaworld_tasks" / "pretrained"}
 STARTS = ("pretrained", "random")
 # Optimization steps of every policy, and of the critics before RECAP's. From random weights three times as many, with
 # a learning rate for them: about as many epochs of each recording (Meta-World's has 1.8 times the frames).
@@ -141,16 +142,7 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int, training: int) -> l
         path = Path(__file__).with_name(script)
         return replace(made, command=[sys.executable, str(path), verb, *made.command[3:]])
 
-    start, needs_start = list(RANDOM), []
-    if args.start == "pretrained":
-        folder = PRETRAINED
-        if mix == "metaworld":
-            folder = args.output / "pretrained" / mix
-            pretrain = ["--output", folder.with_name(f"{mix}_run"), "--destination", folder]
-            made = job("pretrain", f"{MODULES[mix]}.pretrain", pretrain, folder / "config.json", [])
-            jobs.append(replace(made, name=f"{mix}/pretrain"))
-            needs_start = [folder / "config.json"]
-        start = [f"--policy.pi05_checkpoint={folder}"]
+    start = [f"--policy.pi05_checkpoint={PRETRAINED[mix]}"] if args.start == "pretrained" else list(RANDOM)
     record = ["--root", dataset, "--seed", seed, "--episodes", args.demonstrations, *MIXES[mix]]
     jobs.append(replace(job("record", f"{MODULES[mix]}.record", record, recorded, []), name=f"{mix}/{seed}/record"))
 
@@ -158,8 +150,9 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int, training: int) -> l
         arguments = [CONFIG, "--resume=true", f"--seed={seed + 100 * training}", f"--policy.offline_steps={length}"]
         arguments += [f"--dataset.root={dataset}", f"--output_dir_offline={runs / name}", f"--save_freq={length}"]
         arguments += ["--log_freq=100", "--eval_steps=0", "--keep_last_checkpoints=1", *start, *overrides]
+        arguments += [f"--dataset.frame_cache={dataset.with_name('frames')}"]
         output = checkpoint(runs / name, length)
-        return job(f"{name}/train", f"{package}.offline_learner", arguments, output, [recorded, *needs_start, *needs])
+        return job(f"{name}/train", f"{package}.offline_learner", arguments, output, [recorded, *needs])
 
     own = train("recap", critic_steps + steps, (f"--policy.critic_warmup_steps={critic_steps}",), [])
     for name in args.variants:

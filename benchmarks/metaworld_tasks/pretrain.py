@@ -1,6 +1,6 @@
 """The policy that the benchmark's Meta-World policies start from: cloned from a broad recording.
 
-PYTHONPATH=benchmarks python -m metaworld_tasks.pretrain --output DIR --destination DIR/start
+PYTHONPATH=benchmarks python -m metaworld_tasks.pretrain --destination benchmarks/metaworld_tasks/pretrained
 
 As the demo's (``lerobot_policy_pi05_rl/demo/pretrain.py``), which this uses: another seed than the benchmark's, start
 states from a larger part of Meta-World's range, all operators, all tasks.
