@@ -42,7 +42,7 @@ def advantage_tags(advantages: Tensor, thresholds: Tensor, *, interventions: Ten
 
 def tag_columns(columns: dict[str, np.ndarray], thresholds: Mapping[str, float]) -> dict[str, np.ndarray]:
     """A labeling's columns with ``tag`` and ``positive`` under these thresholds, by :func:`advantage_tags`' rule."""
-    tags = np.full(len(columns["index"]), TAG_NONE, dtype=np.int8)
+    tags = np.full(len(columns["task"]), TAG_NONE, dtype=np.int8)
     for task, threshold in thresholds.items():
         rows = (columns["task"] == task) & ~np.isnan(columns["advantage"])
         tags[rows] = columns["advantage"][rows] > threshold

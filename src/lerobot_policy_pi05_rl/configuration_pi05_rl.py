@@ -123,15 +123,16 @@ class PI05RLConfig(PI05Config):
     awr_max_weight: float = option(20.0, LEARNING, above=0)  # of weighted; AWR's own limit
     # once: the critics learn alone for critic_warmup_steps, then label the run's own data once, each the episodes that
     # it has not seen, and the policy trains under those labels. running: both train side by side, and each batch is
-    # labelled by the critic of the moment. dataset.labeling stands in for either.
-    advantage_labels: str = option("once", OTHER_RUN, OFFLINE, choices=("once", "running"))
+    # labelled by the critic of the moment. dataset.labeling stands in for either. Online, once is: the offline data
+    # before the first step, and every episode when it arrives.
+    advantage_labels: str = option("once", OTHER_RUN, choices=("once", "running"))
     # N of RECAP, section IV-C; None: advantage_horizon, or, of running labels, the whole rest of the episode.
     advantage_n_step: int | None = option(None, LEARNING, least=1)
     # N of labels that are made once, as a share of the task's longest episode; None: the whole rest of the episode.
     # docs/results.md says why, of both.
-    advantage_horizon: float | None = option(0.25, LEARNING, OFFLINE, above=0, most=1)
+    advantage_horizon: float | None = option(0.25, LEARNING, above=0, most=1)
     # Each of those advantages is the mean over the frames around, so many: a share of the task's longest episode.
-    advantage_smoothing: float = option(0.2, LEARNING, OFFLINE, least=0, most=1)
+    advantage_smoothing: float = option(0.2, LEARNING, least=0, most=1)
     advantage_positive_fraction: float = option(0.2, LEARNING, least=0, most=1)
     # Task text → fraction.
     advantage_positive_fraction_per_task: dict[str, float] = option(dict, LEARNING, least=0, most=1)

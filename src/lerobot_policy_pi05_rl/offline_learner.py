@@ -10,8 +10,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lerobot.utils.constants import CHECKPOINTS_DIR
+from lerobot.utils.constants import CHECKPOINTS_DIR, PRETRAINED_MODEL_DIR
 
+from .checkpoint.critic_provenance import critic_data
 from .checkpoint.write import last_checkpoint
 from .config.arguments import split_config_path
 from .config.file import load_config
@@ -79,7 +80,7 @@ def train_phases(run: Run, writer: MetricsWriter | NoWriter) -> Path | None:
         saved = train(run, Feed(training_batches(run, last)), writer, desc="Critics", until=last) or saved
         if algorithm.optimization_step < last:
             return saved
-        label_run(run, saved)
+        label_run(run, saved and saved / PRETRAINED_MODEL_DIR, critic_data(run.data, cfg.reward))
         run = replace(run, data=open_labelled(cfg, algorithm.processes))
     return train(run, Feed(training_batches(run, cfg.total_steps)), writer) or saved
 

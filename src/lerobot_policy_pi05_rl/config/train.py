@@ -239,7 +239,7 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
 
     @property
     def labels_itself(self) -> bool:
-        """Whether the run's critics learn first, then label its own data, before its policy trains."""
+        """Whether the run's critics label its own data, before its policy trains."""
         once = self.policy.advantage_labels == "once" and not self._labelled
         return once and self.policy.trains_critic
 
@@ -252,6 +252,28 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         if steps is None:
             return max(1, self.total_steps // CRITIC_SHARE) if self.labels_itself else 0
         return steps
+
+    def check_phases(self, *, fresh: bool) -> None:
+        """Critics must have learnt before they label, and the policy needs steps behind that.
+
+        Args:
+            fresh: the run begins; else it goes on.
+
+        Raises:
+            ConfigError: they have none.
+        """
+        if self.labels_itself and self.critic_steps < 1:
+            raise ConfigError(
+                "policy.critic_warmup_steps is 0, but the run labels its own data, with critics that must learn "
+                "before: give them steps, leave the key out (a fifth of the run), set policy.advantage_labels=running "
+                "(each batch is labelled by the critic of the moment), or name a labeling in dataset.labeling"
+            )
+        if self.labels_itself and self.critic_steps >= self.total_steps:
+            raise ConfigError(
+                f"policy.critic_warmup_steps ({self.critic_steps}) leaves none of policy.offline_steps "
+                f"({self.total_steps}) to the policy: lower it, or leave it out (a fifth of the run); with "
+                "policy.advantage_labels=running such a run trains critics alone"
+            )
 
     @property
     def wandb_project(self) -> str | None:

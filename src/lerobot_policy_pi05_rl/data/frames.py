@@ -79,6 +79,11 @@ class FrameIndex:
         mean = np.bincount(sources, weights=self.repetitions) / np.maximum(1, np.bincount(sources))
         return mean[sources] / self.repetitions
 
+    @cached_property
+    def cumulative_repetitions(self) -> np.ndarray:
+        """(frames,) float64 how many samples of an epoch are of this frame or one before it."""
+        return np.arange(1.0, len(self) + 1) if self.repetitions is None else np.cumsum(self.repetitions)
+
     @property
     def samples_per_epoch(self) -> float:
         """Expected number; a whole one where every frame is drawn a whole number of times."""

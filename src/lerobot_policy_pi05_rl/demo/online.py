@@ -37,7 +37,9 @@ logger = logging.getLogger(__name__)
 
 LABELS = {"before": "offline checkpoint", "online": "after online RL", "scratch": "online RL from scratch"}
 RUNS = {"before": "recap", "online": "online", "scratch": "scratch"}
-LOOK_AHEAD = 10  # steps of the advantage: a quarter of the longest episode, as the offline labels have
+# There is no critic yet that could label the data: the critic of the moment labels each batch, as far ahead as the
+# labels of the other run look, a quarter of the longest episode.
+FROM_SCRATCH = ("--policy.pi05_checkpoint=null", "--policy.advantage_labels=running", "--policy.advantage_n_step=10")
 FINE_TUNING_LR = "2e-4"  # of the actor, from the pretrained policy; from scratch it is the configuration's
 POLL_S = 1.0
 REPORT_S = 30.0
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> int:
         began = time.perf_counter()
     fine = [f"--policy.pi05_checkpoint={pretrained}", f"--policy.actor_lr={FINE_TUNING_LR}"]
     train_with_actor(args, "online", steps, [*fine, *keys])
-    train_with_actor(args, "scratch", steps, ["--policy.pi05_checkpoint=null", *keys])
+    train_with_actor(args, "scratch", steps, [*FROM_SCRATCH, *keys])
     results = evaluate_policies(args, RUNS)
     file = args.output / "results_online.json"
     file.write_text(json.dumps({name: summarize(result) for name, result in results.items()}, indent=1) + "\n")
@@ -90,7 +92,6 @@ def train_with_actor(args: argparse.Namespace, name: str, steps: int, overrides:
         *(str(args.config), f"--dataset.repo_id={REPO_ID}", f"--dataset.root={args.output / 'dataset'}"),
         *(f"--output_dir={run_dir}", f"--policy.online_steps={steps}", f"--seed={args.seed}"),
         f"--policy.actor_learner_config.learner_port={free_port()}",
-        f"--policy.advantage_n_step={LOOK_AHEAD}",
         *overrides,
     ]
     learner = [*common, f"--resume={str((run_dir / 'checkpoints').exists()).lower()}", f"--save_freq={steps}"]

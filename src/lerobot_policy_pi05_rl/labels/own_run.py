@@ -1,4 +1,5 @@
 """A run labels its own data, once: its critics have learnt, its policy has not (RECAP, arXiv 2511.14759, section IV).
+An online run does so before its first step, with the critics of the checkpoint that it starts from.
 
 ``<run>/labels`` holds a side-car per dataset as :mod:`..data.labeling` writes them; it is there when all are whole.
 Until then ``<run>/labels.partial`` holds the values so far, of as many processes as there were.
@@ -13,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
-from ..checkpoint.critic_provenance import critic_data, critic_fingerprint
+from ..checkpoint.critic_provenance import critic_fingerprint
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.batch import Batch
 from ..data.labeling import RUN_LABELS, read_meta, write_labeling
@@ -33,25 +33,25 @@ logger = logging.getLogger(__name__)
 UNSAVED = "unsaved"  # fingerprint of a critic of which there is no checkpoint
 
 
-def label_run(run: Run, checkpoint: Path | None) -> None:
+def label_run(run: Run, critic: str | Path | None, seen: dict[str, Any] | None) -> None:
     """Make ``<run>/labels``, unless this critic has made them. Every process calls it, and values its share.
 
     Args:
-        checkpoint: the critics' as they are; None: the run saves none.
+        critic: the folder or Hub repository with the critics' weights as they are; None: they lie nowhere.
+        seen: the episodes that each of them has learnt from.
 
     Raises:
         Interrupted: a signal came; the values so far are kept.
     """
     algorithm, processes = run.algorithm, run.algorithm.processes
     finished, unfinished = run.cfg.run_dir / RUN_LABELS, run.cfg.run_dir / f"{RUN_LABELS}.partial"
-    identity = processes.once(partial(critic_identity, run, checkpoint))
+    identity = processes.once(partial(critic_identity, run, critic))
     if processes.once(partial(made_by, finished, identity["fingerprint"], run.data.policy)):
         logger.info("%s The labels of these critics are there: %s", run.cfg.tag, finished)
         return
     logger.info(
         "%s Labelling the run's own data with its critics at step %d", run.cfg.tag, algorithm.optimization_step
     )
-    seen = critic_data(run.data, run.cfg.reward)
     training = algorithm.losses.training
     algorithm.losses.eval()
     with written(run, finished):
@@ -107,14 +107,14 @@ def ask(run: Run, identity: dict[str, Any], seen: dict[str, Any] | None, unfinis
     return values
 
 
-def critic_identity(run: Run, checkpoint: Path | None) -> dict[str, Any]:
+def critic_identity(run: Run, critic: str | Path | None) -> dict[str, Any]:
     """What the labels say of the critics: where they lie, and their fingerprint."""
-    if checkpoint is None:
+    if critic is None:
         return {"path": str(run.cfg.run_dir), "fingerprint": UNSAVED}
-    path, policy = str((checkpoint / PRETRAINED_MODEL_DIR).absolute()), run.data.policy
+    policy = run.data.policy
     return {
-        "path": path,
-        "fingerprint": critic_fingerprint(path, (policy.value_support_min, policy.value_support_max)),
+        "path": str(Path(critic).absolute() if Path(critic).exists() else critic),
+        "fingerprint": critic_fingerprint(critic, (policy.value_support_min, policy.value_support_max)),
     }
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.critic_provenance import read_critic_data
 from ..config.train import ConfigError, PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from ..options import ONLINE, RUNS
@@ -63,9 +64,29 @@ class OnlineTrainConfig(PI05RLTrainConfig):
         return self.policy.online_steps
 
     @property
-    def labels_itself(self) -> bool:
-        """Never: online, each batch is labelled by the critic of the moment."""
-        return False
+    def critic_steps(self) -> int:
+        """How many steps the actor waits: none behind critics that have learnt, and labelled."""
+        return 0 if self.policy.advantage_labels == "once" else super().critic_steps
+
+    @property
+    def labels_arrivals(self) -> bool:
+        """Whether an episode is labelled when it arrives, as the offline data were; else in each batch anew."""
+        policy = self.policy
+        return policy.advantage_labels == "once" and policy.uses_advantage and policy.trains_critic
+
+    def check_phases(self, *, fresh: bool) -> None:
+        """The critics that label have learnt before; those of a run that goes on are its own.
+
+        Raises:
+            ConfigError: they have not.
+        """
+        checkpoint = self.policy.pi05_checkpoint
+        if fresh and self.labels_itself and (checkpoint is None or read_critic_data(checkpoint) is None):
+            raise ConfigError(
+                f"policy.pi05_checkpoint {checkpoint} has no critic that has learnt, so nothing can label the data: "
+                "train one first (pi05-rl offline), or set policy.advantage_labels=running (each batch is labelled "
+                "by the critic of the moment)"
+            )
 
     @property
     def wandb_project(self) -> str | None:
@@ -80,9 +101,10 @@ class OnlineTrainConfig(PI05RLTrainConfig):
         """
         super().validate(device_key)
         _ = self.run_dir
-        if self.dataset.labeling is not None:
+        if self.dataset.labeling is not None and self.policy.advantage_labels != "once":
             raise ConfigError(
-                "dataset.labeling labels the offline data alone; online, they come from the critic. Set it to null"
+                "dataset.labeling labels the offline data, but policy.advantage_labels=running takes an online run's "
+                "labels from the critic of the moment: set the one to null, or the other to once"
             )
         if self.policy.critic_early_stop is not None:
             raise ConfigError("policy.critic_early_stop needs held-out data, which never grows; set it to null")

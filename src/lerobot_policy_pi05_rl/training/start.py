@@ -93,7 +93,7 @@ def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfi
     """``cfg`` with how long the actor waits; a run that goes on does as it began.
 
     Raises:
-        ConfigError: the data are to be labelled by critics that have not learnt, or no step is left to the policy.
+        ConfigError: as :meth:`~..config.train.PI05RLTrainConfig.check_phases`.
     """
     policy = cfg.policy
     if checkpoint is not None:
@@ -108,20 +108,8 @@ def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfi
         if policy.critic_warmup_steps is None:
             policy = changed(policy, critic_warmup_steps=stored.get("critic_warmup_steps"))
         cfg = changed(cfg, policy=policy)
-    steps = cfg.critic_steps
-    if cfg.labels_itself and steps < 1:
-        raise ConfigError(
-            "policy.critic_warmup_steps is 0, but the run labels its own data, with critics that must learn before: "
-            "give them steps, leave the key out (a fifth of the run), set policy.advantage_labels=running (each batch "
-            "is labelled by the critic of the moment), or name a labeling in dataset.labeling"
-        )
-    if cfg.labels_itself and steps >= cfg.total_steps:
-        raise ConfigError(
-            f"policy.critic_warmup_steps ({steps}) leaves none of policy.offline_steps ({cfg.total_steps}) to the "
-            "policy: lower it, or leave it out (a fifth of the run); with policy.advantage_labels=running such a run "
-            "trains critics alone"
-        )
-    return changed(cfg, policy=changed(policy, critic_warmup_steps=steps))
+    cfg.check_phases(fresh=checkpoint is None)
+    return changed(cfg, policy=changed(policy, critic_warmup_steps=cfg.critic_steps))
 
 
 def open_data(cfg: PI05RLTrainConfig, checkpoint: Path | None, processes: Processes = ALONE) -> OfflineData:
@@ -293,7 +281,7 @@ def announce(run: Run) -> None:
     )
     if algorithm.processes.is_main:
         warn_of_clipping(cfg.actor, run.data.sources, cfg.tag)
-    if cfg.labels_itself:
+    if cfg.labels_itself and cfg.critic_steps:
         logger.info(
             "%s Phases: critics to step %d, labels of all frames, policy (and critics) to step %d",
             cfg.tag,

@@ -174,7 +174,7 @@ def test_a_run_is_not_overwritten_but_actors_may_be_there(run):
     ("override", "message"),
     [
         ("--online_ratio=0", "online_ratio"),
-        ("--dataset.labeling=first", "dataset.labeling"),
+        ("--dataset.labeling=first --policy.advantage_labels=running", "dataset.labeling"),
         ("--output_dir=null", "output_dir is missing"),
         ("--policy.actor_learner_config.push_dtype=float16", "push_dtype"),
         ("--policy.actor_learner_config.policy_parameters_push_frequency=0", "policy_parameters_push_frequency"),
@@ -184,7 +184,7 @@ def test_a_run_is_not_overwritten_but_actors_may_be_there(run):
 def test_what_an_online_run_cannot_have(tmp_path: Path, corrected_dataset: Path, override: str, message: str):
     path = write_config(tmp_path / "run.json", corrected_dataset, tmp_path / "offline")
     with pytest.raises(ConfigError, match=message):
-        load_config(path, [f"--output_dir={tmp_path / 'online'}", override], OnlineTrainConfig).validate()
+        load_config(path, [f"--output_dir={tmp_path / 'online'}", *override.split()], OnlineTrainConfig).validate()
 
 
 def test_offline_run_reads_the_same_file(tmp_path: Path, corrected_dataset: Path):

@@ -27,9 +27,9 @@ from lerobot_policy_pi05_rl.online.actor.setup import (
 from lerobot_policy_pi05_rl.online.config import OnlineTrainConfig
 from lerobot_policy_pi05_rl.online.episode import Episode, encode_picture, new_uid, pack
 from lerobot_policy_pi05_rl.online.learner.batches import OnlineBatches, online_count
+from lerobot_policy_pi05_rl.online.learner.feed import arrival_labels
 from lerobot_policy_pi05_rl.online.learner.learner import train_online
 from lerobot_policy_pi05_rl.online.learner.setup import actor_setup, episode_spec
-from lerobot_policy_pi05_rl.online.replay.labels import ReplayLabels
 from lerobot_policy_pi05_rl.online.transport.inbox import Inbox
 from lerobot_policy_pi05_rl.online.transport.weights import pack_weights, pushed_tensors, unpack_weights
 from lerobot_policy_pi05_rl.returns import Outcome
@@ -62,7 +62,8 @@ def bases(tmp_path_factory, corrected_dataset) -> list[Path]:
 def configured(folder: Path, dataset: Path, base: Path | None, *overrides: str) -> OnlineTrainConfig:
     path = write_config(folder / "run.json", dataset, folder / "offline", env={"type": "panda_pick_cube"})
     checkpoint = "null" if base is None else str(base)
-    given = [f"--output_dir={folder / 'online'}", f"--policy.pi05_checkpoint={checkpoint}", *overrides]
+    running = "--policy.advantage_labels=running"  # nothing here is about labels
+    given = [f"--output_dir={folder / 'online'}", f"--policy.pi05_checkpoint={checkpoint}", running, *overrides]
     cfg = load_config(path, given, OnlineTrainConfig)
     return resolved(cfg)
 
@@ -84,7 +85,7 @@ class Learner:
         start, cfg = self.algorithm.sample_position, self.cfg
         online = online_count(cfg.batch_size, cfg.online_ratio)
         batches = OnlineBatches(self.data, cfg.batch_size, online, seed=cfg.seed, start=start)
-        labels = ReplayLabels(self.data, cfg.reward, cfg.seed)
+        labels = arrival_labels(cfg, self.data, self.algorithm)
         batches.show(labels.frames(self.data.sources[0]))  # for a replay of the same robot
         for _ in range(count):
             self.algorithm.update(batches)

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from ...data.batch import POSITION, Batch
 from ...data.dataset import OfflineData
-from ...data.frames import FrameDataset
+from ...data.frames import FrameDataset, FrameIndex
 from ...data.loaders import make_train_loader
 
 logger = logging.getLogger(__name__)
@@ -76,12 +76,20 @@ class OnlineBatches:
         frames, first = self._frames, number * self.batch_size
         if frames is None:
             raise RuntimeError("no online frames were shown")
-        chosen = np.random.default_rng([self.seed, 1, number]).integers(len(frames), size=self.online).tolist()
+        chosen = draw(frames.frames, self.online, np.random.default_rng([self.seed, 1, number]))
         batch = default_collate([frames[first + place, frame] for place, frame in enumerate(chosen)])
         if self._offline is not None:
             batch = joined(batch, next(self._offline))
         batch[POSITION] = torch.arange(first, first + self.batch_size)
         return batch
+
+
+def draw(frames: FrameIndex, count: int, rng: np.random.Generator) -> list[int]:
+    """``count`` of the frames, with replacement, each as likely as an epoch repeats it often."""
+    if frames.repetitions is None:
+        return rng.integers(len(frames), size=count).tolist()
+    ends = frames.cumulative_repetitions
+    return np.searchsorted(ends, rng.random(count) * ends[-1], side="right").tolist()
 
 
 def joined(first: Batch, second: Batch) -> Batch:

@@ -2,15 +2,24 @@
 
 import logging
 import time
+from functools import partial
+from itertools import batched
 
+import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from ...configuration_pi05_rl import PI05RLConfig
+from ...data.dataset import OfflineData
+from ...data.frames import FrameDataset
+from ...data.labeling import read_labelings
 from ...recap import RecapAlgorithm
 from ...training.loop import Feed
 from ...training.start import Run
+from ..config import OnlineTrainConfig
 from ..replay.labels import ReplayLabels
 from ..replay.replay import Replay
+from ..replay.rule import LabelRule
 from ..transport.weights import WeightsBox, pack_weights, pushed_tensors
 from .batches import OnlineBatches, online_count
 from .intake import Intake
@@ -30,7 +39,8 @@ class OnlineFeed(Feed):
         online = online_count(cfg.batch_size, cfg.online_ratio)
         start = algorithm.sample_position
         super().__init__(OnlineBatches(run.data, cfg.batch_size, online, seed=cfg.seed, start=start))
-        self.policy, self.algorithm, self.labels = cfg.policy, algorithm, ReplayLabels(run.data, cfg.reward, cfg.seed)
+        self.policy, self.algorithm = cfg.policy, algorithm
+        self.labels = arrival_labels(cfg, run.data, algorithm)
         self.replay, self.intake, self.pusher, self.monitor = replay, intake, pusher, monitor
         self._shown = -1  # episodes received when the batches were last shown the replay
         self._said = 0.0
@@ -64,6 +74,28 @@ class OnlineFeed(Feed):
         """The actors end with the last weights."""
         self.batches.close()
         self.pusher.push()
+
+
+def arrival_labels(cfg: OnlineTrainConfig, data: OfflineData, algorithm: RecapAlgorithm) -> ReplayLabels:
+    """What labels the episodes that arrive: the rule of the offline data's labels, unless each batch is labelled."""
+    if not cfg.labels_arrivals:
+        return ReplayLabels(data, cfg.reward, cfg.seed)
+    name = cfg.dataset.labeling or str(cfg.run_dir.absolute())
+    rule = LabelRule.of(read_labelings(data.sources, name))
+    values = partial(critic_values, algorithm, cfg.batch_size)
+    return ReplayLabels(data, cfg.reward, cfg.seed, rule=rule, values=values)
+
+
+@torch.no_grad()
+def critic_values(algorithm: RecapAlgorithm, batch_size: int, frames: FrameDataset) -> np.ndarray:
+    """(T, K) float32 what the K critics of the moment say of T frames."""
+    losses, training, values = algorithm.losses, algorithm.losses.training, []
+    losses.eval()
+    for numbers in batched(range(len(frames)), batch_size):
+        batch = algorithm.preprocess(default_collate([frames[number, number] for number in numbers]))
+        values.append(losses.run(algorithm.policy.predict_values, batch).float().cpu().numpy())
+    losses.train(training)
+    return np.concatenate(values)
 
 
 def may_update(policy: PI05RLConfig, replay: Replay, step: int) -> bool:

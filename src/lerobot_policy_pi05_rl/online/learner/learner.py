@@ -7,14 +7,19 @@ python -m lerobot_policy_pi05_rl.online.learner CONFIG [--key=value …]
 import logging
 import os
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
+from ...checkpoint.critic_provenance import read_critic_data
 from ...config.arguments import split_config_path
 from ...config.file import load_config
 from ...config.resolve import resolved
 from ...config.train import ConfigError
+from ...errors import UserError
+from ...labels.own_run import label_run
+from ...labels.values import Interrupted
 from ...training.loop import train
-from ...training.start import make_writer, start
+from ...training.start import Run, make_writer, open_labelled, start
 from ..config import OnlineTrainConfig
 from ..transport.inbox import Inbox
 from ..transport.security import check_binding
@@ -55,7 +60,7 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     check_binding(cfg.policy.actor_learner_config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("the online learner runs in one process; start it without accelerate launch or torchrun")
-    run = start(cfg, check_unused=check_unused, check_compatible=check_compatible)
+    run = labelled(start(cfg, check_unused=check_unused, check_compatible=check_compatible))
     cfg, data, algorithm, processors = run.cfg, run.data, run.algorithm, run.processors
     spec = episode_spec(data, cfg.replay, fps=cfg.env.fps)
     replay = open_replay(cfg, data, spec)
@@ -87,6 +92,23 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     finally:
         writer.close()
     return saved or run.checkpoint or cfg.run_dir
+
+
+def labelled(run: Run) -> Run:
+    """The run with its offline data under labels: those of the critics that it starts from, unless it has some.
+
+    Raises:
+        UserError: a signal came; the same command goes on from there.
+    """
+    cfg = run.cfg
+    if not cfg.labels_itself or run.checkpoint is not None:
+        return run
+    critic = cfg.policy.pi05_checkpoint
+    try:
+        label_run(run, critic, read_critic_data(critic))
+    except Interrupted as stopped:
+        raise UserError(f"stopped while the offline data were labelled: {stopped}") from stopped
+    return replace(run, data=open_labelled(cfg, run.algorithm.processes))
 
 
 def check_unused(run_dir: Path) -> None:

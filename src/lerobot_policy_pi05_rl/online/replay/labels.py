@@ -1,6 +1,7 @@
 """Labels of the replay's episodes, as the offline data's are labelled: each computed once, when it arrives."""
 
 import zlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,13 +9,23 @@ from lerobot.utils.constants import ACTION, OBS_STATE, REWARD
 
 from ...configuration_pi05_rl import PI05RLConfig
 from ...data.batch import RETURN
-from ...data.dataset import OfflineData, bootstrap_steps, episode_n_step_returns, policy_cameras
+from ...data.dataset import (
+    OfflineData,
+    bootstrap_steps,
+    episode_n_step_returns,
+    frame_repetitions,
+    policy_cameras,
+)
 from ...data.episodes import Episode, LabelledEpisodes, label_frames, reward_discount
-from ...data.frames import FrameDataset, FrameIndex
+from ...data.frames import FrameDataset, FrameIndex, PrecomputedLabels
+from ...data.labeling import out_of_fold
 from ...data.outcomes import intervention_flags, known_outcome
 from ...data.sources import Source
 from ...returns import NStepReturns, Outcome, RewardConfig
 from .memory import GrowingColumns
+from .rule import LabelRule
+
+ADVANTAGE = "advantage"
 
 
 class Label(NamedTuple):
@@ -29,47 +40,74 @@ class Label(NamedTuple):
 class ReplayLabels:
     """The replay's frames with their labels; those of an episode are computed when it is first seen."""
 
-    def __init__(self, data: OfflineData, reward: RewardConfig, seed: int):
-        self._data, self._reward, self._seed = data, reward, seed
+    def __init__(
+        self,
+        data: OfflineData,
+        reward: RewardConfig,
+        seed: int,
+        *,
+        rule: LabelRule | None = None,
+        values: Callable[[FrameDataset], np.ndarray] | None = None,
+    ):
+        """Args:
+        rule: that of advantages and tags; None: each batch's are computed as it is trained on.
+        values: frames → (T, K) what the critics of the moment say of them; needed with ``rule``.
+        """
+        self._data, self._reward, self._seed, self._rule, self._values = data, reward, seed, rule, values
         self._folds = data.policy.critic_folds if data.policy.trains_critic else 1
-        self._ahead = bootstrap_steps(data.policy, running=True)
+        self._ahead = bootstrap_steps(data.policy, running=rule is None)
         self._columns = GrowingColumns()  # rows as those of the episodes in _known
         self._known: dict[int, Label] = {}  # running number of an episode in the replay, oldest first
 
     def frames(self, source: Source) -> FrameDataset:
-        """What may be drawn of ``source``, a snapshot of the replay that is no older than the last call's."""
+        """What may be drawn of ``source``, a snapshot of the replay that is no older than the last call's.
+
+        Raises:
+            DatasetError: the policy extraction draws none of them.
+        """
         present = source.columns["episode_index"][source.starts].tolist()
         for number in self._known.keys() - set(present):
             self._columns.drop(self._known.pop(number).length)
         for row, number in enumerate(present):
             if number not in self._known:
                 self._label(source, row, number)
-        columns, data = self._columns.view(), self._data
+        columns, policy = self._columns.view(), self._data.policy
         episodes = [
             Episode(0, number, start, end, self._known[number].task, self._known[number].outcome)
             for number, start, end in zip(present, source.starts.tolist(), source.ends.tolist(), strict=True)
         ]
-        labelled = LabelledEpisodes(
-            episodes,
-            data.labels.tasks,
-            data.labels.task_lengths,
-            [np.repeat([episode.task for episode in episodes], [episode.length for episode in episodes])],
-            [columns[REWARD]],
-            [columns[RETURN]],
-            [intervention_flags(source)],
-        )
+        tasks = np.repeat([episode.task for episode in episodes], [episode.length for episode in episodes])
+        corrected = intervention_flags(source)
+        precomputed, repetitions = None, None
+        if self._rule is not None:
+            names = np.array(self._data.labels.tasks, dtype=object)[tasks]
+            tags = self._rule.tags({"task": names, ADVANTAGE: columns[ADVANTAGE], "intervention": corrected})
+            precomputed = [PrecomputedLabels(columns[ADVANTAGE], tags)]
+            repetitions = frame_repetitions(policy, episodes, precomputed)
+        labelled = self._labelled(episodes, tasks, columns, corrected)
+        folds = {(0, number): label.fold for number, label in self._known.items()} if self._folds > 1 else {}
         return FrameDataset(
             [source],
             labelled,
-            FrameIndex.of(episodes),
-            cameras=policy_cameras(data.policy),
-            chunk_size=data.policy.chunk_size,
-            image_transforms=data.train.image_transforms,
-            folds={(0, number): label.fold for number, label in self._known.items()} if self._folds > 1 else {},
+            FrameIndex.of(episodes, repetitions),
+            cameras=policy_cameras(policy),
+            chunk_size=policy.chunk_size,
+            image_transforms=self._data.train.image_transforms,
+            folds=folds,
             n_step_returns={
                 n: [NStepReturns(*(columns[f"{n}.{name}"] for name in NStepReturns._fields))] for n in self._ahead
             },
+            precomputed=precomputed,
             seed=self._seed,
+        )
+
+    def _labelled(
+        self, episodes: list[Episode], tasks: np.ndarray, columns: dict[str, np.ndarray], corrected: np.ndarray
+    ) -> LabelledEpisodes:
+        """The episodes of one source and its frames' columns, in the offline data's scale."""
+        of = self._data.labels
+        return LabelledEpisodes(
+            episodes, of.tasks, of.task_lengths, [tasks], [columns[REWARD]], [columns[RETURN]], [corrected]
         )
 
     def _label(self, source: Source, row: int, number: int) -> None:
@@ -83,8 +121,38 @@ class ReplayLabels:
         for n in self._ahead:
             steps = episode_n_step_returns(episode, source, rewards, n, discount)
             columns |= {f"{n}.{name}": values for name, values in steps._asdict().items()}
+        fold = fold_of(source, start, self._folds)
+        if self._rule is not None:
+            columns[ADVANTAGE] = self._advantages(source, episode, columns, fold)
         self._columns.append(columns)
-        self._known[number] = Label(episode.length, task, episode.outcome, fold_of(source, start, self._folds))
+        self._known[number] = Label(episode.length, task, episode.outcome, fold)
+
+    def _advantages(self, source: Source, episode: Episode, columns: dict[str, np.ndarray], fold: int) -> np.ndarray:
+        """(T,) by the rule, from the values of the critic that never learns from the episode."""
+        count, rows = len(source.columns["index"]), slice(episode.start, episode.end)
+        whole = {}  # as long as the source, of which one episode is read
+        for name in (REWARD, RETURN):
+            whole[name] = np.zeros(count, dtype=np.float32)
+            whole[name][rows] = columns[name]
+        labelled = self._labelled([episode], np.full(count, episode.task), whole, np.zeros(count, dtype=bool))
+        frames = FrameDataset(
+            [source],
+            labelled,
+            FrameIndex.of([episode]),
+            cameras=policy_cameras(self._data.policy),
+            chunk_size=self._data.policy.chunk_size,
+        )
+        values = out_of_fold(self._values(frames), np.full(episode.length, fold))
+        of_episode = {
+            "index": source.columns["index"][rows],
+            "episode_index": source.columns["episode_index"][rows],
+            "task": np.full(episode.length, self._data.labels.tasks[episode.task], dtype=object),
+            "outcome": np.full(episode.length, episode.outcome.value, dtype=object),
+            "reward": columns[REWARD],
+            "return": columns[RETURN],
+            "value": values,
+        }
+        return self._rule.advantages(of_episode, source.alignment)
 
 
 def label_online(
