@@ -270,6 +270,11 @@ class PI05RLConfig(PI05Config):
         return self.extraction.needs_advantage
 
     @property
+    def label_horizon(self) -> float | None:
+        """The share of a task's longest episode that N follows from; None: ``advantage_n_step``, or the rest of it."""
+        return self.advantage_horizon if self.advantage_n_step is None else None
+
+    @property
     def trains_critic(self) -> bool:
         """Whether a critic trains beside the policy."""
         return self.uses_advantage and self.train_critic

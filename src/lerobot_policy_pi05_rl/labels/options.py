@@ -153,10 +153,9 @@ def choose_estimator(options: LabelOptions, policy: PI05RLConfig, labels: Labell
         gae_lambdas = dict.fromkeys(lengths, options.gae_lambda)
     elif options.n_step_given:
         n_steps = None if options.n_step is None else dict.fromkeys(lengths, options.n_step)
-    elif horizon is None and policy.advantage_n_step is not None:
-        n_steps = dict.fromkeys(lengths, policy.advantage_n_step)
     elif horizon is None:
-        horizon = policy.advantage_horizon
+        n_steps = None if policy.advantage_n_step is None else dict.fromkeys(lengths, policy.advantage_n_step)
+        horizon = policy.label_horizon
     if horizon is not None:
         n_steps = {task: share_of_task(horizon, length) for task, length in lengths.items()}
     return Estimator(n_steps, gae_lambdas, horizon, smoothing, share or None)

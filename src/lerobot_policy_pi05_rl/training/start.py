@@ -147,10 +147,9 @@ def check_labels(cfg: PI05RLTrainConfig, labels: Path) -> None:
 
 def label_differences(policy: PI05RLConfig, labels: Path) -> list[str]:
     """In words, where a run's labels were made with other settings than those of ``policy``."""
-    horizon = policy.advantage_horizon if policy.advantage_n_step is None else None
     asked: dict[str, Any] = {
         "policy.advantage_n_step": policy.advantage_n_step,
-        "policy.advantage_horizon": horizon,
+        "policy.advantage_horizon": policy.label_horizon,
         "policy.advantage_smoothing": policy.advantage_smoothing,
     }
     made: dict[str, Any] = {}

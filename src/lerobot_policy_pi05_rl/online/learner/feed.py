@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from ...advantage import TAG_POSITIVE
 from ...configuration_pi05_rl import PI05RLConfig
 from ...data.dataset import OfflineData
 from ...data.frames import FrameDataset
@@ -42,6 +43,7 @@ class OnlineFeed(Feed):
         self.policy, self.algorithm = cfg.policy, algorithm
         self.labels = arrival_labels(cfg, run.data, algorithm)
         self.replay, self.intake, self.pusher, self.monitor = replay, intake, pusher, monitor
+        self._frames: FrameDataset | None = None  # what the batches were last shown
         self._shown = -1  # episodes received when the batches were last shown the replay
         self._said = 0.0
 
@@ -62,12 +64,16 @@ class OnlineFeed(Feed):
             return False
         if self.replay.episodes_received != self._shown:
             self._shown = self.replay.episodes_received
-            self.batches.show(self.labels.frames(self.replay.source()))
+            self._frames = self.labels.frames(self.replay.source())
+            self.batches.show(self._frames)
         return True
 
     def news(self) -> tuple[dict[str, float], str]:
         """Of the episodes since the last line, and how things stand."""
         online = self.monitor.flush()
+        if self._frames is not None and self._frames.precomputed is not None:
+            (labels,) = self._frames.precomputed
+            online["replay_positive_fraction"] = float((labels.tags == TAG_POSITIVE).mean())
         return online, self.monitor.summary(online)
 
     def close(self) -> None:
