@@ -164,7 +164,7 @@ def test_online_goes_on_from_the_offline_checkpoint(demo, online):
     last = [line for line in lines if "loss_actor" in line][-1]
     assert last["step"] == 6 and last["weights_pushed"] >= 1 and last["replay_transitions"] >= 200
     assert 0 < last["replay_positive_fraction"] < 1
-    assert list((online / "labels").glob("*.parquet")), "the critics that it starts from have labelled the offline data"
+    assert list((online / "labels").glob("*.parquet")), "by the critics that it starts from"
     held_out = [line for line in lines if "eval/loss_critic" in line]
     assert [line["step"] for line in held_out] == [6]
     assert list((online / "videos").glob("episode_*.mp4"))
