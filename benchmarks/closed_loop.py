@@ -5,10 +5,10 @@
     python benchmarks/closed_loop.py --training-seeds 0 1 2 …        # the spread that training alone makes
 
 Every policy of a mix starts from one pretrained policy: panda's is shipped with the demo, Meta-World's lies beside its
-tasks (``metaworld_tasks/pretrain.py`` made it). RECAP is one command (``pi05-rl offline``), whose labels its rivals take. A seed is that of
-recording and evaluation; the training seed is the same plus 100 times its number. Settings were chosen on seeds 0 to
-2; a claim rests on the others. Odd seeds run without vector instructions (``ATEN_CPU_CAPABILITY=default``), as on
-another processor.
+tasks (``metaworld_tasks/pretrain.py`` made it). RECAP is one command (``pi05-rl offline``), whose labels its rivals
+take. A seed is that of recording and evaluation; the training seed is the same plus 100 times its number. Settings were
+chosen on seeds 0 to 2; a claim rests on the others. Odd seeds run without vector instructions
+(``ATEN_CPU_CAPABILITY=default``), as on another processor.
 
 Jobs (record, train, evaluate) run side by side, one thread each, as many as there are cores. A finished job is never
 repeated and an interrupted training resumes, so the same command goes on after an interruption. Results of evaluations
@@ -58,7 +58,6 @@ class Variant:
         trained_as: the variant whose training this one only evaluates otherwise.
         labels: where its advantages come from: a key of ``LABELINGS``, "oracle", RECAP's "own", or None.
         evaluation: overrides of the policy at evaluation.
-        script: of this folder, which trains and evaluates in place of the package's own modules.
     """
 
     label: str
@@ -66,7 +65,6 @@ class Variant:
     trained_as: str | None = None
     labels: str | None = None
     evaluation: tuple[str, ...] = ()
-    script: str | None = None
 
 
 # Labels are there and no critic trains beside the policy: their gradients never mix, so it would not change it.
@@ -80,6 +78,7 @@ VARIANTS = {
     "recap": Variant("RECAP"),
     "recap_beta1": Variant("RECAP, β = 1", trained_as="recap", evaluation=("--guidance_scale=1",)),
     "recap_beta3": Variant("RECAP, β = 3", trained_as="recap", evaluation=("--guidance_scale=3",)),
+    "recap_beta8": Variant("RECAP, β = 8", trained_as="recap", evaluation=("--guidance_scale=8",)),
     "recap_weight5": Variant(
         "RECAP, positive weight 5", (NO_CRITIC, "--policy.advantage_positive_weight=5"), labels="own"
     ),
@@ -91,7 +90,7 @@ VARIANTS = {
     "recap_whole": Variant("RECAP, A = G − V", (NO_CRITIC,), labels="whole"),
     "filtered_sharp": Variant("filtered cloning (advantage), labels not smoothed", FILTERED, labels="sharp"),
     "recap_running": Variant("RECAP, labels of the critics beside it", ("--policy.advantage_labels=running",)),
-    "recap_text": Variant("RECAP, tag in the text", (NO_CRITIC,), labels="own", script="tag_in_text.py"),
+    "recap_text": Variant("RECAP, tag as text", (NO_CRITIC, "--policy.advantage_tag=text"), labels="own"),
     "oracle": Variant("oracle labels, RECAP", (NO_CRITIC,), labels="oracle"),
     "oracle_filtered": Variant("oracle labels, filtered cloning", FILTERED, labels="oracle"),
 }
@@ -135,13 +134,6 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int, training: int) -> l
         command = [sys.executable, "-m", module, *map(str, arguments)]
         return Job(f"{mix}/{seed}/{training}/{name}", command, output, runs / f"{name.replace('/', '_')}.log", needs)
 
-    def scripted(made: Job, script: str | None, verb: str) -> Job:
-        """The same job done by a script of this folder; a command begins: python -m MODULE."""
-        if script is None:
-            return made
-        path = Path(__file__).with_name(script)
-        return replace(made, command=[sys.executable, str(path), verb, *made.command[3:]])
-
     start = [f"--policy.pi05_checkpoint={PRETRAINED[mix]}"] if args.start == "pretrained" else list(RANDOM)
     record = ["--root", dataset, "--seed", seed, "--episodes", args.demonstrations, *MIXES[mix]]
     jobs.append(replace(job("record", f"{MODULES[mix]}.record", record, recorded, []), name=f"{mix}/{seed}/record"))
@@ -173,15 +165,12 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int, training: int) -> l
             options = [runs / "recap", "--from", runs / "recap", "--name", labeling, *LABELINGS[variant.labels]]
             jobs += [own, job(f"label_{labeling}", f"{package}.labels.command", options, side_car, [own.output])]
             overrides, needs = (*overrides, f"--dataset.labeling={labeling}"), [side_car]
-        jobs.append(
-            own if trained == "recap" else scripted(train(trained, steps, overrides, needs), variant.script, "train")
-        )
+        jobs.append(own if trained == "recap" else train(trained, steps, overrides, needs))
         suffix = "" if training == 0 else f".training{training}"
         result = args.results / args.start / mix / f"seed{seed}" / f"eval_{name}{suffix}.json"
         evaluate = [jobs[-1].output, "--episodes", args.episodes, "--output", result]
         evaluate += ["--seed", 10_000 * (seed + 1), *(f"--override={override}" for override in variant.evaluation)]
-        evaluation = job(f"{name}/evaluate", f"{MODULES[mix]}.evaluate", evaluate, result, [jobs[-1].output])
-        jobs.append(scripted(evaluation, variant.script, f"{MODULES[mix]}.evaluate"))
+        jobs.append(job(f"{name}/evaluate", f"{MODULES[mix]}.evaluate", evaluate, result, [jobs[-1].output]))
     return jobs
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/guidance.py [--cameras 2] [--text 64] [--repeats 5]
 
-Guided sampling reads one key-value cache of prefix and tag twice, in one pass of the action expert per denoising step.
+Guided sampling reads the prefix's key-value cache twice, in one pass of the action expert per denoising step.
 """
 
 import argparse
@@ -40,8 +40,7 @@ def inputs(config: PI05RLConfig, cameras: int, text: int) -> dict:
         "img_masks": [torch.ones(1, dtype=torch.bool) for _ in range(cameras)],
         "tokens": torch.ones(1, text, dtype=torch.long),
         "masks": torch.ones(1, text, dtype=torch.bool),
-        "tag_tokens": torch.ones(1, 3, dtype=torch.long),
-        "tag_masks": torch.ones(1, 3, dtype=torch.bool),
+        "tags": torch.ones(1, dtype=torch.long),
         "noise": torch.zeros(1, config.chunk_size, config.max_action_dim),
     }
 

@@ -197,10 +197,12 @@ class RecapLosses(nn.Module):
         """Flow matching on the action chunk under the tag, behind the prefix's cache; each sample is the mean over its
         unpadded steps."""
         model = self.policy.model
+        vectors = tags if model.advantage_embedding is not None else None
         # Sharded processes run the same passes in step, whatever their own samples need.
-        if tags is not None and (self.processes.fsdp is not None or bool((tags >= 0).any())):
+        if tags is not None and vectors is None and (self.processes.fsdp is not None or bool((tags >= 0).any())):
             cache = model.encode_tag(cache, model.embed_tag(*select_tag(batch, tags)))
-        error = model.flow_matching_error(cache, self.policy.prepare_action(batch), sampled.noise, sampled.time)
+        actions = self.policy.prepare_action(batch)
+        error = model.flow_matching_error(cache, actions, sampled.noise, sampled.time, vectors)
         error = per_sample(error, batch)
         loss = (error if weights is None else error * weights).mean()
         return loss, {"loss_actor": loss.detach()}

@@ -1,5 +1,7 @@
 """The LeRobot policy ``pi05_rl``: loading, saving, and acting under the advantage that it is asked for."""
 
+import copy
+import json
 import logging
 from pathlib import Path
 
@@ -25,10 +27,12 @@ from .model.lora import (
 )
 from .model.network import PI05RLPytorch
 from .model.weights import load_policy_weights
-from .stored.files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic
+from .stored.files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic, tags_by_text
 from .stored.folders import policy_kind
 
 logger = logging.getLogger(__name__)
+
+ADVANTAGE_EMBEDDING = "advantage_embedding"  # attribute of the network
 
 
 class PI05RLPolicy(PI05Policy):
@@ -84,6 +88,7 @@ class PI05RLPolicy(PI05Policy):
                     "config=PI05RLConfig(…) to start a pi05_rl policy from its weights"
                 )
         files = locate_for(config, pretrained_name_or_path, **hub_kwargs)
+        config = with_stored_tag(config, files.directory / "config.json")
         if config.use_peft:  # an adapter's checkpoint, or its base: a critic that neither stores was never trained
             load_critic = load_critic and stores_critic(files)
         policy = cls(config, load_critic=load_critic)
@@ -102,6 +107,13 @@ class PI05RLPolicy(PI05Policy):
     def _get_default_peft_targets(self) -> dict[str, str | list[str]]:
         """LeRobot's targets for π0.5; whatever the targets, the critic stays as it is."""
         return {**super()._get_default_peft_targets(), "exclude_modules": untouched_modules(self)}
+
+    def _build_peft_config(self, cli_overrides: dict):
+        """LeRobot's; the tag's vector, which starts at 0, trains in full beside any adapter."""
+        config = super()._build_peft_config(cli_overrides)
+        if self.model.advantage_embedding is not None and self.config.extraction.shows_tag:
+            config.modules_to_save = [*(config.modules_to_save or []), ADVANTAGE_EMBEDDING]
+        return config
 
     def _validate_peft_config(self, peft_config) -> None:
         super()._validate_peft_config(peft_config)
@@ -167,15 +179,14 @@ class PI05RLPolicy(PI05Policy):
         """(B, H, action_dim) normalised actions, conditioned on ``config.inference_advantage``."""
         self.eval()
         images, img_masks = self._preprocess_images(batch)
-        tag_tokens, tag_masks = self._inference_tag(batch)
+        tag = self._inference_tag(batch)
         with self.autocast():
             actions = self.model.sample_actions(
                 images,
                 img_masks,
                 batch[OBS_LANGUAGE_TOKENS],
                 batch[OBS_LANGUAGE_ATTENTION_MASK],
-                tag_tokens=tag_tokens,
-                tag_masks=tag_masks,
+                **tag,
                 guidance_scale=self.config.guidance_scale,
                 **kwargs,
             )
@@ -200,17 +211,32 @@ class PI05RLPolicy(PI05Policy):
             self._action_queue.clear()
         return super().select_action(batch)
 
-    def _inference_tag(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    def _inference_tag(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What ``sample_actions`` is told of the tag that is asked for."""
         tag = asked_inference_tag(self.config.extraction)
         if tag is None:
-            return None, None
+            return {}
+        tokens = batch[OBS_LANGUAGE_TOKENS]
+        tags = torch.full((len(tokens),), tag, device=tokens.device)
+        if self.model.advantage_embedding is not None:
+            return {"tags": tags}
         if ADVANTAGE_TOKENS not in batch:
             raise KeyError(
                 f"{ADVANTAGE_TOKENS} is not in the batch: the preprocessor is not pi05_rl's. Load the one saved in "
                 "the checkpoint, or set --policy.inference_advantage=none"
             )
-        tags = torch.full((batch[ADVANTAGE_TOKENS].shape[0],), tag)
-        return select_tag(batch, tags.to(batch[ADVANTAGE_TOKENS].device))
+        tag_tokens, tag_masks = select_tag(batch, tags)
+        return {"tag_tokens": tag_tokens, "tag_masks": tag_masks}
+
+
+def with_stored_tag(config: PI05RLConfig, stored: Path) -> PI05RLConfig:
+    """``config`` with the tag as text, where the checkpoint's ``config.json`` is of a version that knew no other."""
+    if config.advantage_tag == "text" or not stored.is_file() or not tags_by_text(json.loads(stored.read_text())):
+        return config
+    logger.warning("%s is of an earlier version, whose tag is text: it stays so", stored.parent)
+    config = copy.copy(config)
+    config.advantage_tag = "text"
+    return config
 
 
 def select_tag(batch: dict[str, Tensor], tags: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ EMBEDDING = "model.paligemma_with_expert.paligemma.model.language_model.embed_to
 def stock_checkpoint(folder, *, prefix: str = "model.", tied: bool = False, **sizes):
     """A directory as LeRobot saves stock π0.5: no critic, two logits heads nobody uses."""
     torch.manual_seed(5)
-    source = randomised(PI05RLPolicy(tiny_config(**sizes), load_critic=False))
+    source = randomised(PI05RLPolicy(tiny_config(advantage_tag="text", **sizes), load_critic=False))
     tensors = {name: tensor.clone() for name, tensor in source.state_dict().items()}
     tensors["model.paligemma_with_expert.gemma_expert.lm_head.weight"] = torch.randn(300, 32)
     head = tensors.pop(EMBEDDING) if tied else torch.randn(300, 64)

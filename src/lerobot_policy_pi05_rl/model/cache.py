@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,11 @@ class PrefixCache(NamedTuple):
     keys: list[Tensor]  # of each layer, (B, key-value heads, N, head size)
     values: list[Tensor]
     hidden_states: Tensor | None  # (B, P, width) of the prefix, after layer critic_llm_depth; for a shared critic
+
+    def twice(self) -> "PrefixCache":
+        """The batch and the same batch behind it; the critic's states are left out."""
+        keys, values = ([torch.cat([tensor, tensor]) for tensor in tensors] for tensors in (self.keys, self.values))
+        return PrefixCache(torch.cat([self.pad_masks, self.pad_masks]), keys, values, None)
 
     def first(self, count: int) -> "PrefixCache":
         """That of the batch's first ``count`` samples."""

@@ -1,11 +1,12 @@
-"""π0.5 with the advantage tag in an attention block of its own, and the value critic beside it.
+"""π0.5 with an advantage tag, and the value critic beside it.
 
-Prefix (images, prompt) and actions are stock π0.5 (lerobot/policies/pi05/modeling_pi05.py). The tag tokens lie
-between them: the prefix cannot see the tag, the actions can. With no tag the block is left out and the network
-is stock π0.5.
+Prefix (images, prompt) and actions are stock π0.5 (lerobot/policies/pi05/modeling_pi05.py). The tag is a vector that
+is added to the time embedding of the action expert, or text, whose tokens lie between prefix and actions: the prefix
+cannot see the tag, the actions can. With no tag the network is stock π0.5.
 """
 
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -24,9 +25,13 @@ from .compiling import check_compiler, compile_in_place
 from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic, pool_images
 from .towers import PaliGemmaWithExpert, encode_block
 
+# The tag's vector has to get from 0 to where it matters beside the time embedding, at a learning rate and in as many
+# steps as a pretrained policy is fine-tuned with.
+TAG_GAIN = 10.0
+
 
 class PI05RLPytorch(PI05Pytorch):
-    """The network: stock π0.5, the tag block, the critic (``critic`` is None when it was not asked for)."""
+    """The network: stock π0.5, the tag, the critic (``critic`` is None when it was not asked for)."""
 
     def __init__(self, config: PI05RLConfig, rtc_processor=None, *, with_critic: bool = True):
         nn.Module.__init__(self)
@@ -39,6 +44,10 @@ class PI05RLPytorch(PI05Pytorch):
         self.action_out_proj = nn.Linear(config.expert_width, config.max_action_dim)
         self.time_mlp_in = nn.Linear(config.expert_width, config.expert_width)
         self.time_mlp_out = nn.Linear(config.expert_width, config.expert_width)
+        self.advantage_embedding: nn.Embedding | None = None
+        if config.advantage_tag == "vector":
+            self.advantage_embedding = nn.Embedding(2, config.expert_width)  # negative, positive
+            nn.init.zeros_(self.advantage_embedding.weight)
         self.critic = None
         if with_critic:
             bins = ValueBins(
@@ -152,18 +161,24 @@ class PI05RLPytorch(PI05Pytorch):
                 cache = self.encode_prefix(prefix, for_critic_alone=True)
         return CriticFeatures(cache.hidden_states.detach(), prefix.pad_masks)
 
-    def velocities(self, cache: PrefixCache, visible: list[Tensor], x_t: Tensor, time: Tensor) -> list[Tensor]:
+    def velocities(
+        self, cache: PrefixCache, visible: list[Tensor], x_t: Tensor, time: Tensor, tags: Tensor | None = None
+    ) -> list[Tensor]:
         """The velocity of each guidance branch, all on one cache, in one pass of the expert.
 
         Args:
             visible: per branch, (B, N) bool mask of the cached tokens that its actions attend to. Each branch is a
                 copy of the action tokens; the copies do not see each other.
             x_t: (B, H, A) noisy actions; time: (B,) in (0, 1], 1 is noise.
+            tags: (B,) those that are vectors, −1: none; None: no sample has one.
 
         Returns:
             Per branch (B, H, A) fp32 predicted velocity ``noise - actions``.
         """
         embs, pad_masks, att_masks, adarms_cond = self.embed_suffix(x_t, time)
+        if tags is not None:
+            shown = (tags >= 0)[:, None].to(adarms_cond.dtype)
+            adarms_cond = adarms_cond + TAG_GAIN * shown * self.advantage_embedding(tags.clamp(min=0))
         copies, length = len(visible), pad_masks.shape[1]
         own = make_att_2d_masks(pad_masks, att_masks)
         masks, positions = [], []
@@ -182,15 +197,18 @@ class PI05RLPytorch(PI05Pytorch):
         with _full_precision(out.device.type):
             return list(self.action_out_proj(out).chunk(copies, dim=1))
 
-    def velocity(self, cache: PrefixCache, x_t: Tensor, time: Tensor) -> Tensor:
+    def velocity(self, cache: PrefixCache, x_t: Tensor, time: Tensor, tags: Tensor | None = None) -> Tensor:
         """:meth:`velocities` of one branch, to which the whole cache is visible."""
-        return self.velocities(cache, [cache.pad_masks], x_t, time)[0]
+        return self.velocities(cache, [cache.pad_masks], x_t, time, tags)[0]
 
-    def flow_matching_error(self, cache: PrefixCache, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """(B, H, A) squared error of the velocity; ``actions`` and ``noise`` are (B, H, A), ``time`` (B,)."""
+    def flow_matching_error(
+        self, cache: PrefixCache, actions: Tensor, noise: Tensor, time: Tensor, tags: Tensor | None = None
+    ) -> Tensor:
+        """(B, H, A) squared error of the velocity; ``actions`` and ``noise`` are (B, H, A), ``time`` (B,), ``tags`` as
+        of :meth:`velocities`."""
         expanded = time[:, None, None]
         x_t = expanded * noise + (1 - expanded) * actions
-        return F.mse_loss(noise - actions, self.velocity(cache, x_t, time), reduction="none")
+        return F.mse_loss(noise - actions, self.velocity(cache, x_t, time, tags), reduction="none")
 
     def forward(self, images, img_masks, tokens, masks, actions, noise, time) -> Tensor:
         """Stock's training forward (no tag): (B, H, A) squared errors."""
@@ -206,15 +224,17 @@ class PI05RLPytorch(PI05Pytorch):
         masks,
         tag_tokens=None,
         tag_masks=None,
+        tags=None,
         noise=None,
         num_steps=None,
         guidance_scale: float = 1.0,
         **rtc,
     ) -> Tensor:
-        """Denoise a chunk (B, H, A) with one cached pass over the prefix, and one over the tag.
+        """Denoise a chunk (B, H, A) with one cached pass over the prefix, and one over a tag that is text.
 
         Args:
-            tag_tokens, tag_masks: (B, L) the advantage tag; None: plain π0.5.
+            tag_tokens, tag_masks: (B, L) the tag as text; None: there is none.
+            tags: (B,) the tag as a vector; None: there is none. Without either it is plain π0.5.
             noise: (B, H, A) start of the integration; None: drawn.
             guidance_scale: β; each step follows ``v(no tag) + β · (v(tag) − v(no tag))``. 1 is plain conditioning.
             rtc: ``inference_delay``, ``prev_chunk_left_over``, ``execution_horizon`` (LeRobot's
@@ -225,14 +245,22 @@ class PI05RLPytorch(PI05Pytorch):
             noise = self.sample_noise(shape, tokens.device)
         prefix = self.encode_prefix(self.embed_observation(images, img_masks, tokens, masks))
         cache = prefix if tag_tokens is None else self.encode_tag(prefix, self.embed_tag(tag_tokens, tag_masks))
+        guided = guidance_scale != 1.0 and (tags is not None or tag_tokens is not None)
         visible = [cache.pad_masks]
-        if tag_tokens is not None and guidance_scale != 1.0:
+        if guided and tags is not None:  # both branches in one batch
+            cache, tags = cache.twice(), torch.cat([tags, torch.full_like(tags, -1)])
+        elif guided:
             untagged = cache.pad_masks.clone()
             untagged[:, prefix.pad_masks.shape[1] :] = False
             visible.append(untagged)
 
+        def branches(x_t: Tensor, time: Tensor) -> Sequence[Tensor]:
+            if guided and tags is not None:
+                return self.velocity(cache, x_t.repeat(2, 1, 1), time.repeat(2), tags).chunk(2)
+            return self.velocities(cache, visible, x_t, time, tags)
+
         def velocity(x_t: Tensor, time: Tensor) -> Tensor:
-            tagged, *untagged = self.velocities(cache, visible, x_t, time)
+            tagged, *untagged = branches(x_t, time)
             return tagged if not untagged else untagged[0] + guidance_scale * (tagged - untagged[0])
 
         return euler_integrate(

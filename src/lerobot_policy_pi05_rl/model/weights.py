@@ -12,11 +12,12 @@ from torch import nn
 
 from ..stored.files import CRITIC_PREFIX, CheckpointError, CheckpointFiles, StoredTensor, list_names, open_tensors
 from ..stored.files import locate as locate
-from ..stored.folders import policy_kind, stored_type
+from ..stored.folders import policy_kind, stored_type, stores_tag_vector
 from ..stored.keys import NORMALISATION, is_unused, model_kind, size_differences
 
 logger = logging.getLogger(__name__)
 
+ADVANTAGE_EMBEDDING = "model.advantage_embedding.weight"
 FLOATS = ("F64", "F32", "F16", "BF16")  # how weights are stored; anything else is quantised or no weight
 
 
@@ -24,8 +25,9 @@ def load_policy_weights(policy: nn.Module, files: CheckpointFiles) -> None:
     """Copy every tensor of weights and critic into ``policy`` (cast to its dtype), one at a time.
 
     A stock π0.5 checkpoint has no critic: the critic is then initialised from the loaded actor and the log says
-    so. What π0.5 never uses (stock's two logits heads, for instance) is skipped, and so are the statistics that
-    LeRobot kept in the network up to 0.3 (the log says so). A policy without a critic skips the checkpoint's.
+    so; nor has it a tag, whose vector is 0 then. What π0.5 never uses (stock's two logits heads, for instance) is
+    skipped, and so are the statistics that LeRobot kept in the network up to 0.3 (the log says so). A policy without a
+    critic skips the checkpoint's.
 
     Raises:
         CheckpointError: the tensors differ in name, shape or kind, before one is touched; or a file is damaged or a
@@ -42,7 +44,13 @@ def load_policy_weights(policy: nn.Module, files: CheckpointFiles) -> None:
             if has_critic or not key.startswith(CRITIC_PREFIX)
         }
         needs_critic = has_critic and not any(key.startswith(CRITIC_PREFIX) for key in sources)
-        expected = {key: v for key, v in wanted.items() if not (needs_critic and key.startswith(CRITIC_PREFIX))}
+        needs_tag = ADVANTAGE_EMBEDDING in wanted and ADVANTAGE_EMBEDDING not in sources
+        needs_tag = needs_tag and not stores_tag_vector(files.weights.parent)
+        expected = {
+            key: v
+            for key, v in wanted.items()
+            if not (needs_critic and key.startswith(CRITIC_PREFIX)) and not (needs_tag and key == ADVANTAGE_EMBEDDING)
+        }
         _check(files.weights, sources, expected)
         with torch.no_grad():
             for key, tensor in sources.items():
@@ -55,6 +63,9 @@ def load_policy_weights(policy: nn.Module, files: CheckpointFiles) -> None:
             files.weights,
             list_names(statistics),
         )
+    if needs_tag:
+        nn.init.zeros_(policy.model.advantage_embedding.weight)
+        logger.info("%s has no advantage tag: its vector is 0, and changes nothing before it learns", files.directory)
     if needs_critic:
         policy.model.critic.init_from_actor(policy.model.language_model)
         logger.info("%s has no critic: its layers are initialised from the actor's, its head is new", files.directory)

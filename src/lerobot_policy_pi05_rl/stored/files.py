@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -264,6 +264,12 @@ def stored_config(name_or_path: str | Path, **hub_kwargs) -> PreTrainedConfig:
         raise CheckpointError(
             f"the config.json of the checkpoint {name_or_path} is missing or damaged: {one_line(error)}"
         ) from error
+
+
+def tags_by_text(stored: Mapping[str, Any]) -> bool:
+    """Whether the policy of this ``config.json`` is of an earlier version, which knew a tag as text alone."""
+    ours = stored.get("type") == "pi05_rl" and stored.get("policy_extraction") == "conditioning"
+    return ours and "advantage_tag" not in stored
 
 
 def _why_no_config(directory: Path) -> str:
