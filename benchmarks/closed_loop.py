@@ -4,9 +4,9 @@
     python benchmarks/closed_loop.py --start random …                # a second table, from random weights
     python benchmarks/closed_loop.py --training-seeds 0 1 2 …        # the spread that training alone makes
 
-Every policy of a mix starts from one pretrained policy: panda's is shipped with the demo, Meta-World's lies beside
-its tasks (``metaworld_tasks/pretrain.py`` made it). RECAP is one command (``pi05-rl offline``), whose labels its rivals
-take. A seed is that of recording and evaluation; the training seed is the same plus 100 times its number. Settings were
+Every policy of a mix starts from one pretrained policy: panda's is shipped with the demo, Meta-World's lies beside its
+tasks (``metaworld_tasks/pretrain.py`` made it). RECAP is one command (``pi05-rl offline``); rivals take its labels.
+A seed is that of recording and evaluation; the training seed is the same plus 100 times its number. Settings were
 chosen on seeds 0 to 2; a claim rests on the others. Odd seeds run without vector instructions
 (``ATEN_CPU_CAPABILITY=default``), as on another processor.
 

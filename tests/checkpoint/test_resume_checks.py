@@ -164,7 +164,7 @@ def test_what_changes_the_learning_is_one_warning_and_the_rest_is_a_note(resumab
     (note,) = [record.getMessage() for record in lines if record.levelname == "INFO"]
     for change in ("batch_size: 4 → 2", "seed: 7 → 8", "policy.offline_steps: 6 → 7", "schedule of the new length"):
         assert change in warning and change not in note
-    assert "log_freq: 1 → 2" in note and "policy.guidance_scale: 3.0 → 2.0" in note
+    assert "log_freq: 1 → 2" in note and "policy.guidance_scale: 5.0 → 2.0" in note
     assert "log_freq" not in warning and "guidance" not in warning
 
 

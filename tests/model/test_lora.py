@@ -29,6 +29,7 @@ from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
 SUPPORT = (-1.0, 0.0)
+TAG_TRAINED = "advantage_embedding.modules_to_save.default.weight"
 EXPERT = "model.paligemma_with_expert.gemma_expert.model.layers.0.self_attn"
 VISION = "model.paligemma_with_expert.paligemma.model.vision_tower.encoder.layers.0.self_attn.q_proj"
 
@@ -234,7 +235,7 @@ def test_adapter_and_critic_move_and_nothing_else_does(separate, targets):
     for _ in range(2):  # the first leaves the A halves where they are: the B halves start at zero
         algorithm.update(stream)
     moved = changed(before, policy.state_dict())
-    adapter = {name for name in before if "lora_" in name}
+    adapter = {name for name in before if "lora_" in name or name.endswith(TAG_TRAINED)}
     critic = {name for name, _ in policy.named_parameters() if name.startswith(CRITIC_PREFIX)}
     assert adapter and not {name for name in adapter if name.startswith(CRITIC_PREFIX)}
     assert moved == adapter | critic
@@ -267,7 +268,7 @@ def test_the_checkpoint_stores_adapter_and_critic_once_and_no_base(tmp_path, mix
     assert settings["base_model_name_or_path"] == str(base.resolve())
     assert settings["r"] == 4 and json.loads((checkpoint / "config.json").read_text())["use_peft"] is True
     adapter, critic = (load_file(checkpoint / f"{name}.safetensors") for name in ("adapter_model", "critic"))
-    assert all("lora_" in name for name in adapter)
+    assert all("lora_" in name or name.endswith("advantage_embedding.weight") for name in adapter)
     whole = load_file(base / "model.safetensors")
     assert critic.keys() == {name for name in whole if name.startswith(CRITIC_PREFIX)}
     assert changed({name: whole[name] for name in critic}, critic)
@@ -286,10 +287,12 @@ def test_a_frozen_critic_of_the_base_is_not_stored_again(tmp_path, mixed_dataset
 
 def test_no_tensor_is_in_memory_twice():
     algorithm = make_adapted(None)
-    held = {tensor.data_ptr(): tensor.nbytes for tensor in algorithm.policy.state_dict().values()}
-    named = {k.replace(".base_layer", ""): v for k, v in algorithm.policy.state_dict().items() if "lora_" not in k}
+    state = algorithm.policy.state_dict()
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in state.values()}
+    named = {k.replace(".base_layer", "").replace(".original_module", ""): v for k, v in state.items()}
+    named = {k: v for k, v in named.items() if "lora_" not in k and not k.endswith(TAG_TRAINED)}
     assert named.keys() == PI05RLPolicy(algorithm.policy.config).state_dict().keys()
-    adapter = sum(v.nbytes for k, v in algorithm.policy.state_dict().items() if "lora_" in k)
+    adapter = sum(v.nbytes for k, v in state.items() if "lora_" in k or k.endswith(TAG_TRAINED))
     assert sum(held.values()) == sum(tensor.nbytes for tensor in named.values()) + adapter
 
 
@@ -322,7 +325,8 @@ def test_lerobots_factory_loads_adapter_and_critic(tmp_path, mixed_dataset, base
     meta = LeRobotDatasetMetadata("test/tiny", root=mixed_dataset)
     stock = lerobot_make_policy(config, ds_meta=meta)
     adapter, critic = (load_file(path / f"{name}.safetensors") for name in ("adapter_model", "critic"))
-    loaded = {name.replace(".default", ""): tensor for name, tensor in stock.state_dict().items()}
+    state = stock.state_dict()
+    loaded = {k.replace(".modules_to_save", "").replace(".default", ""): tensor for k, tensor in state.items()}
     assert not changed(adapter, loaded)
     assert not changed(critic, {name.removeprefix("base_model.model."): v for name, v in loaded.items()})
     merged = PI05RLPolicy.from_pretrained(path)

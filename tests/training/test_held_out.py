@@ -50,10 +50,11 @@ def test_the_middle_frame_of_each_episode():
     assert critic_metrics.middle_frames(episodes, places).tolist() == [4, 1]
 
 
+@pytest.mark.parametrize(("tag_as", "tokens"), [("vector", []), ("text", [3])])
 @pytest.mark.usefixtures("float64")
 @torch.no_grad()
-def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
-    algorithm, batch = make_algorithm(), make_batch()
+def test_flow_losses_share_one_prefix_and_equal_the_training_forwards(tag_as, tokens):
+    algorithm, batch = make_algorithm(advantage_tag=tag_as), make_batch()
     policy, runs = algorithm.policy, []
     prefix = policy.embed_observation(batch)
     length = prefix.embs.shape[1]
@@ -65,7 +66,7 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
     columns = held_out.flow_columns(algorithm, caches, batch)
     held_out.sample_columns(algorithm, caches, batch)
     hook.remove()
-    assert runs == [length, 3]  # the prefix once, then the positive tag
+    assert runs == [length, *tokens]  # the prefix once, then the positive tag where it is text
     sampled = sample_noise(3, batch[POSITION], policy.config)
     for name, tag in (("positive", 1), ("none", -1)):
         tags = None if tag < 0 else torch.full((6,), tag)
