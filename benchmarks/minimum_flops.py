@@ -32,7 +32,7 @@ class _Layer:
 
 def minimum_flops(config: PI05RLConfig, cameras: int, text: int) -> int:
     """FLOPs of one sample, forward and backward (with the tag and the critic unless ``config`` clones)."""
-    tag = TAG_TOKENS if config.extraction.shows_tag else 0
+    tag = TAG_TOKENS if config.extraction.shows_tag and config.advantage_tag == "text" else 0
     actor = _vision(config, cameras) + _language(config, cameras, text, tag) + _actions(config, cameras, text, tag)
     return actor + (_critic(config, cameras, text) if config.trains_critic else 0)
 

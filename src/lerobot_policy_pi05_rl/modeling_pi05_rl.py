@@ -1,6 +1,5 @@
 """The LeRobot policy ``pi05_rl``: loading, saving, and acting under the advantage that it is asked for."""
 
-import copy
 import json
 import logging
 from pathlib import Path
@@ -12,6 +11,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 
+from .config.resolve import changed
 from .configuration_pi05_rl import PI05RLConfig
 from .data.batch import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from .extraction_checks import asked_inference_tag
@@ -110,10 +110,10 @@ class PI05RLPolicy(PI05Policy):
 
     def _build_peft_config(self, cli_overrides: dict):
         """LeRobot's; the tag's vector, which starts at 0, trains in full beside any adapter."""
-        config = super()._build_peft_config(cli_overrides)
+        peft = super()._build_peft_config(cli_overrides)
         if self.model.advantage_embedding is not None and self.config.extraction.shows_tag:
-            config.modules_to_save = [*(config.modules_to_save or []), ADVANTAGE_EMBEDDING]
-        return config
+            peft.modules_to_save = [*(peft.modules_to_save or []), ADVANTAGE_EMBEDDING]
+        return peft
 
     def _validate_peft_config(self, peft_config) -> None:
         super()._validate_peft_config(peft_config)
@@ -234,9 +234,7 @@ def with_stored_tag(config: PI05RLConfig, stored: Path) -> PI05RLConfig:
     if config.advantage_tag == "text" or not stored.is_file() or not tags_by_text(json.loads(stored.read_text())):
         return config
     logger.warning("%s is of an earlier version, whose tag is text: it stays so", stored.parent)
-    config = copy.copy(config)
-    config.advantage_tag = "text"
-    return config
+    return changed(config, advantage_tag="text")
 
 
 def select_tag(batch: dict[str, Tensor], tags: Tensor) -> tuple[Tensor, Tensor]:

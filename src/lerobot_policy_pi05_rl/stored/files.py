@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 from lerobot.configs import PreTrainedConfig
 from safetensors import SafetensorError, safe_open
 
+from ..advantage import find_extraction
 from ..errors import UserError, one_line, typed_line
 from .folders import ADAPTER_WEIGHTS, why_no_weights
 from .keys import ACTOR_HEAD, EMBED_TOKENS, our_key
@@ -268,8 +269,12 @@ def stored_config(name_or_path: str | Path, **hub_kwargs) -> PreTrainedConfig:
 
 def tags_by_text(stored: Mapping[str, Any]) -> bool:
     """Whether the policy of this ``config.json`` is of an earlier version, which knew a tag as text alone."""
-    ours = stored.get("type") == "pi05_rl" and stored.get("policy_extraction") == "conditioning"
-    return ours and "advantage_tag" not in stored
+    if stored.get("type") != "pi05_rl" or "advantage_tag" in stored:
+        return False
+    try:
+        return find_extraction(stored.get("policy_extraction", "")).shows_tag
+    except UserError:  # one that somebody wrote; whether it shows tags, its module would say
+        return True
 
 
 def _why_no_config(directory: Path) -> str:

@@ -460,7 +460,7 @@ def test_settings_of_acting_are_the_learners_and_an_actor_is_told(tmp_path, pand
     decoded(panda_setup, cfg)
     assert "has no effect" not in caplog.text
     cfg.policy.guidance_scale = 2.0
-    assert decoded(panda_setup, cfg).guidance_scale == learners.guidance_scale == 3.0
+    assert decoded(panda_setup, cfg).guidance_scale == learners.guidance_scale == 5.0
     assert "policy.guidance_scale=2.0 has no effect" in caplog.text
 
 
