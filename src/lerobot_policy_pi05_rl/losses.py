@@ -8,7 +8,7 @@ import torch
 from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
-from .advantage import TAG_POSITIVE, SampleLabels
+from .advantage import TAG_NONE, TAG_POSITIVE, SampleLabels
 from .data.batch import (
     ACTION_IS_PAD,
     FOLD,
@@ -197,7 +197,10 @@ class RecapLosses(nn.Module):
         """Flow matching on the action chunk under the tag, behind the prefix's cache; each sample is the mean over its
         unpadded steps."""
         model = self.policy.model
-        vectors = tags if model.advantage_embedding is not None else None
+        vectors = None
+        if model.advantage_embedding is not None:  # always part of the pass: what trains is the same whoever extracts
+            none = torch.full(batch[ACTION].shape[:1], TAG_NONE, device=batch[ACTION].device)
+            vectors = none if tags is None else tags
         # Sharded processes run the same passes in step, whatever their own samples need.
         if tags is not None and vectors is None and (self.processes.fsdp is not None or bool((tags >= 0).any())):
             cache = model.encode_tag(cache, model.embed_tag(*select_tag(batch, tags)))

@@ -111,7 +111,7 @@ class PI05RLPolicy(PI05Policy):
     def _build_peft_config(self, cli_overrides: dict):
         """LeRobot's; the tag's vector, which starts at 0, trains in full beside any adapter."""
         peft = super()._build_peft_config(cli_overrides)
-        if self.model.advantage_embedding is not None and self.config.extraction.shows_tag:
+        if self.model.advantage_embedding is not None:
             peft.modules_to_save = [*(peft.modules_to_save or []), ADVANTAGE_EMBEDDING]
         return peft
 

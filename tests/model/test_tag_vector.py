@@ -103,10 +103,13 @@ def test_positive_samples_alone_move_its_row():
 
 
 @pytest.mark.parametrize("extraction", ["none", "weighted"])
-def test_where_no_tag_is_shown_it_does_not_train(extraction):
+def test_where_no_tag_is_shown_it_stays_zero_and_is_among_what_trains(extraction):
+    """So that a run may go on with another extraction."""
     algorithm = make_algorithm(policy_extraction=extraction, advantage_labels="running")
     weight = algorithm.policy.model.advantage_embedding.weight
-    assert not weight.requires_grad and id(weight) not in map(id, algorithm.parameters["actor"])
+    torch.nn.init.zeros_(weight)
+    algorithm.update(batches())
+    assert id(weight) in map(id, algorithm.parameters["actor"]) and not weight.any()
 
 
 def test_it_is_stored_and_loaded_and_a_pretrained_policy_begins_with_zeros(tmp_path, caplog):

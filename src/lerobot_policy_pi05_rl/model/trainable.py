@@ -42,8 +42,6 @@ def frozen_modules(policy: PreTrainedPolicy) -> list[nn.Module]:
         last.mlp,
         language.norm,
     ]
-    if policy.model.advantage_embedding is not None and not config.extraction.shows_tag:
-        frozen.append(policy.model.advantage_embedding)
     if config.freeze_vision_encoder:
         frozen.append(policy.model.vision_tower)
     if config.train_expert_only:
