@@ -1,6 +1,5 @@
 """The LeRobot policy ``pi05_rl``: loading, saving, and acting under the advantage that it is asked for."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -28,11 +27,9 @@ from .model.lora import (
 from .model.network import PI05RLPytorch
 from .model.weights import load_policy_weights
 from .stored.files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic, tags_by_text
-from .stored.folders import policy_kind
+from .stored.folders import policy_kind, stored_settings
 
 logger = logging.getLogger(__name__)
-
-ADVANTAGE_EMBEDDING = "advantage_embedding"  # attribute of the network
 
 
 class PI05RLPolicy(PI05Policy):
@@ -88,7 +85,7 @@ class PI05RLPolicy(PI05Policy):
                     "config=PI05RLConfig(…) to start a pi05_rl policy from its weights"
                 )
         files = locate_for(config, pretrained_name_or_path, **hub_kwargs)
-        config = with_stored_tag(config, files.directory / "config.json")
+        config = with_stored_tag(config, files.directory)
         if config.use_peft:  # an adapter's checkpoint, or its base: a critic that neither stores was never trained
             load_critic = load_critic and stores_critic(files)
         policy = cls(config, load_critic=load_critic)
@@ -112,7 +109,7 @@ class PI05RLPolicy(PI05Policy):
         """LeRobot's; the tag's vector, which starts at 0, trains in full beside any adapter."""
         peft = super()._build_peft_config(cli_overrides)
         if self.model.advantage_embedding is not None:
-            peft.modules_to_save = [*(peft.modules_to_save or []), ADVANTAGE_EMBEDDING]
+            peft.modules_to_save = [*(peft.modules_to_save or []), "advantage_embedding"]
         return peft
 
     def _validate_peft_config(self, peft_config) -> None:
@@ -229,11 +226,11 @@ class PI05RLPolicy(PI05Policy):
         return {"tag_tokens": tag_tokens, "tag_masks": tag_masks}
 
 
-def with_stored_tag(config: PI05RLConfig, stored: Path) -> PI05RLConfig:
-    """``config`` with the tag as text, where the checkpoint's ``config.json`` is of a version that knew no other."""
-    if config.advantage_tag == "text" or not stored.is_file() or not tags_by_text(json.loads(stored.read_text())):
+def with_stored_tag(config: PI05RLConfig, folder: Path) -> PI05RLConfig:
+    """``config`` with the tag as text, where the checkpoint in ``folder`` is of a version that knew no other."""
+    if config.advantage_tag == "text" or not tags_by_text(stored_settings(folder)):
         return config
-    logger.warning("%s is of an earlier version, whose tag is text: it stays so", stored.parent)
+    logger.warning("%s is of an earlier version, whose tag is text: it stays so", folder)
     return changed(config, advantage_tag="text")
 
 

@@ -81,8 +81,8 @@ class FrameIndex:
 
     @cached_property
     def cumulative_repetitions(self) -> np.ndarray:
-        """(frames,) float64 how many samples of an epoch are of this frame or one before it."""
-        return np.arange(1.0, len(self) + 1) if self.repetitions is None else np.cumsum(self.repetitions)
+        """(frames,) float64 how many samples of an epoch are of this frame or one before it, where they repeat."""
+        return np.cumsum(self.repetitions)
 
     @property
     def samples_per_epoch(self) -> float:

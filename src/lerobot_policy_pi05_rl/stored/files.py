@@ -272,7 +272,7 @@ def tags_by_text(stored: Mapping[str, Any]) -> bool:
     if stored.get("type") != "pi05_rl" or "advantage_tag" in stored:
         return False
     try:
-        return find_extraction(stored.get("policy_extraction", "")).shows_tag
+        return find_extraction(str(stored.get("policy_extraction"))).shows_tag
     except UserError:  # one that somebody wrote; whether it shows tags, its module would say
         return True
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
@@ -88,21 +89,24 @@ def convert_pickle(folder: Path) -> str:
     return f'python -c "{code}"'
 
 
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """The folder's config.json as it is written; empty where there is none that can be read."""
+    try:
+        stored = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
 def stored_type(folder: Path) -> str | None:
     """The policy type that the folder's config.json names; None where there is none."""
-    try:
-        stored = json.loads((folder / "config.json").read_text()).get("type")
-    except (OSError, ValueError, AttributeError):
-        return None
+    stored = stored_settings(folder).get("type")
     return stored if isinstance(stored, str) else None
 
 
 def stores_tag_vector(folder: Path) -> bool:
     """Whether the folder's config.json says that its weights hold the tag's vector."""
-    try:
-        return json.loads((folder / "config.json").read_text()).get("advantage_tag") == "vector"
-    except (OSError, ValueError, AttributeError):
-        return False
+    return stored_settings(folder).get("advantage_tag") == "vector"
 
 
 def policy_kind(policy_type: str | None) -> str | None:

@@ -130,11 +130,8 @@ class ReplayLabels:
     def _advantages(self, source: Source, episode: Episode, columns: dict[str, np.ndarray], fold: int) -> np.ndarray:
         """(T,) by the rule, from the values of the critic that never learns from the episode."""
         count, rows = len(source.columns["index"]), slice(episode.start, episode.end)
-        whole = {}  # as long as the source, of which one episode is read
-        for name in (REWARD, RETURN):
-            whole[name] = np.zeros(count, dtype=np.float32)
-            whole[name][rows] = columns[name]
-        labelled = self._labelled([episode], np.full(count, episode.task), whole, np.zeros(count, dtype=bool))
+        unread = dict.fromkeys((REWARD, RETURN), np.zeros(count, dtype=np.float32))  # a critic looks at no label
+        labelled = self._labelled([episode], np.full(count, episode.task), unread, np.zeros(count, dtype=bool))
         frames = FrameDataset(
             [source],
             labelled,
