@@ -67,9 +67,10 @@ def test_the_branches_on_one_cache_do_not_see_each_other(policy):
     tagged, untagged = cache.pad_masks, cache.pad_masks.clone()
     untagged[:, -3:] = False
     args = (inputs["noise"], inputs["time"])
-    together = model.velocities(cache, [tagged, untagged], *args)
+    twice = (inputs["noise"].repeat(2, 1, 1), inputs["time"].repeat(2))
+    together = model.velocity(cache.twice(untagged), *twice).chunk(2)
     for visible, velocity in zip((tagged, untagged), together, strict=True):
-        (alone,) = model.velocities(cache, [visible], *args)
+        alone = model.velocity(cache._replace(pad_masks=visible), *args)
         assert_same(velocity, alone)
     assert (together[0] - together[1]).abs().max() > 1e-3
 

@@ -24,10 +24,10 @@ class PrefixCache(NamedTuple):
     values: list[Tensor]
     hidden_states: Tensor | None  # (B, P, width) of the prefix, after layer critic_llm_depth; for a shared critic
 
-    def twice(self) -> "PrefixCache":
-        """The batch and the same batch behind it; the critic's states are left out."""
+    def twice(self, pad_masks: Tensor) -> "PrefixCache":
+        """The batch, and behind it the same batch with other ``pad_masks``; the critic's states are left out."""
         keys, values = ([torch.cat([tensor, tensor]) for tensor in tensors] for tensors in (self.keys, self.values))
-        return PrefixCache(torch.cat([self.pad_masks, self.pad_masks]), keys, values, None)
+        return PrefixCache(torch.cat([self.pad_masks, pad_masks]), keys, values, None)
 
     def first(self, count: int) -> "PrefixCache":
         """That of the batch's first ``count`` samples."""

@@ -6,7 +6,6 @@ cannot see the tag, the actions can. With no tag the network is stock π0.5.
 """
 
 import contextlib
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -161,51 +160,34 @@ class PI05RLPytorch(PI05Pytorch):
                 cache = self.encode_prefix(prefix, for_critic_alone=True)
         return CriticFeatures(cache.hidden_states.detach(), prefix.pad_masks)
 
-    def velocities(
-        self, cache: PrefixCache, visible: list[Tensor], x_t: Tensor, time: Tensor, tags: Tensor | None = None
-    ) -> list[Tensor]:
-        """The velocity of each guidance branch, all on one cache, in one pass of the expert.
+    def velocity(self, cache: PrefixCache, x_t: Tensor, time: Tensor, tags: Tensor | None = None) -> Tensor:
+        """(B, H, A) fp32 predicted velocity ``noise - actions``: one pass of the expert, which sees the whole cache.
 
         Args:
-            visible: per branch, (B, N) bool mask of the cached tokens that its actions attend to. Each branch is a
-                copy of the action tokens; the copies do not see each other.
             x_t: (B, H, A) noisy actions; time: (B,) in (0, 1], 1 is noise.
             tags: (B,) those that are vectors, −1: none; None: no sample has one.
-
-        Returns:
-            Per branch (B, H, A) fp32 predicted velocity ``noise - actions``.
         """
         embs, pad_masks, att_masks, adarms_cond = self.embed_suffix(x_t, time)
         if tags is not None:
             shown = (tags >= 0)[:, None].to(adarms_cond.dtype)
             adarms_cond = adarms_cond + TAG_GAIN * shown * self.advantage_embedding(tags.clamp(min=0))
-        copies, length = len(visible), pad_masks.shape[1]
-        own = make_att_2d_masks(pad_masks, att_masks)
-        masks, positions = [], []
-        for number, cached in enumerate(visible):
-            blocks = [own if number == other else torch.zeros_like(own) for other in range(copies)]
-            masks.append(torch.cat([cached[:, None, :].expand(-1, length, -1), *blocks], dim=2))
-            positions.append(_positions(cached, pad_masks))
+        before = cache.pad_masks[:, None, :].expand(-1, pad_masks.shape[1], -1)
         out = self.paligemma_with_expert.run_expert(
             cache.keys,
             cache.values,
-            embs.repeat(1, copies, 1),
-            prepare_attention_masks_4d(torch.cat(masks, dim=1)),
-            torch.cat(positions, dim=1),
+            embs.clone(),  # it is a view, for which a compiled layer would have a graph of its own
+            prepare_attention_masks_4d(torch.cat([before, make_att_2d_masks(pad_masks, att_masks)], dim=2)),
+            _positions(cache.pad_masks, pad_masks),
             adarms_cond,
         ).to(torch.float32)
         with _full_precision(out.device.type):
-            return list(self.action_out_proj(out).chunk(copies, dim=1))
-
-    def velocity(self, cache: PrefixCache, x_t: Tensor, time: Tensor, tags: Tensor | None = None) -> Tensor:
-        """:meth:`velocities` of one branch, to which the whole cache is visible."""
-        return self.velocities(cache, [cache.pad_masks], x_t, time, tags)[0]
+            return self.action_out_proj(out)
 
     def flow_matching_error(
         self, cache: PrefixCache, actions: Tensor, noise: Tensor, time: Tensor, tags: Tensor | None = None
     ) -> Tensor:
         """(B, H, A) squared error of the velocity; ``actions`` and ``noise`` are (B, H, A), ``time`` (B,), ``tags`` as
-        of :meth:`velocities`."""
+        of :meth:`velocity`."""
         expanded = time[:, None, None]
         x_t = expanded * noise + (1 - expanded) * actions
         return F.mse_loss(noise - actions, self.velocity(cache, x_t, time, tags), reduction="none")
@@ -246,22 +228,17 @@ class PI05RLPytorch(PI05Pytorch):
         prefix = self.encode_prefix(self.embed_observation(images, img_masks, tokens, masks))
         cache = prefix if tag_tokens is None else self.encode_tag(prefix, self.embed_tag(tag_tokens, tag_masks))
         guided = guidance_scale != 1.0 and (tags is not None or tag_tokens is not None)
-        visible = [cache.pad_masks]
-        if guided and tags is not None:  # both branches in one batch
-            cache, tags = cache.twice(), torch.cat([tags, torch.full_like(tags, -1)])
-        elif guided:
+        if guided:  # both branches in one batch; its second half does not see the tag
             untagged = cache.pad_masks.clone()
             untagged[:, prefix.pad_masks.shape[1] :] = False
-            visible.append(untagged)
-
-        def branches(x_t: Tensor, time: Tensor) -> Sequence[Tensor]:
-            if guided and tags is not None:
-                return self.velocity(cache, x_t.repeat(2, 1, 1), time.repeat(2), tags).chunk(2)
-            return self.velocities(cache, visible, x_t, time, tags)
+            cache = cache.twice(untagged)
+            tags = None if tags is None else torch.cat([tags, torch.full_like(tags, -1)])
 
         def velocity(x_t: Tensor, time: Tensor) -> Tensor:
-            tagged, *untagged = branches(x_t, time)
-            return tagged if not untagged else untagged[0] + guidance_scale * (tagged - untagged[0])
+            if not guided:
+                return self.velocity(cache, x_t, time, tags)
+            tagged, untagged = self.velocity(cache, x_t.repeat(2, 1, 1), time.repeat(2), tags).chunk(2)
+            return untagged + guidance_scale * (tagged - untagged)
 
         return euler_integrate(
             velocity,
