@@ -90,7 +90,6 @@ VARIANTS = {
     "recap_whole": Variant("RECAP, A = G − V", (NO_CRITIC,), labels="whole"),
     "filtered_sharp": Variant("filtered cloning (advantage), labels not smoothed", FILTERED, labels="sharp"),
     "recap_running": Variant("RECAP, labels of the critics beside it", ("--policy.advantage_labels=running",)),
-    "recap_text": Variant("RECAP, tag as text", (NO_CRITIC, "--policy.advantage_tag=text"), labels="own"),
     "oracle": Variant("oracle labels, RECAP", (NO_CRITIC,), labels="oracle"),
     "oracle_filtered": Variant("oracle labels, filtered cloning", FILTERED, labels="oracle"),
 }

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.model.critic import ValueCritic
 from lerobot_policy_pi05_rl.plan.flops import Flops, flops_by_part, total, training_step_flops
-from lerobot_policy_pi05_rl.plan.meta_step import TAG_TOKENS, Shape, build, run_backward, with_cameras
+from lerobot_policy_pi05_rl.plan.meta_step import Shape, build, run_backward, with_cameras
 
 STOCK_TEXT = 200  # stock pads every prompt to tokenizer_max_length
 BC = "cloning, ours"
@@ -77,7 +77,7 @@ class Reference(nn.Module):
         with torch.no_grad():
             for _ in ("the state", "the next state"):
                 value(critic)
-        actor_loss = stock_loss(model, make_observation(model.config, cameras, batch, text + TAG_TOKENS))
+        actor_loss = stock_loss(model, make_observation(model.config, cameras, batch, text))
         begin_backward()
         run_backward(critic_loss)
         run_backward(actor_loss)

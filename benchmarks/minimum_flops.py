@@ -4,7 +4,6 @@ trainable weight's gradient needs once backward. One critic learning from the re
 from dataclasses import dataclass
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.plan.meta_step import TAG_TOKENS
 
 HEADS = 8  # of both towers and of the shared critic
 
@@ -31,9 +30,8 @@ class _Layer:
 
 
 def minimum_flops(config: PI05RLConfig, cameras: int, text: int) -> int:
-    """FLOPs of one sample, forward and backward (with the tag and the critic unless ``config`` clones)."""
-    tag = TAG_TOKENS if config.extraction.shows_tag and config.advantage_tag == "text" else 0
-    actor = _vision(config, cameras) + _language(config, cameras, text, tag) + _actions(config, cameras, text, tag)
+    """FLOPs of one sample, forward and backward (with the critic unless ``config`` clones)."""
+    actor = _vision(config, cameras) + _language(config, cameras, text) + _actions(config, cameras, text)
     return actor + (_critic(config, cameras, text) if config.trains_critic else 0)
 
 
@@ -45,17 +43,17 @@ def _vision(config: PI05RLConfig, cameras: int) -> int:
     return cameras * (3 * (config.vision_depth * layer + projection) + 2 * patches)
 
 
-def _language(config: PI05RLConfig, cameras: int, text: int, tag: int) -> int:
+def _language(config: PI05RLConfig, cameras: int, text: int) -> int:
     """Of the last layer, actions read keys and values alone."""
     layer, prefix = _tower(config), _prefix(config, cameras, text)
-    below = layer.whole(prefix, prefix) + layer.whole(tag, prefix + tag)
-    return 3 * ((config.llm_depth - 1) * below + layer.key_values(prefix + tag)) + _rotary(config, prefix + tag)
+    below = (config.llm_depth - 1) * layer.whole(prefix, prefix)
+    return 3 * (below + layer.key_values(prefix)) + _rotary(config, prefix)
 
 
-def _actions(config: PI05RLConfig, cameras: int, text: int, tag: int) -> int:
+def _actions(config: PI05RLConfig, cameras: int, text: int) -> int:
     width, steps, actions = config.expert_width, config.chunk_size, config.max_action_dim
     layer = _Layer(width, HEADS * config.head_dim, config.num_kv_heads * config.head_dim, config.expert_mlp_dim)
-    keys = _prefix(config, cameras, text) + tag + steps
+    keys = _prefix(config, cameras, text) + steps
     norms = (2 * config.llm_depth + 1) * 2 * width * 3 * width  # scale, shift and gate from the time embedding
     inputs = 2 * steps * actions * width + 2 * width**2  # noisy actions and the time's sines: no gradient of them
     outputs = 2 * steps * actions * width + 2 * width**2

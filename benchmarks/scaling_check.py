@@ -22,7 +22,6 @@ from lerobot_policy_pi05_rl.data.batch import POSITION
 from lerobot_policy_pi05_rl.distributed.processes import start_processes
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, build, make_batch, with_cameras
-from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
 SIZES = {
@@ -76,8 +75,7 @@ def measure(config: PI05RLConfig, processes) -> dict[str, dict]:
     algorithm = RecapAlgorithm(policy, RecapConfig(policy_config=config), tasks=["task"], processes=processes)
     shapes, _ = make_batch(config, Shape(2, 9))
     batch = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in shapes.items()}
-    for key in (OBS_LANGUAGE_ATTENTION_MASK, ADVANTAGE_MASKS):
-        batch[key].fill_(1)
+    batch[OBS_LANGUAGE_ATTENTION_MASK].fill_(1)
     batch[POSITION] = torch.arange(2)
     steps = {}
     for step in ("critic only", "joint") if config.trains_critic else ("joint",):

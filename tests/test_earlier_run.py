@@ -1,4 +1,4 @@
-"""A checkpoint from before the modules moved into folders goes on, and runs in the stock tools."""
+"""A checkpoint from before the modules moved into folders starts a run, and runs in the stock tools."""
 
 import shutil
 from pathlib import Path
@@ -11,6 +11,8 @@ from lerobot.policies import make_policy, make_pre_post_processors
 from safetensors.torch import load_file
 
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
+from lerobot_policy_pi05_rl.model.weights import ADVANTAGE_EMBEDDING
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 
 EARLIER = Path(__file__).parent / "earlier_run"
@@ -25,21 +27,22 @@ def run(tmp_path, monkeypatch) -> Path:
     return tmp_path / "run"
 
 
-def test_it_resumes_and_learns_what_it_would_have_learnt(run, caplog):
-    """But for its tags, which positive actions alone have now: of two steps, most of what it learns is as it was. The
-    user is told."""
-    before = load_file("run/checkpoints/000002/pretrained_model/model.safetensors")
-    with caplog.at_level("WARNING"):
-        last = train_offline(load_config("config.json", ["--resume=true"]))
-    assert "An earlier version began this run" in caplog.text
-    assert last.name == "000004"
-    found, expected = load_file(last / "pretrained_model" / "model.safetensors"), load_file("expected.safetensors")
-    assert found.keys() == expected.keys() == before.keys()
+def test_its_run_does_not_go_on_which_one_line_says_and_nothing_changes(run):
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"^an earlier version began the run in run.*--policy\.pi05_checkpoint=/.*/000002/pretrained_model and"):
+        train_offline(load_config("config.json", ["--resume=true"]))
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
 
-    def apart(first: dict, second: dict) -> float:
-        return float(torch.cat([(first[name] - second[name]).abs().flatten() for name in first]).mean())
 
-    assert apart(found, expected) < 0.5 * apart(before, expected)
+def test_a_run_starts_from_it_with_its_critics(run, caplog):
+    start = "run/checkpoints/000002/pretrained_model"
+    overrides = [f"--policy.pi05_checkpoint={start}", "--output_dir_offline=next", "--policy.critic_warmup_steps=1"]
+    with caplog.at_level("INFO"):
+        last = train_offline(load_config("config.json", overrides))
+    assert "no advantage tag: its vector is 0" in caplog.text and "has no critic" not in caplog.text
+    found, began = (load_file(f"{folder}/model.safetensors") for folder in (last / "pretrained_model", start))
+    assert found.keys() - began.keys() == {ADVANTAGE_EMBEDDING}
+    assert any(not torch.equal(found[name], began[name]) for name in began)
 
 
 def test_stock_lerobot_loads_it_and_acts(run):

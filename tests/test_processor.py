@@ -1,4 +1,4 @@
-"""Prompts, tags and normalisation, and whether they travel inside a checkpoint."""
+"""Prompts and normalisation, and whether they travel inside a checkpoint."""
 
 import re
 import shutil
@@ -14,8 +14,6 @@ from tiny import CAMERAS, tiny_config
 
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.processor_pi05_rl import (
-    ADVANTAGE_MASKS,
-    ADVANTAGE_TOKENS,
     PreparePromptStep,
     build_tasks_tokenizer,
     make_pi05_rl_pre_post_processors,
@@ -57,7 +55,7 @@ def test_the_tasks_tokenizer_knows_the_tasks_the_prompt_and_every_state_bin():
     tokenizer = build_tasks_tokenizer(TASKS)
     states = " ".join(map(str, range(256)))
     prompts_ = [f"Task: {task.replace('_', ' ')}, State: {states};\nAction: " for task in TASKS]
-    for text in [*prompts_, "Advantage: positive", "Advantage: negative"]:
+    for text in prompts_:
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
         assert re.sub(r"\s", "", tokenizer.decode(ids)) == re.sub(r"\s", "", text)
@@ -89,15 +87,6 @@ def test_a_state_outside_the_range_falls_into_the_outermost_bins(processors):
     assert words(ours, inside) == words(stock, inside)
 
 
-def test_both_tags_come_with_every_sample_negative_first(processors):
-    out = processors[0](batch())
-    tokenizer = build_tasks_tokenizer(TASKS)
-    assert out[ADVANTAGE_TOKENS].shape == out[ADVANTAGE_MASKS].shape == (2, 2, 3)
-    assert out[ADVANTAGE_MASKS].all()
-    for tokens in out[ADVANTAGE_TOKENS]:
-        assert [tokenizer.decode(tag) for tag in tokens] == ["Advantage : negative", "Advantage : positive"]
-
-
 def test_shorter_prompts_are_padded_and_masked(processors):
     out = processors[0](batch())
     lengths = out[OBS_LANGUAGE_ATTENTION_MASK].sum(dim=1)
@@ -125,7 +114,7 @@ def test_the_postprocessor_inverts_the_normalisation_of_actions(processors):
 
 def assert_same(first: dict, second: dict) -> None:
     tensors = {key: value for key, value in first.items() if isinstance(value, torch.Tensor)}
-    assert {OBS_STATE, ACTION, OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK, ADVANTAGE_TOKENS} <= tensors.keys()
+    assert {OBS_STATE, ACTION, OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK} <= tensors.keys()
     for key, value in tensors.items():
         assert torch.equal(value, second[key]), key
 

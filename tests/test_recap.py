@@ -127,9 +127,8 @@ def test_gradients_of_critic_and_actor_never_mix():
     assert touched and not touched & critic
 
 
-@pytest.mark.parametrize(("tag", "tokens"), [("vector", []), ("text", [3])])
-def test_each_image_is_seen_once_and_each_language_model_runs_once_a_step(tag, tokens):
-    algorithm = make_algorithm(advantage_tag=tag)
+def test_each_image_is_seen_once_and_each_language_model_runs_once_a_step():
+    algorithm = make_algorithm()
     model, calls = algorithm.policy.model, {"vision": [], "actor": [], "critic": []}
 
     def count(name, dim=1):
@@ -141,14 +140,13 @@ def test_each_image_is_seen_once_and_each_language_model_runs_once_a_step(tag, t
     algorithm.update(batches())
     assert calls["vision"] == [6 * len(CAMERAS)]  # every camera of the six samples, in one batch
     prefix = algorithm.policy.embed_observation(make_batch()).embs.shape[1]
-    assert calls["actor"] == [prefix, *tokens]
+    assert calls["actor"] == [prefix]
     read = algorithm.policy.critic_features(make_batch()).states.shape[1]
     assert calls["critic"] == [read, algorithm.policy.config.num_value_queries]
 
 
-@pytest.mark.parametrize(("tag", "tokens"), [("vector", []), ("text", [3])])
-def test_critic_only_steps_leave_the_actor_alone_and_do_not_run_it(tag, tokens):
-    algorithm = make_algorithm(policy_update_freq=2, critic_warmup_steps=2, advantage_tag=tag)
+def test_critic_only_steps_leave_the_actor_alone_and_do_not_run_it():
+    algorithm = make_algorithm(policy_update_freq=2, critic_warmup_steps=2)
     iterator, runs = batches(), []
     algorithm.policy.model.language_model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: runs.append(1))
     actor_moved, critic_moved = [], []
@@ -160,7 +158,7 @@ def test_critic_only_steps_leave_the_actor_alone_and_do_not_run_it(tag, tokens):
         critic_moved.append(any("critic" in n for n in moved))
     assert actor_moved == [False, False, True, False, True, False]
     assert all(critic_moved)
-    assert len(runs) == 2 * (1 + len(tokens))  # prefix, and a tag that is text
+    assert len(runs) == 2
 
 
 def test_utd_ratio_and_accumulation_consume_their_batches():

@@ -143,11 +143,6 @@ class PI05RLConfig(PI05Config):
     advantage_positive_weight: float = option(50.0, DATA, least=1)
     # Recent advantages per task from which the threshold is taken.
     advantage_window: int = option(4096, OTHER_RUN, least=1)
-    # How the network is told the tag. vector: a learned vector, 0 at first, that is added to the time embedding of the
-    # action expert, so that a pretrained policy is what it was until the tag has learnt (LeHome, arXiv 2606.27163);
-    # text: tokens behind the prompt (RECAP, App. C), which checkpoints of earlier versions have. docs/results.md
-    # compares them.
-    advantage_tag: str = option("vector", OTHER_RUN, choices=("vector", "text"), size=ACTOR)
     # positive | none (or, of an extraction of your own, negative): the tag that actions are asked for with.
     inference_advantage: str = option("positive", NOTE, choices=("positive", "negative", "none"), acts=True)
     # β of classifier-free guidance on the tag (RECAP, App. E); 1: plain conditioning.

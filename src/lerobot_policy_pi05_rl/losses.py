@@ -26,7 +26,7 @@ from .data.batch import (
 from .distributed.processes import Processes
 from .extraction_checks import sample_tags, sample_weights
 from .model.cache import CriticFeatures, PrefixCache
-from .modeling_pi05_rl import PI05RLPolicy, select_tag
+from .modeling_pi05_rl import PI05RLPolicy
 from .noise import SampledNoise
 from .thresholds import AdvantageThresholds
 
@@ -196,16 +196,10 @@ class RecapLosses(nn.Module):
     ) -> tuple[Tensor, Metrics]:
         """Flow matching on the action chunk under the tag, behind the prefix's cache; each sample is the mean over its
         unpadded steps."""
-        model = self.policy.model
-        vectors = None
-        if model.advantage_embedding is not None:  # always part of the pass: what trains is the same whoever extracts
-            none = torch.full(batch[ACTION].shape[:1], TAG_NONE, device=batch[ACTION].device)
-            vectors = none if tags is None else tags
-        # Sharded processes run the same passes in step, whatever their own samples need.
-        if tags is not None and vectors is None and (self.processes.fsdp is not None or bool((tags >= 0).any())):
-            cache = model.encode_tag(cache, model.embed_tag(*select_tag(batch, tags)))
+        if tags is None:  # its vectors are part of every pass: what trains is the same whoever extracts
+            tags = torch.full(batch[ACTION].shape[:1], TAG_NONE, device=batch[ACTION].device)
         actions = self.policy.prepare_action(batch)
-        error = model.flow_matching_error(cache, actions, sampled.noise, sampled.time, vectors)
+        error = self.policy.model.flow_matching_error(cache, actions, sampled.noise, sampled.time, tags)
         error = per_sample(error, batch)
         loss = (error if weights is None else error * weights).mean()
         return loss, {"loss_actor": loss.detach()}

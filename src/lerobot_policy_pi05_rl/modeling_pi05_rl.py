@@ -10,9 +10,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 
-from .config.resolve import changed
 from .configuration_pi05_rl import PI05RLConfig
-from .data.batch import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from .extraction_checks import asked_inference_tag
 from .model.cache import Block, CriticFeatures
 from .model.lora import (
@@ -26,8 +24,8 @@ from .model.lora import (
 )
 from .model.network import PI05RLPytorch
 from .model.weights import load_policy_weights
-from .stored.files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic, tags_by_text
-from .stored.folders import policy_kind, stored_settings
+from .stored.files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic
+from .stored.folders import policy_kind
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +83,6 @@ class PI05RLPolicy(PI05Policy):
                     "config=PI05RLConfig(…) to start a pi05_rl policy from its weights"
                 )
         files = locate_for(config, pretrained_name_or_path, **hub_kwargs)
-        config = with_stored_tag(config, files.directory)
         if config.use_peft:  # an adapter's checkpoint, or its base: a critic that neither stores was never trained
             load_critic = load_critic and stores_critic(files)
         policy = cls(config, load_critic=load_critic)
@@ -108,8 +105,7 @@ class PI05RLPolicy(PI05Policy):
     def _build_peft_config(self, cli_overrides: dict):
         """LeRobot's; the tag's vector, which starts at 0, trains in full beside any adapter."""
         peft = super()._build_peft_config(cli_overrides)
-        if self.model.advantage_embedding is not None:
-            peft.modules_to_save = [*(peft.modules_to_save or []), "advantage_embedding"]
+        peft.modules_to_save = [*(peft.modules_to_save or []), "advantage_embedding"]
         return peft
 
     def _validate_peft_config(self, peft_config) -> None:
@@ -176,14 +172,14 @@ class PI05RLPolicy(PI05Policy):
         """(B, H, action_dim) normalised actions, conditioned on ``config.inference_advantage``."""
         self.eval()
         images, img_masks = self._preprocess_images(batch)
-        tag = self._inference_tag(batch)
+        tokens, tag = batch[OBS_LANGUAGE_TOKENS], asked_inference_tag(self.config.extraction)
         with self.autocast():
             actions = self.model.sample_actions(
                 images,
                 img_masks,
-                batch[OBS_LANGUAGE_TOKENS],
+                tokens,
                 batch[OBS_LANGUAGE_ATTENTION_MASK],
-                **tag,
+                tags=None if tag is None else torch.full((len(tokens),), tag, device=tokens.device),
                 guidance_scale=self.config.guidance_scale,
                 **kwargs,
             )
@@ -207,40 +203,3 @@ class PI05RLPolicy(PI05Policy):
                 )
             self._action_queue.clear()
         return super().select_action(batch)
-
-    def _inference_tag(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What ``sample_actions`` is told of the tag that is asked for."""
-        tag = asked_inference_tag(self.config.extraction)
-        if tag is None:
-            return {}
-        tokens = batch[OBS_LANGUAGE_TOKENS]
-        tags = torch.full((len(tokens),), tag, device=tokens.device)
-        if self.model.advantage_embedding is not None:
-            return {"tags": tags}
-        if ADVANTAGE_TOKENS not in batch:
-            raise KeyError(
-                f"{ADVANTAGE_TOKENS} is not in the batch: the preprocessor is not pi05_rl's. Load the one saved in "
-                "the checkpoint, or set --policy.inference_advantage=none"
-            )
-        tag_tokens, tag_masks = select_tag(batch, tags)
-        return {"tag_tokens": tag_tokens, "tag_masks": tag_masks}
-
-
-def with_stored_tag(config: PI05RLConfig, folder: Path) -> PI05RLConfig:
-    """``config`` with the tag as text, where the checkpoint in ``folder`` is of a version that knew no other."""
-    if config.advantage_tag == "text" or not tags_by_text(stored_settings(folder)):
-        return config
-    logger.warning("%s is of an earlier version, whose tag is text: it stays so", folder)
-    return changed(config, advantage_tag="text")
-
-
-def select_tag(batch: dict[str, Tensor], tags: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, L) token ids and mask of each sample's tag; all masked where the tag is ``TAG_NONE``.
-
-    Args:
-        batch: holds the tokens of both tags, (B, 2, L), as the preprocessor makes them.
-        tags: (B,) of TAG_NEGATIVE, TAG_POSITIVE, TAG_NONE.
-    """
-    rows = torch.arange(len(tags), device=tags.device)
-    index = tags.clamp(min=0)
-    return batch[ADVANTAGE_TOKENS][rows, index], batch[ADVANTAGE_MASKS][rows, index] & (tags >= 0)[:, None]

@@ -20,7 +20,7 @@ from lerobot.processor import (
     make_default_policy_processor_steps,
     make_policy_processor_pipelines,
 )
-from lerobot.utils.constants import OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import OBS_STATE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from .configuration_pi05_rl import TASKS_TOKENIZER, PI05RLConfig
-from .data.batch import ADVANTAGE_MASKS, ADVANTAGE_TOKENS, TASK
+from .data.batch import TASK
 from .errors import UserError, one_line
 from .stored.files import CheckpointError
 from .stored.folders import PROCESSORS, PROCESSORS_ADVICE, damaged_processor_file
@@ -36,11 +36,6 @@ from .stored.folders import PROCESSORS, PROCESSORS_ADVICE, damaged_processor_fil
 logger = logging.getLogger(__name__)
 
 PAD_TO_MULTIPLE_OF = 8  # of the prompt's tokens: few lengths, so that compiled code is seldom compiled again
-TAG_TEXTS = (
-    "Advantage: negative",
-    "Advantage: positive",
-)  # RECAP, section IV-C; order: TAG_NEGATIVE, TAG_POSITIVE
-
 
 Preprocessor = PolicyProcessorPipeline[dict[str, Any], dict[str, Any]]
 Postprocessor = PolicyProcessorPipeline[PolicyAction, PolicyAction]
@@ -67,7 +62,7 @@ class PreparePromptStep(Pi05PrepareStateTokenizerProcessorStep):
 @ProcessorStepRegistry.register(name="pi05_rl_tokenizer")
 @dataclass
 class TokenizePromptStep(TokenizerProcessorStep):
-    """Tokenizes the prompt and both advantage tags; its ``state_dict`` is the tokenizer itself.
+    """Tokenizes the prompt; its ``state_dict`` is the tokenizer itself.
 
     LeRobot serialises a tokenizer by Hub name or by absolute path; this step keeps its JSON as a uint8 tensor in
     ``policy_preprocessor_step_*.safetensors``, so that a checkpoint loads anywhere, without network.
@@ -77,20 +72,7 @@ class TokenizePromptStep(TokenizerProcessorStep):
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:  # else: load_state_dict brings it
-            self._use(self.tokenizer)
-
-    def _use(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.input_tokenizer = tokenizer
-        tags = tokenizer(list(TAG_TEXTS), add_special_tokens=False, padding="longest", return_tensors="pt")
-        self._tag_tokens, self._tag_masks = tags["input_ids"], tags["attention_mask"].bool()
-
-    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """Adds the prompt's ids and mask (B, T) and both tags' ids and masks (B, 2, L)."""
-        observation = super().observation(observation)
-        tokens = observation[OBS_LANGUAGE_TOKENS]
-        for key, tags in ((ADVANTAGE_TOKENS, self._tag_tokens), (ADVANTAGE_MASKS, self._tag_masks)):
-            observation[key] = tags.to(tokens.device).expand(len(tokens), -1, -1)
-        return observation
+            self.input_tokenizer = self.tokenizer
 
     def _tokenize_text(self, text: str | list[str]) -> dict[str, Tensor]:
         tokens = self.input_tokenizer(
@@ -127,7 +109,7 @@ class TokenizePromptStep(TokenizerProcessorStep):
         """Rebuild the tokenizer from :meth:`state_dict`."""
         backend = Tokenizer.from_str(bytes(state["tokenizer_json"].numpy()).decode())
         pad_token = backend.id_to_token(int(state["pad_token_id"]))
-        self._use(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad_token))
+        self.input_tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad_token)
 
 
 def check_prompt_lengths(pipeline: PolicyProcessorPipeline, tasks: list[str], state_dim: int) -> None:
@@ -144,12 +126,12 @@ def check_prompt_lengths(pipeline: PolicyProcessorPipeline, tasks: list[str], st
 
 
 def build_tasks_tokenizer(tasks: list[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer for small models: the tasks' words, π0.5's prompt words, 0 to 255, both tags.
+    """A word-level tokenizer for small models: the tasks' words, π0.5's prompt words, 0 to 255.
 
     A word it does not know becomes ``<unk>``.
     """
     splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    texts = [*tasks, "Task: , State: ; Action: ", *TAG_TEXTS, " ".join(map(str, range(256)))]
+    texts = [*tasks, "Task: , State: ; Action: ", " ".join(map(str, range(256)))]
     words = dict.fromkeys(word for text in texts for word, _ in splitter.pre_tokenize_str(text.replace("_", " ")))
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<unk>", *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

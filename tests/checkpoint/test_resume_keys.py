@@ -249,7 +249,6 @@ OTHERS = {
     "policy.critic_target": "td",
     "policy.train_critic": False,
     "policy.advantage_labels": "once",
-    "policy.advantage_tag": "text",
     "policy.tokenizer": "other",
     "policy.normalization_mapping": {"STATE": "MIN_MAX"},
     "policy.relative_exclude_joints": [],

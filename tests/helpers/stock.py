@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import randomised, tiny_config
 
+from lerobot_policy_pi05_rl.model.weights import ADVANTAGE_EMBEDDING
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 
 EMBEDDING = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
@@ -14,8 +15,9 @@ EMBEDDING = "model.paligemma_with_expert.paligemma.model.language_model.embed_to
 def stock_checkpoint(folder, *, prefix: str = "model.", tied: bool = False, **sizes):
     """A directory as LeRobot saves stock π0.5: no critic, two logits heads nobody uses."""
     torch.manual_seed(5)
-    source = randomised(PI05RLPolicy(tiny_config(advantage_tag="text", **sizes), load_critic=False))
-    tensors = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    source = randomised(PI05RLPolicy(tiny_config(**sizes), load_critic=False))
+    torch.nn.init.zeros_(source.model.advantage_embedding.weight)  # stock has no tag
+    tensors = {name: tensor.clone() for name, tensor in source.state_dict().items() if name != ADVANTAGE_EMBEDDING}
     tensors["model.paligemma_with_expert.gemma_expert.lm_head.weight"] = torch.randn(300, 32)
     head = tensors.pop(EMBEDDING) if tied else torch.randn(300, 64)
     tensors["model.paligemma_with_expert.paligemma.lm_head.weight"] = head

@@ -11,7 +11,6 @@ from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.data.batch import ACTION_IS_PAD, FOLD, INTERVENTION, POSITION, RETURN, TASK_INDEX
 from lerobot_policy_pi05_rl.model.cache import PrefixCache
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.processor_pi05_rl import ADVANTAGE_MASKS, ADVANTAGE_TOKENS
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
 TINY_SIZES = {
@@ -66,7 +65,7 @@ def randomised(policy: PI05RLPolicy) -> PI05RLPolicy:
 
 
 def model_inputs(batch: int = 3, text: int = 12, seed: int = 1) -> dict[str, torch.Tensor]:
-    """What the network reads, drawn: two cameras, padded text, both tags, actions, noise, time."""
+    """What the network reads, drawn: two cameras, padded text, every tag, actions, noise, time."""
     g = torch.Generator().manual_seed(seed)
     masks = torch.ones(batch, text, dtype=torch.bool)
     masks[0, text - 4 :] = False
@@ -75,7 +74,7 @@ def model_inputs(batch: int = 3, text: int = 12, seed: int = 1) -> dict[str, tor
         "img_masks": [torch.ones(batch, dtype=torch.bool) for _ in CAMERAS],
         "tokens": torch.randint(2, 300, (batch, text), generator=g),
         "masks": masks,
-        "tag_tokens": torch.randint(2, 300, (batch, 3), generator=g),
+        "tags": torch.arange(batch) % 3 - 1,
         "actions": torch.randn(batch, 6, 8, generator=g),
         "noise": torch.randn(batch, 6, 8, generator=g),
         "time": torch.rand(batch, generator=g),
@@ -89,8 +88,6 @@ def make_batch(first: int = 0, size: int = 6) -> dict:
         **{camera: torch.rand(size, 3, 32, 32, generator=g) for camera in CAMERAS},
         "observation.language.tokens": torch.randint(2, 300, (size, 9), generator=g),
         "observation.language.attention_mask": torch.ones(size, 9, dtype=torch.bool),
-        ADVANTAGE_TOKENS: torch.tensor([[2, 3, 4], [2, 3, 5]]).expand(size, -1, -1),
-        ADVANTAGE_MASKS: torch.ones(size, 2, 3, dtype=torch.bool),
         "action": torch.randn(size, 6, 3, generator=g),
         ACTION_IS_PAD: torch.arange(6).expand(size, -1) >= torch.randint(1, 7, (size, 1), generator=g),
         RETURN: -torch.rand(size, generator=g),

@@ -31,7 +31,7 @@ from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.flops import training_step_flops
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, build
 
-KINDS = 6  # vision layer; language layer over the prefix and over the tag, each last or not; expert layer
+KINDS = 4  # vision layer; language layer, the last or not; expert layer
 ROUNDINGS = 4  # how much larger the largest rounding of one order of summation may be than another's
 LORA = r".*\.(language_model|vision_tower)\..*\.(q|k|v)_proj"
 
@@ -61,16 +61,14 @@ def make_policy(*, lora: bool = False, **overrides) -> PI05RLPolicy:
 
 def step(policy: PI05RLPolicy, inputs: dict, *, tagged: bool = True, bf16: bool = False) -> dict[str, torch.Tensor]:
     """The error (B, H, A) of one batch, as ``error``, and its mean's gradients by the parameters' names."""
-    batch, model = len(inputs["actions"]), policy.model
+    model = policy.model
     policy.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         cache = model.encode_prefix(
             model.embed_observation(*[inputs[key] for key in ("images", "img_masks", "tokens", "masks")])
         )
-        if tagged:
-            tag = model.embed_tag(inputs["tag_tokens"], torch.ones(batch, 3, dtype=torch.bool))
-            cache = model.encode_tag(cache, tag)
-        error = model.flow_matching_error(cache, inputs["actions"], inputs["noise"], inputs["time"])
+        tags = inputs["tags"] if tagged else None
+        error = model.flow_matching_error(cache, inputs["actions"], inputs["noise"], inputs["time"], tags)
     error.mean().backward()
     gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     return {"error": error.detach(), **gradients}
@@ -105,7 +103,7 @@ def test_inductors_losses_and_gradients_are_eagers_with_gradient_checkpointing_a
         before = graphs()
         for policy in policies:
             assert_equal_steps(policy, make_policy(), tagged=False)
-            assert graphs() - before == KINDS - 2, "all but the tag's; recomputing needs no other"
+            assert graphs() - before == KINDS, "recomputing needs no other"
 
 
 @pytest.mark.usefixtures("without_inductor")

@@ -12,6 +12,7 @@ from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 pytestmark = pytest.mark.usefixtures("float64")
 PREFIX = ("images", "img_masks", "tokens", "masks")
 STEPS = 3
+POSITIVE = torch.ones(3, dtype=torch.long)
 
 
 def make_policy(**overrides) -> PI05RLPolicy:
@@ -19,20 +20,18 @@ def make_policy(**overrides) -> PI05RLPolicy:
     return randomised(PI05RLPolicy(tiny_config(num_inference_steps=STEPS, **overrides))).eval()
 
 
-def sample(model, inputs, *, scale=1.0, tag=True, **kwargs):
-    tag_inputs = dict(tag_tokens=inputs["tag_tokens"], tag_masks=torch.ones(3, 3, dtype=torch.bool)) if tag else {}
+def sample(model, inputs, *, scale=1.0, tags=POSITIVE, **kwargs):
     prefix = [inputs[name] for name in PREFIX]
-    return model.sample_actions(*prefix, noise=inputs["noise"], guidance_scale=scale, **tag_inputs, **kwargs)
+    return model.sample_actions(*prefix, noise=inputs["noise"], guidance_scale=scale, tags=tags, **kwargs)
 
 
 def two_passes(model, inputs, scale):
     """Guidance as its formula says: two separate passes of the training forward at every step."""
     prefix = model.encode_prefix(model.embed_observation(*(inputs[name] for name in PREFIX)))
-    tag = model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
-    with_tag, x_t = model.encode_tag(prefix, tag), inputs["noise"]
+    x_t = inputs["noise"]
     for step in range(STEPS):
         time = torch.full((3,), 1.0 - step / STEPS)
-        plain, tagged = (model.velocity(cache, x_t, time) for cache in (prefix, with_tag))
+        plain, tagged = (model.velocity(prefix, x_t, time, tags) for tags in (None, POSITIVE))
         x_t = x_t - (plain + scale * (tagged - plain)) / STEPS
     return x_t
 
@@ -55,24 +54,9 @@ def test_guidance_follows_its_formula_computed_from_two_separate_passes(policy, 
 def test_a_scale_of_one_is_plain_conditioning_bit_for_bit_and_zero_forgets_the_tag(policy):
     inputs = model_inputs()
     assert torch.equal(sample(policy.model, inputs, scale=1.0), sample(policy.model, inputs))
-    untagged = sample(policy.model, inputs, tag=False)
+    untagged = sample(policy.model, inputs, tags=None)
     assert_same(sample(policy.model, inputs, scale=0.0), untagged)
     assert (sample(policy.model, inputs) - untagged).abs().max() > 1e-3
-
-
-def test_the_branches_on_one_cache_do_not_see_each_other(policy):
-    model, inputs = policy.model, model_inputs()
-    prefix = model.encode_prefix(model.embed_observation(*(inputs[name] for name in PREFIX)))
-    cache = model.encode_tag(prefix, model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool)))
-    tagged, untagged = cache.pad_masks, cache.pad_masks.clone()
-    untagged[:, -3:] = False
-    args = (inputs["noise"], inputs["time"])
-    twice = (inputs["noise"].repeat(2, 1, 1), inputs["time"].repeat(2))
-    together = model.velocity(cache.twice(untagged), *twice).chunk(2)
-    for visible, velocity in zip((tagged, untagged), together, strict=True):
-        alone = model.velocity(cache._replace(pad_masks=visible), *args)
-        assert_same(velocity, alone)
-    assert (together[0] - together[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -94,7 +78,7 @@ def test_the_prefix_runs_once_whatever_the_scale_and_the_expert_once_a_step(poli
     sample(model, inputs, scale=scale)
     for handle in handles:
         handle.remove()
-    assert lengths == [prefix_length, 3]  # the prefix, then the tag alone
+    assert lengths == [prefix_length]
     assert counts == {"vision": 1, "expert": STEPS}  # both cameras in one batch
 
 
@@ -127,12 +111,12 @@ RTC = {"inference_delay": 2, "execution_horizon": 5}
 def test_real_time_chunking_without_a_tag_is_stocks():
     model, inputs = make_policy(rtc_config=RTCConfig()).model, model_inputs()
     left_over = model_inputs(seed=2)["actions"]
-    ours = sample(model, inputs, tag=False, prev_chunk_left_over=left_over, **RTC)
+    ours = sample(model, inputs, tags=None, prev_chunk_left_over=left_over, **RTC)
     stock = PI05Pytorch.sample_actions(
         model, *(inputs[name] for name in PREFIX), noise=inputs["noise"], prev_chunk_left_over=left_over, **RTC
     )
     assert_same(ours, stock)
-    assert (ours - sample(model, inputs, tag=False)).abs().max() > 1e-3
+    assert (ours - sample(model, inputs, tags=None)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])

@@ -35,23 +35,20 @@ def test_without_a_tag_loss_and_samples_are_stocks(tiny_policy):
     assert_same(ours, stock)
 
 
-def test_a_masked_tag_equals_stock_beside_tagged_samples(tiny_policy):
+def test_a_sample_without_a_tag_equals_stock_beside_tagged_ones(tiny_policy):
     model, inputs = tiny_policy.model, model_inputs()
-    tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
     prefix = model.encode_prefix(model.embed_observation(*values(inputs, PREFIX)))
-    tag = model.embed_tag(inputs["tag_tokens"], tag_masks)
-    tagged = model.flow_matching_error(model.encode_tag(prefix, tag), *values(inputs, ("actions", "noise", "time")))
+    tagged = model.flow_matching_error(prefix, *values(inputs, ("actions", "noise", "time", "tags")))
     stock = PI05Pytorch.forward(model, *values(inputs, TRAIN))
-    assert_same(tagged[1], stock[1])
-    assert (tagged[0] - stock[0]).abs().max() > 1e-3, "the tag must reach the actions"
+    assert inputs["tags"].tolist() == [-1, 0, 1]
+    assert_same(tagged[0], stock[0])
+    assert (tagged[1:] - stock[1:]).abs().amax(dim=(1, 2)).min() > 1e-3, "the tag must reach the actions"
 
     sample = dict(noise=inputs["noise"], num_steps=3)
-    tagged = model.sample_actions(
-        *values(inputs, PREFIX), tag_tokens=inputs["tag_tokens"], tag_masks=tag_masks, **sample
-    )
+    tagged = model.sample_actions(*values(inputs, PREFIX), tags=inputs["tags"], **sample)
     stock = PI05Pytorch.sample_actions(model, *values(inputs, PREFIX), **sample)
-    assert_same(tagged[1], stock[1])
-    assert (tagged[0] - stock[0]).abs().max() > 1e-3
+    assert_same(tagged[0], stock[0])
+    assert (tagged[1:] - stock[1:]).abs().amax(dim=(1, 2)).min() > 1e-3
 
 
 def test_a_camera_that_is_not_there_is_not_embedded_and_changes_nothing(tiny_policy):
@@ -72,14 +69,11 @@ def test_a_camera_that_is_not_there_is_not_embedded_and_changes_nothing(tiny_pol
 def test_training_integrates_to_what_sampling_gives(tiny_policy):
     """Sampling one Euler step from the noise is noise − velocity, the velocity that training regresses."""
     model, inputs = tiny_policy.model, model_inputs()
-    tag_masks = torch.tensor([[True] * 3, [False] * 3, [True, True, False]])
     prefix = model.encode_prefix(model.embed_observation(*values(inputs, PREFIX)))
-    tag, noise = model.embed_tag(inputs["tag_tokens"], tag_masks), inputs["noise"]
+    tags, noise = inputs["tags"], inputs["noise"]
     zeros, ones = torch.zeros_like(noise), torch.ones(len(noise))
-    error = model.flow_matching_error(model.encode_tag(prefix, tag), zeros, noise, ones)  # (noise − velocity)²
-    sampled = model.sample_actions(
-        *values(inputs, PREFIX), tag_tokens=inputs["tag_tokens"], tag_masks=tag_masks, noise=noise, num_steps=1
-    )
+    error = model.flow_matching_error(prefix, zeros, noise, ones, tags)  # (noise − velocity)²
+    sampled = model.sample_actions(*values(inputs, PREFIX), tags=tags, noise=noise, num_steps=1)
     assert_same(sampled.square(), error)
 
 
@@ -95,12 +89,9 @@ def test_the_prefix_is_read_once_and_without_the_tag(tiny_policy):
         lambda _, args: queried.append(args[0].shape[1])
     )
     cache = model.encode_prefix(prefix)
-    velocities = []
-    for seed in (1, 2):
-        tag = model.embed_tag(model_inputs(seed=seed)["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
-        velocities.append(model.velocity(model.encode_tag(cache, tag), inputs["noise"], inputs["time"]))
+    velocities = [model.velocity(cache, inputs["noise"], inputs["time"], torch.full((3,), tag)) for tag in (0, 1)]
     handle.remove()
-    assert lengths == [prefix.embs.shape[1], 3, 3]
+    assert lengths == [prefix.embs.shape[1]]
     assert not queried, "no token that the language tower reads is asked for its last output"
     assert not torch.equal(*velocities)
 
@@ -138,17 +129,16 @@ def test_gradient_checkpointing_changes_nothing_and_recomputes_each_layer_once()
 
 
 def test_full_size_runs_forward_and_backward_on_the_meta_device():
-    """Shapes fit at the sizes users train: 224 pixels, two cameras, 64 text tokens, a three-token tag."""
+    """Shapes fit at the sizes users train: 224 pixels, two cameras, 64 text tokens."""
     with torch.device("meta"):
         model = PI05RLPytorch(PI05RLConfig(device="cpu"))
         images = [torch.empty(2, 3, 224, 224) for _ in range(2)]
         img_masks = [torch.ones(2, dtype=torch.bool) for _ in range(2)]
         tokens, masks = torch.ones(2, 64, dtype=torch.long), torch.ones(2, 64, dtype=torch.bool)
         prefix = model.embed_observation(images, img_masks, tokens, masks)
-        tag = model.embed_tag(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool))
         logits = model.critic(*model.critic_features(prefix))
-        cache = model.encode_tag(model.encode_prefix(prefix), tag)
-        velocity = model.velocity(cache, torch.empty(2, 50, 32), torch.empty(2))
+        cache, tags = model.encode_prefix(prefix), torch.ones(2, dtype=torch.long)
+        velocity = model.velocity(cache, torch.empty(2, 50, 32), torch.empty(2), tags)
         (logits.sum() + velocity.sum()).backward()
     assert prefix.embs.shape == (2, 2 * 256 + 64, 2048)
     assert logits.shape == (2, 3, 201) and velocity.shape == (2, 50, 32)
@@ -214,12 +204,11 @@ def test_checkpointed_layers_are_recomputed_once_and_give_the_same_gradients():
         for tower in (model.language_model, model.paligemma_with_expert.gemma_expert.model):
             tower.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         prefix = model.embed_observation(*values(inputs, PREFIX))
-        tag = model.embed_tag(inputs["tag_tokens"], torch.ones(3, 3, dtype=torch.bool))
-        cache = model.encode_tag(model.encode_prefix(prefix), tag)
-        model.flow_matching_error(cache, *values(inputs, ("actions", "noise", "time"))).mean().backward()
+        cache = model.encode_prefix(prefix)
+        model.flow_matching_error(cache, *values(inputs, ("actions", "noise", "time", "tags"))).mean().backward()
         results.append(({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, len(calls)))
     (plain, calls), (recomputed, calls_again) = results
-    assert (calls, calls_again) == (3, 6)  # prefix, tag and actions
+    assert (calls, calls_again) == (2, 4)  # prefix and actions
     assert plain.keys() == recomputed.keys()
     for name, gradient in plain.items():
         assert_same(recomputed[name], gradient, msg=name)

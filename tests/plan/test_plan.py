@@ -38,7 +38,6 @@ def count(batch_size: int = 1, **overrides) -> dict:
         {},
         {"critic_image_pooling": 1},
         {"critic_llm_depth": 1},
-        {"advantage_tag": "text"},
     ],
 )
 def test_every_step_costs_the_least_that_the_formula_says_attention_included(overrides):

@@ -50,11 +50,10 @@ def test_the_middle_frame_of_each_episode():
     assert critic_metrics.middle_frames(episodes, places).tolist() == [4, 1]
 
 
-@pytest.mark.parametrize(("tag_as", "tokens"), [("vector", []), ("text", [3])])
 @pytest.mark.usefixtures("float64")
 @torch.no_grad()
-def test_flow_losses_share_one_prefix_and_equal_the_training_forwards(tag_as, tokens):
-    algorithm, batch = make_algorithm(advantage_tag=tag_as), make_batch()
+def test_flow_losses_share_one_prefix_and_equal_the_training_forwards():
+    algorithm, batch = make_algorithm(), make_batch()
     policy, runs = algorithm.policy, []
     prefix = policy.embed_observation(batch)
     length = prefix.embs.shape[1]
@@ -62,11 +61,10 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards(tag_as, to
         lambda _, args, __: runs.append(args[0].shape[1])
     )
     cache = policy.model.encode_prefix(prefix)
-    caches = held_out.tag_caches(algorithm, cache, batch)
-    columns = held_out.flow_columns(algorithm, caches, batch)
-    held_out.sample_columns(algorithm, caches, batch)
+    columns = held_out.flow_columns(algorithm, cache, batch)
+    held_out.sample_columns(algorithm, cache, batch)
     hook.remove()
-    assert runs == [length, *tokens]  # the prefix once, then the positive tag where it is text
+    assert runs == [length]
     sampled = sample_noise(3, batch[POSITION], policy.config)
     for name, tag in (("positive", 1), ("none", -1)):
         tags = None if tag < 0 else torch.full((6,), tag)
@@ -80,8 +78,7 @@ def test_flow_losses_share_one_prefix_and_equal_the_training_forwards(tag_as, to
 def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     algorithm, batch = make_algorithm(guidance_scale=1.0), make_batch()
     policy, config = algorithm.policy, algorithm.policy.config
-    caches = held_out.tag_caches(algorithm, encode_prefix(policy, batch), batch)
-    columns = held_out.sample_columns(algorithm, caches, batch)
+    columns = held_out.sample_columns(algorithm, encode_prefix(policy, batch), batch)
     noise, chunks = sample_noise(3, batch[POSITION], config).noise, {}
     for name in ("positive", "none"):
         config.inference_advantage = name
@@ -93,7 +90,7 @@ def test_sampled_chunks_are_those_that_the_policy_samples_under_each_tag():
     grip = (chunks["positive"] - chunks["none"]).square().mean(dim=(1, 2))
     assert_same(columns["tag_grip"], grip)
     untagged = make_algorithm(policy_extraction="weighted")
-    assert set(held_out.tag_caches(untagged, encode_prefix(policy, batch), batch)) == {"none"}
+    assert set(held_out.shown_tags(untagged, batch)) == {"none"}
 
 
 # ── Early stopping ─────────────────────────────────────────────────────────────────────────────────────────────────

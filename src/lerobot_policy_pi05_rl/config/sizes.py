@@ -10,7 +10,7 @@ from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETR
 
 from ..configuration_pi05_rl import PI05RLConfig
 from ..errors import typed_line
-from ..stored.files import CheckpointError, find_file, locate, stores_critic, tags_by_text
+from ..stored.files import CheckpointError, find_file, locate, stores_critic
 from .keys import ACTOR_SIZES, CRITIC_SIZES, SIZE_FIELDS
 from .train import ConfigError
 
@@ -55,8 +55,7 @@ def _stored_sizes(checkpoint: str) -> dict[str, Any]:
         return {}
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        tag = {"advantage_tag": "text"} if tags_by_text(stored) else {}
-        return {name: stored[name] for name in SIZE_FIELDS if stored.get(name) is not None} | tag
+        return {name: stored[name] for name in SIZE_FIELDS if stored.get(name) is not None}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"policy.pi05_checkpoint: {file} is unreadable ({typed_line(error)})") from error
 

@@ -26,8 +26,6 @@ Batch = dict[str, Any]  # key → tensor, or a list of texts
 Preprocess = Callable[[Batch], Batch]  # collated samples → what the losses read
 
 TASK = "task"  # LeRobot's pipelines read it, too, and have no constant for it
-ADVANTAGE_TOKENS = "observation.language.advantage_tokens"
-ADVANTAGE_MASKS = "observation.language.advantage_attention_mask"
 ACTION_IS_PAD = f"{ACTION}_is_pad"
 RETURN = "return"
 TASK_INDEX = "task_index"
@@ -45,7 +43,7 @@ class BatchKey:
     """What lies under one key.
 
     Letters of a shape: B samples, H steps of the action chunk, A actions, S states, h × w pixels, T tokens of the
-    longest prompt, L tokens of the longer tag.
+    longest prompt.
     """
 
     shape: tuple[str | int, ...] | None  # None: a list of B texts
@@ -76,10 +74,6 @@ KEYS: dict[str, BatchKey] = {
     TASK: BatchKey(None, "str", "the frame's task → the prompt", COLUMNS, PROMPT),
     OBS_LANGUAGE_TOKENS: BatchKey(("B", "T"), "int64", "ids of the prompt", PROMPT, "modeling_pi05_rl.py"),
     OBS_LANGUAGE_ATTENTION_MASK: BatchKey(("B", "T"), "bool", "false: padding", PROMPT, "modeling_pi05_rl.py"),
-    ADVANTAGE_TOKENS: BatchKey(
-        ("B", 2, "L"), "int64", "ids of both tags, negative first", PROMPT, "modeling_pi05_rl.py: select_tag"
-    ),
-    ADVANTAGE_MASKS: BatchKey(("B", 2, "L"), "bool", "false: padding", PROMPT, "modeling_pi05_rl.py: select_tag"),
     RETURN: BatchKey(("B",), "float32", "discounted sum of rewards; NaN where unknown", COLUMNS, BOTH),
     TASK_INDEX: BatchKey(("B",), "int64", "place among the run's tasks", COLUMNS, f"{LOSSES}: which threshold"),
     INTERVENTION: BatchKey(("B",), "bool", "a human's correction", COLUMNS, f"{LOSSES}: always positive"),

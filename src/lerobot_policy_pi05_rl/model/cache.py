@@ -16,18 +16,18 @@ class Block(NamedTuple):
 
 
 class PrefixCache(NamedTuple):
-    """The KV cache of a prefix, and of a tag behind it, from the language tower; for a shared critic also the prefix's
-    hidden states. All that actions and critic need."""
+    """The KV cache of a prefix from the language tower; for a shared critic also hidden states. All that actions and
+    critic need."""
 
     pad_masks: Tensor  # (B, N) bool
     keys: list[Tensor]  # of each layer, (B, key-value heads, N, head size)
     values: list[Tensor]
-    hidden_states: Tensor | None  # (B, P, width) of the prefix, after layer critic_llm_depth; for a shared critic
+    hidden_states: Tensor | None  # (B, N, width) after layer critic_llm_depth; for a shared critic
 
-    def twice(self, pad_masks: Tensor) -> "PrefixCache":
-        """The batch, and behind it the same batch with other ``pad_masks``; the critic's states are left out."""
+    def twice(self) -> "PrefixCache":
+        """The batch and the same batch behind it; the critic's states are left out."""
         keys, values = ([torch.cat([tensor, tensor]) for tensor in tensors] for tensors in (self.keys, self.values))
-        return PrefixCache(torch.cat([self.pad_masks, pad_masks]), keys, values, None)
+        return PrefixCache(torch.cat([self.pad_masks, self.pad_masks]), keys, values, None)
 
     def first(self, count: int) -> "PrefixCache":
         """That of the batch's first ``count`` samples."""

@@ -1,8 +1,8 @@
 """π0.5 with an advantage tag, and the value critic beside it.
 
 Prefix (images, prompt) and actions are stock π0.5 (lerobot/policies/pi05/modeling_pi05.py). The tag is a vector that
-is added to the time embedding of the action expert, or text, whose tokens lie between prefix and actions: the prefix
-cannot see the tag, the actions can. With no tag the network is stock π0.5.
+is added to the time embedding of the action expert, 0 at first, so that a pretrained policy is what it was until the
+tag has learnt (LeHome, arXiv 2606.27163). The prefix cannot see it. With no tag the network is stock π0.5.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..advantage import TAG_NONE
 from ..configuration_pi05_rl import PI05RLConfig
 from .cache import Block, CriticFeatures, PrefixCache
 from .compiling import check_compiler, compile_in_place
@@ -43,10 +44,8 @@ class PI05RLPytorch(PI05Pytorch):
         self.action_out_proj = nn.Linear(config.expert_width, config.max_action_dim)
         self.time_mlp_in = nn.Linear(config.expert_width, config.expert_width)
         self.time_mlp_out = nn.Linear(config.expert_width, config.expert_width)
-        self.advantage_embedding: nn.Embedding | None = None
-        if config.advantage_tag == "vector":
-            self.advantage_embedding = nn.Embedding(2, config.expert_width)  # negative, positive
-            nn.init.zeros_(self.advantage_embedding.weight)
+        self.advantage_embedding = nn.Embedding(2, config.expert_width)  # negative, positive
+        nn.init.zeros_(self.advantage_embedding.weight)
         self.critic = None
         if with_critic:
             bins = ValueBins(
@@ -110,14 +109,8 @@ class PI05RLPytorch(PI05Pytorch):
         embs = torch.cat([*embs, towers.embed_language_tokens(tokens)], dim=1)
         return Block(embs, pad_masks, torch.zeros_like(pad_masks), len(images))
 
-    def embed_tag(self, tokens: Tensor, masks: Tensor) -> Block:
-        """(B, L) tag token ids and bool mask → the tag's block; it opens a new attention block."""
-        att_masks = torch.zeros_like(masks)
-        att_masks[:, 0] = True
-        return Block(self.paligemma_with_expert.embed_language_tokens(tokens), masks, att_masks)
-
     def encode_prefix(self, prefix: Block, *, for_critic_alone: bool = False) -> PrefixCache:
-        """The language tower over the prefix, once for the critic and for the actor under whatever tag.
+        """The language tower over the prefix, once for critic and actor, whatever the tag.
 
         Args:
             for_critic_alone: run the layers alone whose hidden states a shared critic needs.
@@ -131,19 +124,6 @@ class PI05RLPytorch(PI05Pytorch):
             stop_at_output_layer=for_critic_alone,
         )
         return PrefixCache(prefix.pad_masks, keys, values, hidden_states)
-
-    def encode_tag(self, prefix: PrefixCache, tag: Block) -> PrefixCache:
-        """The language tower over the tag, which sees the prefix; the cache of both, for the actions."""
-        own = make_att_2d_masks(tag.pad_masks, tag.att_masks)
-        before = prefix.pad_masks[:, None, :] & tag.pad_masks[:, :, None]
-        keys, values, _ = encode_block(
-            self.language_model,
-            tag.embs,
-            prepare_attention_masks_4d(torch.cat([before, own], dim=2)),
-            _positions(prefix.pad_masks, tag.pad_masks),
-            (prefix.keys, prefix.values),
-        )
-        return PrefixCache(torch.cat([prefix.pad_masks, tag.pad_masks], dim=1), keys, values, prefix.hidden_states)
 
     def critic_features(self, prefix: Block, cache: PrefixCache | None = None) -> CriticFeatures:
         """The critic's input. ``cache`` is the prefix's, if it was computed; for a shared critic what is needed is
@@ -165,7 +145,7 @@ class PI05RLPytorch(PI05Pytorch):
 
         Args:
             x_t: (B, H, A) noisy actions; time: (B,) in (0, 1], 1 is noise.
-            tags: (B,) those that are vectors, −1: none; None: no sample has one.
+            tags: (B,) of TAG_NEGATIVE, TAG_POSITIVE, TAG_NONE; None: no sample has one.
         """
         embs, pad_masks, att_masks, adarms_cond = self.embed_suffix(x_t, time)
         if tags is not None:
@@ -177,7 +157,7 @@ class PI05RLPytorch(PI05Pytorch):
             cache.values,
             embs.clone(),  # it is a view, for which a compiled layer would have a graph of its own
             prepare_attention_masks_4d(torch.cat([before, make_att_2d_masks(pad_masks, att_masks)], dim=2)),
-            _positions(cache.pad_masks, pad_masks),
+            cache.pad_masks.sum(dim=1, keepdim=True) + torch.cumsum(pad_masks, dim=1) - 1,
             adarms_cond,
         ).to(torch.float32)
         with _full_precision(out.device.type):
@@ -204,19 +184,16 @@ class PI05RLPytorch(PI05Pytorch):
         img_masks,
         tokens,
         masks,
-        tag_tokens=None,
-        tag_masks=None,
         tags=None,
         noise=None,
         num_steps=None,
         guidance_scale: float = 1.0,
         **rtc,
     ) -> Tensor:
-        """Denoise a chunk (B, H, A) with one cached pass over the prefix, and one over a tag that is text.
+        """Denoise a chunk (B, H, A) with one cached pass over the prefix.
 
         Args:
-            tag_tokens, tag_masks: (B, L) the tag as text; None: there is none.
-            tags: (B,) the tag as a vector; None: there is none. Without either it is plain π0.5.
+            tags: as of :meth:`velocity`; None: plain π0.5.
             noise: (B, H, A) start of the integration; None: drawn.
             guidance_scale: β; each step follows ``v(no tag) + β · (v(tag) − v(no tag))``. 1 is plain conditioning.
             rtc: ``inference_delay``, ``prev_chunk_left_over``, ``execution_horizon`` (LeRobot's
@@ -225,14 +202,10 @@ class PI05RLPytorch(PI05Pytorch):
         if noise is None:
             shape = (tokens.shape[0], self.config.chunk_size, self.config.max_action_dim)
             noise = self.sample_noise(shape, tokens.device)
-        prefix = self.encode_prefix(self.embed_observation(images, img_masks, tokens, masks))
-        cache = prefix if tag_tokens is None else self.encode_tag(prefix, self.embed_tag(tag_tokens, tag_masks))
-        guided = guidance_scale != 1.0 and (tags is not None or tag_tokens is not None)
-        if guided:  # both branches in one batch; its second half does not see the tag
-            untagged = cache.pad_masks.clone()
-            untagged[:, prefix.pad_masks.shape[1] :] = False
-            cache = cache.twice(untagged)
-            tags = None if tags is None else torch.cat([tags, torch.full_like(tags, -1)])
+        cache = self.encode_prefix(self.embed_observation(images, img_masks, tokens, masks))
+        guided = guidance_scale != 1.0 and tags is not None
+        if guided:  # both branches in one batch
+            cache, tags = cache.twice(), torch.cat([tags, torch.full_like(tags, TAG_NONE)])
 
         def velocity(x_t: Tensor, time: Tensor) -> Tensor:
             if not guided:
@@ -248,11 +221,6 @@ class PI05RLPytorch(PI05Pytorch):
             rtc_enabled=self._rtc_enabled(),
             **rtc,
         )
-
-
-def _positions(visible: Tensor, block: Tensor) -> Tensor:
-    """(B, S) position ids of a block's tokens behind the (B, N) ``visible`` cached ones; padding takes none."""
-    return visible.sum(dim=1, keepdim=True) + torch.cumsum(block, dim=1) - 1
 
 
 def _full_precision(device_type: str) -> contextlib.AbstractContextManager:

@@ -1,9 +1,9 @@
 """π0.5's two towers (language model and action expert) with every size taken from the configuration, and their
-passes with fused attention: prefix, tag and actions one behind the other, each seeing the keys and values before it.
+passes with fused attention: the prefix, then the actions, which see its keys and values.
 
 Stock (lerobot/policies/pi05/modeling_pi05.py: compute_layer_complete) trains both at once, computes attention eagerly
 and runs the last language layer to its end, although only that layer's keys and values are ever read. Apart, the
-critic can read the prefix's states before the tag is known, and training and sampling are the same code.
+critic can read the prefix's states, and training and sampling are the same code.
 """
 
 from functools import partial

@@ -10,9 +10,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..stored.files import CRITIC_PREFIX, CheckpointError, CheckpointFiles, StoredTensor, list_names, open_tensors
+from ..stored.files import (
+    CRITIC_PREFIX,
+    CheckpointError,
+    CheckpointFiles,
+    StoredTensor,
+    list_names,
+    open_tensors,
+    was_shown_tags,
+)
 from ..stored.files import locate as locate
-from ..stored.folders import policy_kind, stored_type, stores_tag_vector
+from ..stored.folders import policy_kind, stored_settings, stored_type
 from ..stored.keys import NORMALISATION, is_unused, model_kind, size_differences
 
 logger = logging.getLogger(__name__)
@@ -45,7 +53,11 @@ def load_policy_weights(policy: nn.Module, files: CheckpointFiles) -> None:
         }
         needs_critic = has_critic and not any(key.startswith(CRITIC_PREFIX) for key in sources)
         needs_tag = ADVANTAGE_EMBEDDING in wanted and ADVANTAGE_EMBEDDING not in sources
-        needs_tag = needs_tag and not stores_tag_vector(files.weights.parent)
+        if needs_tag and was_shown_tags(stored_settings(files.weights.parent)):
+            raise CheckpointError(
+                f"{files.weights} has no {ADVANTAGE_EMBEDDING}, its advantage tag: an earlier version trained it, "
+                "with the tag as text, or it is damaged. Train again from what that run started from"
+            )
         expected = {
             key: v
             for key, v in wanted.items()

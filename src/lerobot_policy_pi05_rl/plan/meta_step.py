@@ -14,8 +14,6 @@ from ..config.resolve import changed
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.batch import (
     ACTION_IS_PAD,
-    ADVANTAGE_MASKS,
-    ADVANTAGE_TOKENS,
     FOLD,
     INTERVENTION,
     N_STEP_DISCOUNT,
@@ -33,8 +31,6 @@ from ..modeling_pi05_rl import PI05RLPolicy
 from ..noise import SampledNoise
 from ..thresholds import AdvantageThresholds
 from .meta_modes import MetaAutocast, PlaceholderValues
-
-TAG_TOKENS = 3  # of "Advantage: positive" in PaliGemma's vocabulary
 
 
 @dataclass(frozen=True)
@@ -109,8 +105,6 @@ def make_batch(config: PI05RLConfig, shape: Shape) -> tuple[dict[str, Tensor], S
         }
         batch = {
             **observation,
-            ADVANTAGE_TOKENS: torch.empty(size, 2, TAG_TOKENS, dtype=torch.long),
-            ADVANTAGE_MASKS: torch.empty(size, 2, TAG_TOKENS, dtype=torch.bool),
             ACTION: torch.empty(size, config.chunk_size, *config.action_feature.shape),
             ACTION_IS_PAD: torch.empty(size, config.chunk_size, dtype=torch.bool),
             RETURN: torch.empty(size),

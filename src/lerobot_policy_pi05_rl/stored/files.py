@@ -267,9 +267,9 @@ def stored_config(name_or_path: str | Path, **hub_kwargs) -> PreTrainedConfig:
         ) from error
 
 
-def tags_by_text(stored: Mapping[str, Any]) -> bool:
-    """Whether the policy of this ``config.json`` is of an earlier version, which knew a tag as text alone."""
-    if stored.get("type") != "pi05_rl" or "advantage_tag" in stored:
+def was_shown_tags(stored: Mapping[str, Any]) -> bool:
+    """Whether the policy of this ``config.json`` trained under advantage tags."""
+    if stored.get("type") != "pi05_rl":
         return False
     try:
         return find_extraction(str(stored.get("policy_extraction"))).shows_tag

@@ -104,11 +104,6 @@ def stored_type(folder: Path) -> str | None:
     return stored if isinstance(stored, str) else None
 
 
-def stores_tag_vector(folder: Path) -> bool:
-    """Whether the folder's config.json says that its weights hold the tag's vector."""
-    return stored_settings(folder).get("advantage_tag") == "vector"
-
-
 def policy_kind(policy_type: str | None) -> str | None:
     """The name of a policy that is no π0.5; None for π0.5 and where the type is unknown."""
     return None if policy_type is None or policy_type in OURS else POLICY_NAMES.get(policy_type, policy_type)

@@ -5,7 +5,6 @@ A function that measures the critic is pure (critic_metrics.py); here the networ
 
 from collections.abc import Iterable
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from ..data.batch import ACTION_IS_PAD, FOLD, POSITION, RETURN, Batch
 from ..data.frames import FrameIndex
 from ..losses import per_sample
 from ..model.cache import CriticFeatures, PrefixCache
-from ..modeling_pi05_rl import select_tag
 from ..noise import sample_noise
 from ..recap import RecapAlgorithm
 from ..returns import Outcome
@@ -98,12 +96,10 @@ def held_out_columns(algorithm: RecapAlgorithm, batch: dict[str, Tensor], sampli
         rows = {"numbers": batch[POSITION]}
         if policy.config.trains_critic:
             rows |= critic_columns(algorithm, policy.model.critic_features(prefix, cache), batch)
-        caches = tag_caches(algorithm, cache, batch)
-        rows |= flow_columns(algorithm, caches, batch)
+        rows |= flow_columns(algorithm, cache, batch)
         if sampling:
-            few = SAMPLED_PER_BATCH
-            part = {key: value[:few] for key, value in batch.items() if isinstance(value, Tensor)}
-            rows |= sample_columns(algorithm, {tag: shown.first(few) for tag, shown in caches.items()}, part)
+            part = {key: value[:SAMPLED_PER_BATCH] for key, value in batch.items() if isinstance(value, Tensor)}
+            rows |= sample_columns(algorithm, cache.first(SAMPLED_PER_BATCH), part)
     return rows
 
 
@@ -151,42 +147,27 @@ def critic_columns(algorithm: RecapAlgorithm, features: CriticFeatures, batch: d
     return {"values": values, "returns": returns, "cross_entropy": torch.where(returns.isnan(), torch.nan, mean)}
 
 
-class Shown(NamedTuple):
-    """What the actions see under a tag: a cache that holds it as text, or the tag as a vector."""
-
-    cache: PrefixCache
-    tags: Tensor | None = None
-
-    def first(self, count: int) -> "Shown":
-        """That of the batch's first ``count`` samples."""
-        return Shown(self.cache.first(count), None if self.tags is None else self.tags[:count])
-
-
-def tag_caches(algorithm: RecapAlgorithm, prefix: PrefixCache, batch: dict[str, Tensor]) -> dict[str, Shown]:
-    """Tag → what the actions see under it: no tag and, where the policy is shown tags, the positive one."""
-    model, caches = algorithm.policy.model, {"none": Shown(prefix)}
+def shown_tags(algorithm: RecapAlgorithm, batch: dict[str, Tensor]) -> dict[str, Tensor | None]:
+    """Name → (B,) tags: none and, where the policy is shown tags, the positive one."""
+    tags: dict[str, Tensor | None] = {"none": None}
     if algorithm.policy.config.extraction.shows_tag:
-        tags = torch.full((len(batch[POSITION]),), TAG_POSITIVE, device=batch[POSITION].device)
-        if model.advantage_embedding is not None:
-            caches["positive"] = Shown(prefix, tags)
-        else:
-            caches["positive"] = Shown(model.encode_tag(prefix, model.embed_tag(*select_tag(batch, tags))))
-    return caches
+        tags["positive"] = torch.full((len(batch[POSITION]),), TAG_POSITIVE, device=batch[POSITION].device)
+    return tags
 
 
-def flow_columns(algorithm: RecapAlgorithm, caches: dict[str, Shown], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def flow_columns(algorithm: RecapAlgorithm, cache: PrefixCache, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """(B,) flow-matching error under each tag, from the same noise and time."""
     policy = algorithm.policy
     sampled = sample_noise(algorithm.config.seed, batch[POSITION], policy.config)
     actions = policy.prepare_action(batch)
     errors = {
-        tag: policy.model.flow_matching_error(shown.cache, actions, sampled.noise, sampled.time, shown.tags)
-        for tag, shown in caches.items()
+        name: policy.model.flow_matching_error(cache, actions, sampled.noise, sampled.time, shown)
+        for name, shown in shown_tags(algorithm, batch).items()
     }
-    return {f"loss_actor_{tag}": per_sample(error, batch) for tag, error in errors.items()}
+    return {f"loss_actor_{name}": per_sample(error, batch) for name, error in errors.items()}
 
 
-def sample_columns(algorithm: RecapAlgorithm, caches: dict[str, Shown], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def sample_columns(algorithm: RecapAlgorithm, cache: PrefixCache, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """(B,) mean absolute error, in normalised actions, of the executed part of a chunk sampled under each tag from
     the same noise, and the mean square distance between the chunks with and without the positive tag."""
     model, config = algorithm.policy.model, algorithm.policy.config
@@ -194,12 +175,11 @@ def sample_columns(algorithm: RecapAlgorithm, caches: dict[str, Shown], batch: d
     width, steps = batch[ACTION].shape[-1], config.n_action_steps
     valid = ~batch[ACTION_IS_PAD][:, :steps]
     chunks, columns = {}, {}
-    for tag, shown in caches.items():
-        velocity = partial(model.velocity, shown.cache, tags=shown.tags)
-        chunks[tag] = euler_integrate(velocity, noise, config.num_inference_steps)
-        chunks[tag] = chunks[tag][:, :, :width]
-        error = (chunks[tag] - batch[ACTION])[:, :steps].abs().mean(dim=2)
-        columns[f"action_error_{tag}"] = (error * valid).sum(dim=1) / valid.sum(dim=1)
+    for name, shown in shown_tags(algorithm, batch).items():
+        velocity = partial(model.velocity, cache, tags=shown)
+        chunks[name] = euler_integrate(velocity, noise, config.num_inference_steps)[:, :, :width]
+        error = (chunks[name] - batch[ACTION])[:, :steps].abs().mean(dim=2)
+        columns[f"action_error_{name}"] = (error * valid).sum(dim=1) / valid.sum(dim=1)
     if "positive" in chunks:
         columns["tag_grip"] = (chunks["positive"] - chunks["none"]).square().mean(dim=(1, 2))
     return columns

@@ -84,9 +84,19 @@ def find_checkpoint(cfg: PI05RLTrainConfig, check_unused: Callable[[Path], None]
     checkpoint = checkpoint_to_resume(cfg.run_dir, cfg.resume_from)
     if checkpoint is None:
         logger.warning("%s resume=true, but %s has no checkpoint: starting a fresh run", cfg.tag, cfg.run_dir)
+    elif "advantage_labels" not in _stored_policy(checkpoint):
+        raise ConfigError(
+            f"an earlier version began the run in {cfg.run_dir}: it knew neither labels that are made once nor the tag "
+            "as a vector, and cannot go on. Start a run from what it learnt: "
+            f"--policy.pi05_checkpoint={checkpoint / PRETRAINED_MODEL_DIR} and another output_dir_offline"
+        )
     else:
         check_config(checkpoint, encoded(cfg), cfg.reads)
     return checkpoint
+
+
+def _stored_policy(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME).read_text())["policy"]
 
 
 def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfig:
@@ -97,16 +107,8 @@ def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfi
     """
     policy = cfg.policy
     if checkpoint is not None:
-        stored = json.loads((checkpoint / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME).read_text())["policy"]
-        if "advantage_labels" not in stored:
-            logger.warning(
-                "%s An earlier version began this run: it goes on with policy.advantage_labels=running, but since "
-                "then positive actions alone have a tag, and the learning rate of the actor ends at 0",
-                cfg.tag,
-            )
-            policy = changed(policy, advantage_labels="running")
         if policy.critic_warmup_steps is None:
-            policy = changed(policy, critic_warmup_steps=stored.get("critic_warmup_steps"))
+            policy = changed(policy, critic_warmup_steps=_stored_policy(checkpoint).get("critic_warmup_steps"))
         cfg = changed(cfg, policy=policy)
     cfg.check_phases(fresh=checkpoint is None)
     return changed(cfg, policy=changed(policy, critic_warmup_steps=cfg.critic_steps))
