@@ -29,7 +29,8 @@ def run(tmp_path, monkeypatch) -> Path:
 
 def test_its_run_does_not_go_on_which_one_line_says_and_nothing_changes(run):
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match=r"^an earlier version began the run in run.*--policy\.pi05_checkpoint=/.*/000002/pretrained_model and"):
+    advice = r"--policy\.pi05_checkpoint=/.*/000002/pretrained_model and"
+    with pytest.raises(ConfigError, match=rf"^an earlier version began the run in run.*{advice}"):
         train_offline(load_config("config.json", ["--resume=true"]))
     assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
 

@@ -101,9 +101,7 @@ def without_it(folder, **changes) -> PI05RLPolicy:
 @pytest.mark.parametrize("extraction", ["conditioning", "their.own:Extraction"])
 def test_a_checkpoint_that_was_shown_tags_and_has_no_vector_is_refused(tmp_path, mixed_dataset, extraction):
     without_it(tmp_path / "recap", policy_extraction=extraction)
-    with pytest.raises(
-        CheckpointError, match=r"trained it, with the tag as text, or it is damaged"
-    ):
+    with pytest.raises(CheckpointError, match=r"trained it, with the tag as text, or it is damaged"):
         PI05RLPolicy.from_pretrained(tmp_path / "recap", config=tiny_config())
     config = write_config(tmp_path / "run.json", mixed_dataset, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"recap/model\.safetensors has no model\.advantage_embedding\.weight"):

@@ -86,8 +86,8 @@ def find_checkpoint(cfg: PI05RLTrainConfig, check_unused: Callable[[Path], None]
         logger.warning("%s resume=true, but %s has no checkpoint: starting a fresh run", cfg.tag, cfg.run_dir)
     elif "advantage_labels" not in _stored_policy(checkpoint):
         raise ConfigError(
-            f"an earlier version began the run in {cfg.run_dir}: it knew neither labels that are made once nor the tag "
-            "as a vector, and cannot go on. Start a run from what it learnt: "
+            f"an earlier version began the run in {cfg.run_dir}, which cannot go on: it knew neither labels that are "
+            "made once nor the tag as a vector. Start a run from what it learnt: "
             f"--policy.pi05_checkpoint={checkpoint / PRETRAINED_MODEL_DIR} and another output_dir_offline"
         )
     else:
