@@ -2,10 +2,12 @@
 
     python benchmarks/closed_loop.py --output outputs/closed_loop [--mixes demo recovers metaworld] [--seeds 3 4 5 …]
     python benchmarks/closed_loop.py --start random …                # a second table, from random weights
+    python benchmarks/closed_loop.py --start large --mixes recovers --seeds 3   # about ten times the parameters
     python benchmarks/closed_loop.py --training-seeds 0 1 2 …        # the spread that training alone makes
 
 Every policy of a mix starts from one pretrained policy: panda's is shipped with the demo, Meta-World's lies beside its
-tasks (``metaworld_tasks/pretrain.py`` made it). RECAP is one command (``pi05-rl offline``); rivals take its labels.
+tasks (``metaworld_tasks/pretrain.py`` made it); that of ``large`` is made first. RECAP is one command (``pi05-rl
+offline``); rivals take its labels.
 A seed is that of recording and evaluation; the training seed is the same plus 100 times its number. Settings were
 chosen on seeds 0 to 2; a claim rests on the others. Odd seeds run without vector instructions
 (``ATEN_CPU_CAPABILITY=default``), as on another processor.
@@ -37,16 +39,23 @@ MIXES = {"demo": ["--mix", "demo"], "recovers": ["--mix", "recovers"], "metaworl
 # Who records, pretrains and evaluates: the demo, or the folder of four tasks beside this file.
 MODULES = {**dict.fromkeys(("demo", "recovers"), "lerobot_policy_pi05_rl.demo"), "metaworld": "metaworld_tasks"}
 PRETRAINED = {"demo": PANDA, "recovers": PANDA, "metaworld": Path(__file__).parent / "metaworld_tasks" / "pretrained"}
-STARTS = ("pretrained", "random")
+STARTS = ("pretrained", "random", "large")
 # Optimization steps of every policy, and of the critics before RECAP's. From random weights three times as many, with
 # a learning rate for them: about as many epochs of each recording (Meta-World's has 1.8 times the frames).
 STEPS = {
     "pretrained": {"demo": 600, "recovers": 600, "metaworld": 1200},
     "random": {"demo": 1500, "recovers": 1500, "metaworld": 2700},
 }
+STEPS["large"] = STEPS["pretrained"]
 CRITIC_STEPS = {"demo": 600, "recovers": 600, "metaworld": 1200}
 PLAIN = {"ATEN_CPU_CAPABILITY": "default"}
 RANDOM = ("--policy.pi05_checkpoint=null", "--policy.actor_lr=1e-3")
+# Three times the width and one and a half times the depth; nothing else changes but the learning rate.
+WIDTHS, DEPTHS = ("llm_width", "expert_width", "vision_width"), {"llm_depth": 5, "vision_depth": 3, "head_dim": 32}
+MLPS = ("llm_mlp_dim", "expert_mlp_dim", "vision_mlp_dim")
+SIZES = dict.fromkeys(WIDTHS, 192) | dict.fromkeys(MLPS, 768) | DEPTHS
+LARGE = tuple(f"--policy.{name}={size}" for name, size in SIZES.items())
+LARGE_LR, LARGE_PRETRAINING_LR = "--policy.actor_lr=1.5e-4", "--policy.actor_lr=5e-4"
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int, training: int) -> l
         command = [sys.executable, "-m", module, *map(str, arguments)]
         return Job(f"{mix}/{seed}/{training}/{name}", command, output, runs / f"{name.replace('/', '_')}.log", needs)
 
-    start = [f"--policy.pi05_checkpoint={PRETRAINED[mix]}"] if args.start == "pretrained" else list(RANDOM)
+    start, started = start_of(args, mix)
     record = ["--root", dataset, "--seed", seed, "--episodes", args.demonstrations, *MIXES[mix]]
     jobs.append(replace(job("record", f"{MODULES[mix]}.record", record, recorded, []), name=f"{mix}/{seed}/record"))
 
@@ -143,8 +152,13 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int, training: int) -> l
         arguments += ["--log_freq=100", "--eval_steps=0", "--keep_last_checkpoints=1", *start, *overrides]
         arguments += [f"--dataset.frame_cache={dataset.with_name('frames')}"]
         output = checkpoint(runs / name, length)
-        return job(f"{name}/train", f"{package}.offline_learner", arguments, output, [recorded, *needs])
+        return job(f"{name}/train", f"{package}.offline_learner", arguments, output, [recorded, *started, *needs])
 
+    for made in started:
+        command = ["--output", made.parents[1] / "run", "--destination", made.parent]
+        command += [f"--override={override}" for override in (*LARGE, LARGE_PRETRAINING_LR)]
+        pretraining = job("pretrain", f"{MODULES[mix]}.pretrain", command, made, [])
+        jobs.append(replace(pretraining, name=f"{MODULES[mix]}/pretrain", log=made.parents[1] / "pretrain.log"))
     own = train("recap", critic_steps + steps, (f"--policy.critic_warmup_steps={critic_steps}",), [])
     for name in args.variants:
         variant = VARIANTS[name]
@@ -173,6 +187,16 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int, training: int) -> l
     return jobs
 
 
+def start_of(args: argparse.Namespace, mix: str) -> tuple[list[str], list[Path]]:
+    """Overrides that say what every policy of a mix starts from, and the file of a start that has to be made."""
+    if args.start == "random":
+        return list(RANDOM), []
+    if args.start == "pretrained":
+        return [f"--policy.pi05_checkpoint={PRETRAINED[mix]}"], []
+    weights = args.output / "large" / MODULES[mix] / "pretrained" / "model.safetensors"
+    return [f"--policy.pi05_checkpoint={weights.parent}", *LARGE, LARGE_LR], [weights]
+
+
 def checkpoint(run: Path, step: int) -> Path:
     """What LeRobot's tools load of a run's checkpoint."""
     return run / "checkpoints" / f"{step:06d}" / "pretrained_model"
@@ -190,7 +214,7 @@ def needed(jobs: list[Job]) -> list[Job]:
     return [job for job in jobs if job.output in wanted]
 
 
-def run_jobs(jobs: list[Job], parallel: int, report: Callable[[], None]) -> list[str]:
+def run_jobs(jobs: list[Job], parallel: int, report: Callable[[], object]) -> list[str]:
     """Run what is not done yet, at most ``parallel`` at once; returns the names of jobs that failed."""
     waiting = needed(jobs)
     running: dict[subprocess.Popen, Job] = {}
@@ -256,14 +280,15 @@ def main() -> int:
     args = parser.parse_args()
     labels = {name: VARIANTS[name].label for name in VARIANTS}
 
-    def report() -> None:
-        for start in STARTS:
+    def report() -> list[str]:
+        found = [start for start in STARTS if any((args.results / start).glob("*/seed*/eval_*.json"))]
+        for start in found:
             write_report(args.results / start, labels, MAIN)
+        return found
 
     failed = [] if args.report_only else run_jobs(make_jobs(args), args.jobs, report)
-    report()
     docs = Path(__file__).parents[1] / "docs"
-    for start in STARTS:
+    for start in report():
         for name in ("table", "ablations"):
             text = (args.results / start / f"{name}.md").read_text()
             print(text)

@@ -49,6 +49,7 @@ def main(
     parser.add_argument("--destination", type=Path, default=PRETRAINED)
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--override", action="append", default=[], metavar="--KEY=VALUE", help="of the configuration")
     args = parser.parse_args(argv)
     dataset = record(args.output / "dataset", repo_id, args.episodes)
     run = args.output / "run"
@@ -57,6 +58,7 @@ def main(
         *(f"--dataset.repo_id={repo_id}", f"--dataset.root={dataset}", f"--output_dir_offline={run}"),
         *(f"--policy.offline_steps={args.steps}", "--policy.policy_extraction=none", f"--seed={SEED}"),
         *("--policy.pi05_checkpoint=null", "--policy.actor_lr=1e-3", "--policy.scheduler_decay_lr=2.5e-6"),
+        *args.override,
     ]
     subprocess.run(command, check=True)
     checkpoint = last_checkpoint(run)
