@@ -38,7 +38,7 @@ def out_of_memory_advice(error: Exception, arguments: list[str], counted: str = 
         f"memory does not suffice: {asked}.{counted} What a step needs, and of what: pi05-rl plan "
         f"{shlex.join(arguments)}. Less needs: --policy.gradient_checkpointing=true, --policy.dtype=bfloat16, "
         "a smaller --batch_size with more --policy.gradient_accumulation_steps, --policy.train_expert_only=true, or "
-        "LoRA (--peft.method_type=LORA --peft.r=16), which plan does not count yet"
+        "LoRA (--peft.method_type=LORA --peft.r=16)"
     )
 
 

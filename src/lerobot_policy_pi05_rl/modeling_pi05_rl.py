@@ -1,6 +1,7 @@
 """The LeRobot policy ``pi05_rl``: loading, saving, and acting under the advantage that it is asked for."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from .model.lora import (
     untouched_modules,
 )
 from .model.network import PI05RLPytorch
+from .model.precision import Purpose, names_in_bf16, supports_bf16
 from .model.weights import load_policy_weights
 from .stored.files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic
 from .stored.folders import policy_kind
@@ -36,17 +38,19 @@ class PI05RLPolicy(PI05Policy):
     config_class = PI05RLConfig
     name = "pi05_rl"
 
-    def __init__(self, config: PI05RLConfig, *, load_critic: bool = True, **kwargs):
-        """``load_critic=False`` builds the actor alone; other keyword arguments of ``make_policy`` are unused."""
+    def __init__(self, config: PI05RLConfig, *, load_critic: bool = True, empty_towers: bool = False, **kwargs):
+        """``load_critic=False`` builds the actor alone, ``empty_towers`` towers that a checkpoint fills; other keyword
+        arguments of ``make_policy`` are unused."""
         PreTrainedPolicy.__init__(self, config)
         config.validate_features()
         self.config = config
         self.adapter: Adapter | None = None
         self.init_rtc_processor()
-        self.model = PI05RLPytorch(config, self.rtc_processor, with_critic=load_critic)
+        self.model = PI05RLPytorch(config, self.rtc_processor, with_critic=load_critic, empty_towers=empty_towers)
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
-        self.model.to(config.device)
+        if not empty_towers:
+            self.model.to(config.device)
         self._warned_untagged = self._warned_relative = False
         self.reset()
 
@@ -59,6 +63,8 @@ class PI05RLPolicy(PI05Policy):
         load_critic: bool = True,
         keep_adapter: bool = False,
         strict: bool = True,
+        purpose: Purpose | None = None,
+        full_training_modules: Sequence[str] = (),
         **kwargs,
     ) -> "PI05RLPolicy":
         """Load one of our checkpoints, or a stock π0.5 whose critic then starts from the actor (and says so).
@@ -66,6 +72,11 @@ class PI05RLPolicy(PI05Policy):
         LeRobot's own ``PI05Policy.from_pretrained`` prints and returns random weights on a missing file or a
         wrong shape; this one raises. A checkpoint in PEFT form is its base with the adapter merged into it, or with
         ``keep_adapter`` apart from it, to be trained on.
+
+        Args:
+            purpose: what the policy is for, which says what may be held in bf16 (:mod:`.model.precision`); None: no
+                more is known than LeRobot's tools say, which also train, and all is fp32.
+            full_training_modules: of an adapter that is going to be added: what trains in full beside it.
 
         Raises:
             CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected or of another shape.
@@ -85,8 +96,9 @@ class PI05RLPolicy(PI05Policy):
         files = locate_for(config, pretrained_name_or_path, **hub_kwargs)
         if config.use_peft:  # an adapter's checkpoint, or its base: a critic that neither stores was never trained
             load_critic = load_critic and stores_critic(files)
-        policy = cls(config, load_critic=load_critic)
-        load_policy_weights(policy, files)
+        policy = cls(config, load_critic=load_critic, empty_towers=True)
+        reduced = set() if purpose is None else names_in_bf16(policy, purpose, full_training_modules)
+        load_policy_weights(policy, files, reduced)
         if files.adapter is not None:
             (load_adapter if keep_adapter else merge_adapter)(policy, files)
         policy.to(config.device)
@@ -118,9 +130,8 @@ class PI05RLPolicy(PI05Policy):
 
     @property
     def computes_in_bf16(self) -> bool:
-        """Whether the configuration asks for it and the device has it; weights are fp32 all the same."""
-        device = next(self.parameters()).device.type
-        return self.config.dtype == "bfloat16" and device == "cuda" and torch.cuda.is_bf16_supported()
+        """Whether the configuration asks for it and the device has it; what trains is held in fp32 all the same."""
+        return self.config.dtype == "bfloat16" and supports_bf16(next(self.parameters()).device.type)
 
     def autocast(self) -> torch.autocast:
         """Where the network computes in bf16 if :attr:`computes_in_bf16`."""

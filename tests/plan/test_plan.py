@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from commands import REPOSITORY
+from lerobot.configs.default import PeftConfig
 from tiny import batches, make_algorithm, tiny_config, write_config
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -15,7 +16,11 @@ from torch.overrides import TorchFunctionMode
 from lerobot_policy_pi05_rl import cli
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.model.cache import Block
+from lerobot_policy_pi05_rl.model.lora import add_adapter, stored_state
 from lerobot_policy_pi05_rl.model.network import PI05RLPytorch
+from lerobot_policy_pi05_rl.model.precision import cast_by_autocast, names_in_bf16, place
+from lerobot_policy_pi05_rl.model.trainable import select_trainable
+from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.online.transport.weights import pack_weights, pushed_tensors, unpack_weights
 from lerobot_policy_pi05_rl.plan.command import plan as api_plan
 from lerobot_policy_pi05_rl.plan.compute import checkpoint_bytes, parameters_by_part, pushed_bytes
@@ -214,7 +219,7 @@ def test_the_shipped_configuration_is_planned_without_its_dataset(capsys, tmp_pa
     assert result["flops_per_step"] == 4 * total(result["flops_per_batch"])
     assert result["checkpoints_written"] == 3 and result["disk"] == 3 * result["checkpoint"]
     assert result["fits"] == {"24": False, "48": False, "80": True}
-    assert result["changes"]["policy.train_expert_only=true"] < 24 * 2**30 < result["memory"]["peak"]
+    assert result["changes"]["--policy.train_expert_only=true"] < 24 * 2**30 < result["memory"]["peak"]
     assert result["with_checkpointing"]["activations"] < result["without_checkpointing"]["activations"]
     assert list(tmp_path.iterdir()) == []
 
@@ -255,8 +260,52 @@ def test_the_predicted_peak_is_within_15_percent_of_the_measured_one():
         assert row["predicted"] == pytest.approx(row["measured"], rel=0.15), row
 
 
-def test_an_adapter_is_refused_until_it_is_counted(tmp_path, capsys):
-    config = write_config(tmp_path / "c.json", tmp_path, tmp_path / "run", policy__pi05_checkpoint="lerobot/pi05_base")
-    code, printed, error = plan(capsys, config, "--peft.method_type=LORA", "--peft.r=16")
-    assert (code, printed) == (2, "")
-    assert "peft: adapters are not counted yet; leave peft.* out" in error
+BOTH_TOWERS = r".*\.(language_model|gemma_expert)\..*\.(q|k|v|o)_proj"
+
+
+@pytest.mark.parametrize("targets", [None, BOTH_TOWERS])
+def test_an_adapter_is_counted_as_it_is_trained_stored_and_sent(targets):
+    peft, config = PeftConfig(r=4, target_modules=targets), tiny_config(dtype="bfloat16", pi05_checkpoint="org/base")
+    policy = PI05RLPolicy(config)
+    for name in names_in_bf16(policy, "adapt"):
+        place(policy, name, policy.get_parameter(name).detach().to(torch.bfloat16))
+    add_adapter(policy, peft, "org/base")
+    trainable = [parameter for group in select_trainable(policy).values() for parameter in group]
+    model = build(config, peft)
+    memory, shape = training_step_memory(model, Shape(2, 12)), Shape(2, 12)
+    assert memory.weights == sum(t.nbytes for t in (*policy.parameters(), *policy.buffers())) + counters(model)
+    assert memory.gradients == sum(parameter.nbytes for parameter in trainable)
+    stored = sum(tensor.nbytes for tensor in stored_state(policy).values())
+    assert checkpoint_bytes(model) == stored + 2 * memory.gradients
+    sent = sum(tensor.numel() for tensor in pushed_tensors(policy).values())
+    assert pushed_bytes(model) == 2 * sent > 0
+    parts = parameters_by_part(model)
+    assert parts["vision tower"]["trainable"] == 0 < parts["action expert"]["trainable"]
+    assert (parts["language tower"]["trainable"] > 0) == (targets is not None)
+    assert training_step_flops(model, shape)["vision tower"]["backward"] == 0
+
+
+def counters(model) -> int:
+    """Bytes of the losses' own buffers, beside the policy's."""
+    own = {id(tensor) for tensor in (*model.policy.parameters(), *model.policy.buffers())}
+    return sum(t.nbytes for t in (*model.losses.parameters(), *model.losses.buffers()) if id(t) not in own)
+
+
+def test_weights_that_do_not_train_are_counted_in_bf16():
+    full, half = (build(tiny_config(train_expert_only=True, dtype=kind)) for kind in ("float32", "bfloat16"))
+    counted = [training_step_memory(model, Shape(2, 12)) for model in (full, half)]
+    matrices = cast_by_autocast(full.policy)
+    frozen = sum(4 * weight.numel() for weight in matrices.values() if not weight.requires_grad)
+    assert counted[0].weights - counted[1].weights == frozen / 2 > 0.2 * counted[0].weights
+    assert counted[0].gradients == counted[1].gradients
+
+
+def test_the_changes_are_flags_that_plan_itself_takes(capsys, tmp_path):
+    sizes = {"policy__vocab_size": 9_000_000, "policy__llm_width": 1024, "policy__pi05_checkpoint": "org/base"}
+    config = write_config(tmp_path / "c.json", tmp_path / "none", tmp_path / "run", batch_size=2, **sizes)
+    changes = json.loads(plan(capsys, config, "--json")[1])["changes"]
+    assert "--peft.method_type=LORA --peft.r=16" in changes and "--policy.train_expert_only=true" in changes
+    assert "--batch_size=1 --policy.gradient_accumulation_steps=2" in changes
+    for flags, peak in changes.items():
+        code, out, _ = plan(capsys, config, "--json", *flags.split())
+        assert code == 0 and json.loads(out)["memory"]["peak"] == peak, flags

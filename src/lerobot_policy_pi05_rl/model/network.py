@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
 from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
@@ -33,13 +34,17 @@ TAG_GAIN = 10.0
 class PI05RLPytorch(PI05Pytorch):
     """The network: stock π0.5, the tag, the critic (``critic`` is None when it was not asked for)."""
 
-    def __init__(self, config: PI05RLConfig, rtc_processor=None, *, with_critic: bool = True):
+    def __init__(
+        self, config: PI05RLConfig, rtc_processor=None, *, with_critic: bool = True, empty_towers: bool = False
+    ):
+        """``empty_towers``: their parameters are on the meta device; a checkpoint's take their places."""
         nn.Module.__init__(self)
         if config.compile_model:
             check_compiler(config.device)
         self.config, self.rtc_processor = config, rtc_processor
         self.gradient_checkpointing_enabled = False
-        self.paligemma_with_expert = PaliGemmaWithExpert(config)
+        with init_empty_weights(include_buffers=False) if empty_towers else contextlib.nullcontext():
+            self.paligemma_with_expert = PaliGemmaWithExpert(config)
         self.action_in_proj = nn.Linear(config.max_action_dim, config.expert_width)
         self.action_out_proj = nn.Linear(config.expert_width, config.max_action_dim)
         self.time_mlp_in = nn.Linear(config.expert_width, config.expert_width)
@@ -62,7 +67,8 @@ class PI05RLPytorch(PI05Pytorch):
             self.critic = CrossFittedCritic(
                 [make_critic(num_queries=config.num_value_queries, bins=bins) for _ in range(config.critic_folds)]
             )
-            self.critic.init_from_actor(self.language_model)
+            if not empty_towers:
+                self.critic.init_from_actor(self.language_model)
         if config.compile_model:  # the towers' own layers compile themselves
             for layer in self.vision_tower.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
@@ -106,7 +112,7 @@ class PI05RLPytorch(PI05Pytorch):
         embs = towers.embed_image(torch.cat(images)).unflatten(0, (len(images), -1))  # (cameras, B, N, width)
         seen = [mask[:, None].expand(-1, embs.shape[2]) for mask in img_masks]
         pad_masks = torch.cat([*seen, masks], dim=1)
-        embs = torch.cat([*embs, towers.embed_language_tokens(tokens)], dim=1)
+        embs = torch.cat([*embs, towers.embed_language_tokens(tokens).to(embs.dtype)], dim=1)
         return Block(embs, pad_masks, torch.zeros_like(pad_masks), len(images))
 
     def encode_prefix(self, prefix: Block, *, for_critic_alone: bool = False) -> PrefixCache:

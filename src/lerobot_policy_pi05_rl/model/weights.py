@@ -5,6 +5,7 @@ random weights; here anything missing, unexpected or of another shape is an erro
 """
 
 import logging
+from collections.abc import Set
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from ..stored.files import (
 from ..stored.files import locate as locate
 from ..stored.folders import policy_kind, stored_settings, stored_type
 from ..stored.keys import NORMALISATION, is_unused, model_kind, size_differences
+from .precision import place
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +31,9 @@ ADVANTAGE_EMBEDDING = "model.advantage_embedding.weight"
 FLOATS = ("F64", "F32", "F16", "BF16")  # how weights are stored; anything else is quantised or no weight
 
 
-def load_policy_weights(policy: nn.Module, files: CheckpointFiles) -> None:
-    """Copy every tensor of weights and critic into ``policy`` (cast to its dtype), one at a time.
+def load_policy_weights(policy: nn.Module, files: CheckpointFiles, reduced: Set[str] = frozenset()) -> None:
+    """Copy every tensor of weights and critic into ``policy``, one at a time; those of the meta device take the file's
+    place as they are read, in fp32, or in bf16 where ``reduced`` names them.
 
     A stock π0.5 checkpoint has no critic: the critic is then initialised from the loaded actor and the log says
     so; nor has it a tag, whose vector is 0 then. What π0.5 never uses (stock's two logits heads, for instance) is
@@ -66,8 +69,12 @@ def load_policy_weights(policy: nn.Module, files: CheckpointFiles) -> None:
         _check(files.weights, sources, expected)
         with torch.no_grad():
             for key, tensor in sources.items():
-                wanted[key].copy_(tensor.read())
-                _check_finite(tensor, wanted[key])
+                if wanted[key].is_meta:
+                    loaded = tensor.read().to(torch.bfloat16 if key in reduced else torch.float32)
+                    place(policy, key, loaded)
+                else:
+                    loaded = wanted[key].copy_(tensor.read())
+                _check_finite(tensor, loaded)
     if statistics:
         logger.warning(
             "%s stores the normalisation of an older LeRobot with its weights (%s): it is left out. Training "

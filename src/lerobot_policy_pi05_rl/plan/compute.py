@@ -1,12 +1,15 @@
 """The plan of a run: parameters, memory, FLOPs, speed, disk, and what would make it fit."""
 
+import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
+from lerobot.configs.default import PeftConfig
 
 from ..config.resolve import changed
 from ..configuration_pi05_rl import PI05RLConfig
+from ..model.lora import stored_state
 from ..online.transport.weights import pushed_tensors
 from .flops import Flops, part_of, total, training_step_flops
 from .gpus import CAPACITIES_GIB, EFFICIENCY, GPUS, USABLE
@@ -14,7 +17,25 @@ from .memory import Memory, nbytes, training_step_memory
 from .meta_step import MetaModel, Shape, build
 from .setup import Setup
 
-Change = Callable[[PI05RLConfig, Shape], tuple[PI05RLConfig, Shape] | None]  # None: it would change nothing
+
+@dataclass(frozen=True)
+class Case:
+    """What a step's cost depends on."""
+
+    policy: PI05RLConfig
+    peft: PeftConfig | None  # of the adapter that trains
+    shape: Shape
+
+    def having(self, **values) -> "Case":
+        """Another value of some of the policy's keys."""
+        return replace(self, policy=changed(self.policy, **values))
+
+    def build(self) -> MetaModel:
+        """Its model on the meta device."""
+        return build(self.policy, self.peft)
+
+
+Change = Callable[[Case], tuple[str, Case] | None]  # the flags and what they make of it; None: nothing
 
 
 @dataclass(frozen=True)
@@ -48,18 +69,19 @@ class Plan:
     disk: int  # the most at once: the checkpoints kept, and the one being written
     pushed: int  # one version of the weights on its way to an online actor
     fits: dict[int, bool]  # GiB → whether the step fits
-    changes: dict[str, int]  # what one change alone would bring the peak to
+    changes: dict[str, int]  # flags → what they alone would bring the peak to
 
 
 def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
     """Count everything; seconds at full size, no weights."""
     policy, shape = setup.config.policy, setup.shape
-    model = build(policy)
+    case = Case(policy, setup.config.peft, shape)
+    model = case.build()
     flops = training_step_flops(model, shape)
     critic = training_step_flops(model, shape, train_actor=False) if policy.trains_critic else {}
     critic_alone = total(critic)
     memory = {
-        wanted: training_step_memory(build(changed(policy, gradient_checkpointing=wanted)), shape)
+        wanted: training_step_memory(case.having(gradient_checkpointing=wanted).build(), shape)
         for wanted in (False, True)
     }
     chosen = memory[policy.gradient_checkpointing]
@@ -80,7 +102,7 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
         flops_per_batch=flops,
         flops_per_step=per_step,
         phases=phases,
-        cloning=phases["policy"].count * cloning_step_flops(policy, shape) if "policy" in phases else 0,
+        cloning=phases["policy"].count * cloning_step_flops(case) if "policy" in phases else 0,
         samples_per_step=samples,
         efficiency=efficiency,
         samples_per_s={name: samples / spent for name, spent in seconds.items()},
@@ -90,7 +112,7 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
         disk=checkpoint * setup.checkpoints_at_once,
         pushed=pushed_bytes(model),
         fits=fits,
-        changes={} if all(fits.values()) else peaks_after_changes(policy, shape, memory),
+        changes={} if all(fits.values()) else peaks_after_changes(case, memory),
     )
 
 
@@ -104,11 +126,13 @@ def parameters_by_part(model: MetaModel) -> dict[str, dict[str, int]]:
 
 
 def checkpoint_bytes(model: MetaModel) -> int:
-    """Weights, AdamW's averages, a target critic and the best critic so far; the rest is a few kilobytes."""
-    config, critic = model.policy.config, model.policy.model.critic
+    """Weights (of an adapter's run its own alone), AdamW's averages, a target critic and the best critic so far; the
+    rest is a few kilobytes."""
+    config, critic, target = model.policy.config, model.policy.model.critic, model.losses.target_critic
     trainable = [parameter for group in model.trainable.values() for parameter in group]
     best = critic.parameters() if config.trains_critic and config.critic_early_stop is not None else []
-    return nbytes(model.losses.parameters()) + 2 * nbytes(trainable) + nbytes(best)
+    kept = [*stored_state(model.policy).values(), *best, *(target.parameters() if target is not None else [])]
+    return nbytes(kept) + 2 * nbytes(trainable)
 
 
 def pushed_bytes(model: MetaModel) -> int:
@@ -123,61 +147,71 @@ def usable(gib: int) -> float:
     return gib * 2**30 * USABLE
 
 
-def peaks_after_changes(policy: PI05RLConfig, shape: Shape, known: dict[bool, Memory]) -> dict[str, int]:
-    """What each single change brings the peak to, and all that save memory together."""
-    peaks = {}
-    for name, change in CHANGES.items():
-        altered = change(policy, shape)
-        if altered is None:
+def peaks_after_changes(case: Case, known: dict[bool, Memory]) -> dict[str, int]:
+    """What each single change brings the peak to, and all that save memory together; by the flags that make it."""
+    peaks, together = {}, case
+    for change in CHANGES:
+        made = change(case)
+        if made is None:
             continue
-        if name == CHECKPOINTING:
-            peaks[name] = known[True].peak
-        else:
-            peaks[name] = training_step_memory(build(altered[0]), altered[1]).peak
+        flags, altered = made
+        checkpoints = altered == case.having(gradient_checkpointing=True)
+        peaks[flags] = known[True].peak if checkpoints else training_step_memory(altered.build(), altered.shape).peak
+    flags = []
+    for change in ALL:
+        made = change(together)
+        if made is not None:
+            flags.append(made[0])
+            together = made[1]
+    if len(flags) > 1:
+        peaks[" ".join(flags)] = training_step_memory(together.build(), together.shape).peak
     return peaks
 
 
-CHECKPOINTING = "policy.gradient_checkpointing=true"
+def _set(name: str, value: object, *, of_base: bool = False) -> Change:
+    """``of_base``: it freezes what an adapter has frozen."""
 
-
-def _set(**values) -> Change:
-    def change(policy: PI05RLConfig, shape: Shape) -> tuple[PI05RLConfig, Shape] | None:
-        if all(getattr(policy, name) == value for name, value in values.items()):
+    def change(case: Case) -> tuple[str, Case] | None:
+        if getattr(case.policy, name) == value or (of_base and case.peft is not None):
             return None
-        return changed(policy, **values), shape
+        return f"--policy.{name}={json.dumps(value).strip('"')}", case.having(**{name: value})
 
     return change
 
 
-def _accumulate(policy: PI05RLConfig, shape: Shape) -> tuple[PI05RLConfig, Shape] | None:
-    if shape.batch_size == 1:
+def _accumulate(case: Case) -> tuple[str, Case] | None:
+    if case.shape.batch_size == 1:
         return None
-    batches = policy.gradient_accumulation_steps * shape.batch_size
-    return changed(policy, gradient_accumulation_steps=batches), Shape(1, shape.text_tokens, shape.precomputed)
+    steps = case.policy.gradient_accumulation_steps * case.shape.batch_size
+    fewer = replace(case.having(gradient_accumulation_steps=steps), shape=replace(case.shape, batch_size=1))
+    return f"--batch_size=1 --policy.gradient_accumulation_steps={steps}", fewer
 
 
-def _share_critic(policy: PI05RLConfig, shape: Shape) -> tuple[PI05RLConfig, Shape] | None:
-    if not policy.trains_critic or not policy.use_separate_critic or policy.critic_llm_depth == policy.llm_depth:
+def _share_critic(case: Case) -> tuple[str, Case] | None:
+    policy = case.policy
+    if not policy.trains_critic or policy.critic_llm_depth == policy.llm_depth:
         return None
-    return changed(policy, use_separate_critic=False), shape
+    return _set("use_separate_critic", False)(case)
 
 
-def _everything(policy: PI05RLConfig, shape: Shape) -> tuple[PI05RLConfig, Shape]:
-    altered = changed(policy, gradient_checkpointing=True, train_expert_only=True, dtype="bfloat16"), shape
-    for change in (_share_critic, _accumulate):
-        altered = change(*altered) or altered
-    return altered
+def _adapt(case: Case) -> tuple[str, Case] | None:
+    if case.peft is not None or case.policy.pi05_checkpoint is None:
+        return None
+    return "--peft.method_type=LORA --peft.r=16", replace(case, peft=PeftConfig(method_type="LORA", r=16))
 
 
-CHANGES: dict[str, Change] = {
-    CHECKPOINTING: _set(gradient_checkpointing=True),
-    "policy.dtype=bfloat16": _set(dtype="bfloat16"),
-    "batch_size=1 with accumulation": _accumulate,
-    "policy.freeze_vision_encoder=true": _set(freeze_vision_encoder=True),
-    "policy.use_separate_critic=false": _share_critic,
-    "policy.train_expert_only=true": _set(train_expert_only=True),
-    "all that apply, with train_expert_only": _everything,
-}
+_CHECKPOINTING, _BF16 = _set("gradient_checkpointing", True), _set("dtype", "bfloat16")
+_EXPERT = _set("train_expert_only", True, of_base=True)
+CHANGES: tuple[Change, ...] = (
+    _CHECKPOINTING,
+    _BF16,
+    _accumulate,
+    _set("freeze_vision_encoder", True, of_base=True),
+    _share_critic,
+    _EXPERT,
+    _adapt,
+)
+ALL: tuple[Change, ...] = (_CHECKPOINTING, _BF16, _EXPERT, _share_critic, _accumulate)
 
 
 def run_phases(setup: Setup, per_step: int, critic: Flops) -> dict[str, Phase]:
@@ -202,10 +236,10 @@ def run_phases(setup: Setup, per_step: int, critic: Flops) -> dict[str, Phase]:
     return phases
 
 
-def cloning_step_flops(policy: PI05RLConfig, shape: Shape) -> int:
+def cloning_step_flops(case: Case) -> int:
     """FLOPs of an optimization step that clones: no critic, no tag."""
-    clone = build(changed(policy, policy_extraction="none"))
-    return total(training_step_flops(clone, shape)) * policy.gradient_accumulation_steps
+    clone = case.having(policy_extraction="none").build()
+    return total(training_step_flops(clone, case.shape)) * case.policy.gradient_accumulation_steps
 
 
 def _flops_per_step(policy: PI05RLConfig, both: int, critic_alone: int) -> int:

@@ -23,7 +23,7 @@ ADAM_STATES = 2  # fp32 averages of gradient and squared gradient, each of the p
 class Memory:
     """Bytes of one training step."""
 
-    weights: int  # fp32, frozen ones too, and a target critic's
+    weights: int  # fp32, or bf16 where they do not train; a target critic's too
     gradients: int  # fp32
     optimizer: int  # AdamW's averages
     kept_critic: int  # the best critic so far, with critic_early_stop

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.fx.experimental._config as fx_config
 from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs.default import PeftConfig
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ from ..data.batch import (
 )
 from ..data.dataset import bootstrap_steps, policy_cameras
 from ..losses import RecapLosses
+from ..model.lora import add_adapter
+from ..model.precision import names_in_bf16, place
 from ..model.trainable import select_trainable
 from ..modeling_pi05_rl import PI05RLPolicy
 from ..noise import SampledNoise
@@ -82,13 +85,25 @@ def with_cameras(config: PI05RLConfig, cameras: int, *, state_dim: int = 6, acti
     )
 
 
-def build(config: PI05RLConfig) -> MetaModel:
+def build(config: PI05RLConfig, peft: PeftConfig | None = None) -> MetaModel:
     """The model of ``config`` (whose features say how many cameras there are) on the meta device; takes seconds at
-    full size and no memory."""
+    full size and no memory.
+
+    Args:
+        peft: of the adapter that trains; None: everything trains that ``config`` does not freeze.
+
+    Raises:
+        UserError: it adapts what the actor does not have.
+    """
     # Nothing is computed: a compiled step needs what this one needs, or less.
     config = changed(config, device="meta", compile_model=False)
     with torch.device("meta"):
         policy = MetaPolicy(config, load_critic=config.trains_critic)
+        full = () if peft is None else peft.full_training_modules or ()
+        for name in names_in_bf16(policy, "train" if peft is None else "adapt", full):
+            place(policy, name, policy.get_parameter(name).to(torch.bfloat16))
+        if peft is not None:
+            add_adapter(policy, peft, config.pi05_checkpoint or "")
         trainable = select_trainable(policy)
     losses = RecapLosses(policy, AdvantageThresholds([config.advantage_positive_fraction], window=1))
     return MetaModel(losses.train(), trainable)

@@ -40,7 +40,7 @@ def _parameters(plan: Plan) -> Table:
 def _memory(plan: Plan) -> Table:
     table = _table("Memory of a step (GiB)", "", "as configured")
     names = {
-        "weights": "weights, fp32",
+        "weights": "weights",
         "gradients": "gradients, fp32",
         "optimizer": "AdamW's averages, fp32",
         "kept_critic": "best critic so far",

@@ -60,8 +60,6 @@ def make_setup(
         DatasetError: the dataset's metadata is damaged.
     """
     config = resolved(config, device_key=None)  # the plan is for another machine than this one
-    if config.peft is not None:
-        raise ConfigError("peft: adapters are not counted yet; leave peft.* out to plan the training of all weights")
     policy, assumptions = config.policy, []
     for name, value in (("--cameras", cameras), ("--text", text_tokens), ("--frames", frames)):
         if value is not None and value < 1:
@@ -83,7 +81,7 @@ def make_setup(
         text_tokens = min(TEXT_TOKENS, policy.tokenizer_max_length)
         assumptions.append(f"prompts of up to {text_tokens} tokens (--text N)")
     if policy.dtype == "bfloat16":
-        assumptions.append("a CUDA GPU: bf16 compute over fp32 weights, fused attention, fused AdamW")
+        assumptions.append("bf16 compute, what does not train held in bf16, fused attention, fused AdamW")
     else:
         assumptions.append("fp32 compute (policy.dtype), fused attention, fused AdamW")
     shape = Shape(

@@ -133,7 +133,9 @@ def build_policy(config: PI05RLConfig, peft: PeftConfig | None) -> PI05RLPolicy:
     else:
         logger.info("[ACTOR] Loading weights from %s", source)
         adapting = peft is not None
-        policy = PI05RLPolicy.from_pretrained(source, config=config, load_critic=False, keep_adapter=adapting)
+        policy = PI05RLPolicy.from_pretrained(
+            source, config=config, load_critic=False, keep_adapter=adapting, purpose="act"
+        )
         if adapting and policy.adapter is None:
             add_adapter(policy, peft, source)
     policy.init_rtc_processor()

@@ -137,7 +137,9 @@ def frozen_fingerprint(policy: "PI05RLPolicy", pushed_names: set[str]) -> str:
     for name, tensor in sorted(state.items()):
         if name.startswith(CRITIC_PREFIX) or id(tensor) in pushed:
             continue
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        # One may hold in bf16 what the other holds in fp32 (model/precision.py).
+        alike = tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor.detach()
+        content = alike.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(f"{name} {tuple(tensor.shape)} {zlib.crc32(content):08x}\n".encode())
         frozen += 1
     for name in sorted(pushed_names):
