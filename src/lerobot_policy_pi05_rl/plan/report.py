@@ -1,5 +1,7 @@
 """A plan on the terminal."""
 
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.table import Table
 
@@ -10,7 +12,9 @@ from .gpus import CAPACITIES_GIB, GPUS, USABLE
 def print_plan(plan: Plan, console: Console) -> None:
     """The plan's tables, each with its units."""
     console.print("Assumed: " + "; ".join(plan.assumptions) + ".", highlight=False)
-    console.print(_parameters(plan), _memory(plan), _flops(plan), _phases(plan), _speed(plan), _fit(plan))
+    console.print(_parameters(plan), _memory(plan), _flops(plan), _phases(plan), _speed(plan))
+    for line in _fit(plan):
+        console.print(line, highlight=False, soft_wrap=True)  # flags that are copied
     disk = f"Checkpoint: {gib(plan.checkpoint)} GiB; {plan.checkpoints_written} written, at most {gib(plan.disk)} GiB"
     console.print(f"{disk} on disk at once.", highlight=False)
     console.print(f"Online, each version of the weights is {gib(plan.pushed)} GiB to each actor.", highlight=False)
@@ -84,13 +88,12 @@ def _speed(plan: Plan) -> Table:
     return table
 
 
-def _fit(plan: Plan) -> Table:
-    heads = [f"{capacity} GiB" for capacity in CAPACITIES_GIB]
-    table = _table(f"What fits (a card is filled to {USABLE:.0%})", "change", "peak (GiB)", *heads)
-    for name, peak in {"as configured": plan.memory["peak"], **plan.changes}.items():
-        fits = ("fits" if peak <= usable(capacity) else "-" for capacity in CAPACITIES_GIB)
-        table.add_row(name, gib(peak), *fits)
-    return table
+def _fit(plan: Plan) -> Iterator[str]:
+    """A line a change: its peak, the smallest card that holds it, its flags."""
+    yield f"What fits (a card is filled to {USABLE:.0%}): peak in GiB, smallest card, change"
+    for flags, peak in {"as configured": plan.memory["peak"], **plan.changes}.items():
+        card = next((f"{capacity} GiB" for capacity in CAPACITIES_GIB if peak <= usable(capacity)), "none")
+        yield f"{gib(peak):>8}  {card:>6}  {flags}"
 
 
 def _sum(parts: dict[str, dict[str, int]]) -> dict[str, int]:
