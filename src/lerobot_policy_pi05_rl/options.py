@@ -182,7 +182,7 @@ _WARNED = {
     "dataset.return_uint8": "pictures are always read as uint8",
     "dataset.depth_output_unit": "the policy's cameras are colour cameras",
     "wandb.disable_artifact": "checkpoints never go to W&B; save_checkpoint_to_hub=true sends them to the Hub",
-    "policy.use_amp": "policy.dtype=bfloat16 computes in bf16 over fp32 weights",
+    "policy.use_amp": "policy.dtype=bfloat16 computes in bf16, and holds what trains in fp32",
     "policy.use_peft": "the peft section asks for an adapter (peft.r, peft.target_modules, …)",
     "policy.tags": "write them into the README.md of policy.repo_id on the Hub",
     "policy.license": "write it into the README.md of policy.repo_id on the Hub",
