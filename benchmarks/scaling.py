@@ -20,7 +20,7 @@ from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.distributed.fsdp import LAYERS
 from lerobot_policy_pi05_rl.model.towers import TowerLayer
 from lerobot_policy_pi05_rl.plan.flops import total, training_step_flops
-from lerobot_policy_pi05_rl.plan.gpus import EFFICIENCY, GPUS
+from lerobot_policy_pi05_rl.plan.gpus import GPUS
 from lerobot_policy_pi05_rl.plan.memory import ADAM_STATES, training_step_memory
 from lerobot_policy_pi05_rl.plan.meta_step import MetaModel, Shape, build, forward
 from lerobot_policy_pi05_rl.plan.setup import Setup, make_setup
@@ -31,6 +31,7 @@ GPUS_A_MACHINE = 8
 # Bytes/s of the slowest edge of a ring, each direction, from data sheets: a GPU's NVLink; a machine's whole network,
 # since as many rings as GPUs share it.
 INSIDE, BETWEEN = 450e9, {"8 × 400 Gbit/s": 400e9, "100 Gbit/s": 12.5e9}
+EFFICIENCY = 0.4  # share of a GPU's peak. High on purpose: the faster a step, the more its links matter.
 LINK_EFFICIENCY = 0.8  # share of a link that collectives reach. An assumption: large messages reach 0.7 to 0.9.
 
 FP32, BF16 = 4, 2

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .compute import Plan, usable
-from .gpus import CAPACITIES_GIB, GPUS, USABLE
+from .gpus import CAPACITIES_GIB, GPUS, PUBLISHED, USABLE
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -81,7 +81,9 @@ def _phases(plan: Plan) -> Table:
 
 
 def _speed(plan: Plan) -> Table:
-    table = _table(f"Speed at {plan.efficiency:.0%} of the peak", "GPU", "samples/s", "hours of the run", "fits")
+    published = ", ".join(f"{name} {speed}" for name, speed in PUBLISHED.items())
+    title = f"Speed at an assumed {plan.efficiency:.0%} of the peak (published, full training on an H100: {published})"
+    table = _table(title, "GPU", "samples/s", "hours of the run", "fits")
     for gpu in GPUS:
         fits = "yes" if plan.memory["peak"] <= usable(gpu.memory_gib) else "no"
         table.add_row(gpu.name, f"{plan.samples_per_s[gpu.name]:,.1f}", f"{plan.hours[gpu.name]:,.1f}", fits)
