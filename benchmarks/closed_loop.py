@@ -103,6 +103,8 @@ VARIANTS = {
     "oracle": Variant("oracle labels, RECAP", (NO_CRITIC,), labels="oracle"),
     "oracle_filtered": Variant("oracle labels, filtered cloning", FILTERED, labels="oracle"),
 }
+# Results of what lost and was removed; who wants to run it again takes that commit.
+FORMER = {"recap_text": "RECAP, tag as text (until 7bd9a1b)"}
 MAIN = ("bc", "filtered", "filtered_frames", "awr", "recap")
 # Labelings that are derived from RECAP's own labels without a network.
 LABELINGS = {"sharp": ("--smoothing", "0"), "whole": ("--n-step", "none", "--smoothing", "0")}
@@ -279,7 +281,7 @@ def main() -> int:
     parser.add_argument("--report-only", action="store_true", help="tables and picture from what is there")
     parser.add_argument("--write-docs", action="store_true", help="put tables and picture into docs/results.md")
     args = parser.parse_args()
-    labels = {name: VARIANTS[name].label for name in VARIANTS}
+    labels = {name: VARIANTS[name].label for name in VARIANTS} | FORMER
 
     def report() -> list[str]:
         found = [start for start in STARTS if any((args.results / start).glob("*/seed*/eval_*.json"))]
