@@ -65,21 +65,21 @@ def run_demo(args: argparse.Namespace, run: tuple[int, str]) -> None:
 
 def table(results: Path) -> str:
     """Markdown: successes per 1000 steps of every demo, and RECAP over cloning with its 95 % interval."""
-    lines = ["| seed | vector instructions | cloning | RECAP | RECAP over cloning |"]
-    lines, ratios = [*lines, "| ---: | --- | ---: | ---: | ---: |"], []
+    head = ["| seed | vector instructions | cloning | RECAP | RECAP over cloning |", f"| ---: | --- |{' ---: |' * 3}"]
+    rows, ratios = [], []
     for file in sorted(results.glob("*/seed*.json"), key=lambda file: (file.stem, file.parent.name)):
         both = {name: (run["success"], run["steps"]) for name, run in json.loads(file.read_text()).items()}
         rates = {name: successes_per_1000_steps(*cell) for name, cell in both.items()}
         ratio, low, high = throughput_ratio(*both["recap"], *both["bc"])
         ratios.append(ratio)
         seed, used = file.stem.removeprefix("seed"), "yes" if file.parent.name == "own" else "no"
-        lines.append(
+        rows.append(
             f"| {seed} | {used} | {rates['bc']:.1f} | {rates['recap']:.1f} | {ratio:.2f} [{low:.2f}, {high:.2f}] |"
         )
     if not ratios:
         return "No demo was run."
     extremes = f"{len(ratios)} demos; smallest ratio {min(ratios):.2f}, largest {max(ratios):.2f}."
-    return "\n".join([*lines, "", extremes])
+    return "\n".join([*head, *rows, "", extremes])
 
 
 if __name__ == "__main__":

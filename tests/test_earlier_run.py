@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
-from lerobot_policy_pi05_rl.model.weights import ADVANTAGE_EMBEDDING
+from lerobot_policy_pi05_rl.model.weights import ADVANTAGE_EMBEDDING, CheckpointError
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 
 EARLIER = Path(__file__).parent / "earlier_run"
@@ -33,6 +33,16 @@ def test_its_run_does_not_go_on_which_one_line_says_and_nothing_changes(run):
     with pytest.raises(ConfigError, match=rf"^an earlier version began the run in run.*{advice}"):
         train_offline(load_config("config.json", ["--resume=true"]))
     assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"policy": 3}'])
+def test_a_stored_configuration_that_says_nothing_is_named(run, text):
+    """Of a checkpoint without a manifest, which would know the file's size."""
+    checkpoint = Path("run/checkpoints/000002")
+    (checkpoint / "manifest.json").unlink()
+    (checkpoint / "pretrained_model/train_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"000002/pretrained_model/train_config\.json is missing or damaged"):
+        train_offline(load_config("config.json", ["--resume=true"]))
 
 
 def test_a_run_starts_from_it_with_its_critics(run, caplog):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -141,9 +142,18 @@ def check_config(checkpoint: Path, config: dict[str, Any], reads: frozenset[str]
 
 
 def _changes(checkpoint: Path, config: dict[str, Any], reads: frozenset[str]) -> Changes:
+    return read_train_config(checkpoint, lambda stored: compare_configs(stored, config, reads))
+
+
+def read_train_config[T](checkpoint: Path, read: Callable[[dict[str, Any]], T]) -> T:
+    """What ``read`` makes of the configuration that the checkpoint was made with.
+
+    Raises:
+        CheckpointError: the file is missing, or nothing that ``read`` can read.
+    """
     file = checkpoint / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME
     try:
-        return compare_configs(json.loads(file.read_text()), config, reads)
+        return read(json.loads(file.read_text()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is missing or damaged ({typed_line(error)})") from error
 

@@ -1,6 +1,5 @@
 """From a configuration to a run that can take its next step: the same for both learners."""
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 from lerobot.utils.random_utils import set_seed
 
-from ..checkpoint.resume import check_config, check_data, checkpoint_to_resume
+from ..checkpoint.resume import check_config, check_data, checkpoint_to_resume, read_train_config
 from ..checkpoint.write import link_last, load_training_state
 from ..config.encoding import encoded
 from ..config.resolve import changed, recorded
@@ -96,7 +94,7 @@ def find_checkpoint(cfg: PI05RLTrainConfig, check_unused: Callable[[Path], None]
 
 
 def _stored_policy(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / PRETRAINED_MODEL_DIR / TRAIN_CONFIG_NAME).read_text())["policy"]
+    return read_train_config(checkpoint, lambda stored: dict(stored["policy"]))
 
 
 def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfig:
