@@ -95,6 +95,8 @@ class PI05RLConfig(PI05Config):
     # checkpoints of the first version, is true.
     use_separate_critic: bool | None = option(True, OTHER_RUN, size=CRITIC)
     critic_llm_depth: int = option(2, OTHER_RUN, size=CRITIC)
+    # Of a separate critic's low-rank adapters, through which it reads the actor's own layers; 0: layers of its own.
+    critic_adapter_rank: int = option(0, OTHER_RUN, least=0, size=CRITIC)
     num_value_queries: int = option(4, OTHER_RUN, least=1, size=CRITIC)
     # A separate critic reads the mean of each square of so many by so many image tokens; 1: every token. Two by two
     # costs a third and labels as well (docs/results.md).
@@ -230,6 +232,11 @@ class PI05RLConfig(PI05Config):
             raise ValueError(
                 f"policy.critic_llm_depth must be below llm_depth ({self.llm_depth}) with use_separate_critic=false: "
                 "the output of the actor's last language layer is never computed"
+            )
+        if not self.use_separate_critic and self.critic_adapter_rank:
+            raise ValueError(
+                f"policy.critic_adapter_rank is {self.critic_adapter_rank}, and use_separate_critic false: that "
+                "critic has no layers to adapt; leave one of them out"
             )
         self.extraction.inference_tag()  # it may know that nobody learns such a tag
         if self.image_resolution[0] != self.image_resolution[1]:

@@ -114,7 +114,7 @@ class RecapLosses(nn.Module):
         ``importance_weight`` (B,); without that column as one.
         """
         critic, fold = self.policy.model.critic, batch[FOLD]
-        logits = critic(*features)
+        logits = self.policy.model.critic_logits(features)
         targets = self.critic_targets(later, batch)
         learns = critic.learns_from(fold) & ~targets.isnan()
         cross_entropy = critic.bins.cross_entropy(logits, targets.nan_to_num())
@@ -137,7 +137,7 @@ class RecapLosses(nn.Module):
         if self.target_critic is None:
             return batch[RETURN][:, None].expand(-1, len(self.policy.model.critic.members))
         n = self.policy.config.n_step
-        values = self.target_critic.bins.value(self.target_critic(*later[n]))
+        values = self.target_critic.bins.value(self.policy.model.critic_logits(later[n], self.target_critic))
         reward, discount = batch[n_step_key(n, N_STEP_REWARD)], batch[n_step_key(n, N_STEP_DISCOUNT)]
         targets = reward[:, None] + discount[:, None] * values
         return targets.clamp(self.target_critic.bins.support_min, self.target_critic.bins.support_max)
@@ -149,7 +149,7 @@ class RecapLosses(nn.Module):
         if n is None:
             return batch[RETURN] - values
         critic = self.policy.model.critic
-        bootstrap_values = critic.bins.value(critic(*later[n]))
+        bootstrap_values = critic.bins.value(self.policy.model.critic_logits(later[n]))
         bootstrap_value = critic.out_of_fold(bootstrap_values, batch[FOLD])
         return batch[n_step_key(n, N_STEP_REWARD)] + batch[n_step_key(n, N_STEP_DISCOUNT)] * bootstrap_value - values
 

@@ -159,9 +159,8 @@ class PI05RLPolicy(PI05Policy):
     @torch.no_grad()
     def predict_values(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, K) fp32 value of each critic for a preprocessed batch."""
-        critic = self.model.critic
         with self.autocast():
-            return critic.bins.value(critic(*self.critic_features(batch)))
+            return self.model.critic.bins.value(self.model.critic_logits(self.critic_features(batch)))
 
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict]:
         """Behaviour cloning without a tag, for stock ``lerobot-train``.

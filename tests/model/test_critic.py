@@ -99,7 +99,7 @@ def test_prefix_and_queries_one_behind_the_other_equal_one_joint_pass(checkpoint
         use_cache=False,
     ).last_hidden_state[:, mask.shape[1] :]
     expected = critic.head(joint.flatten(1))
-    logits = critic(embs, mask)
+    logits = critic(embs, mask, algorithm.policy.model.language_model)
     assert_same(logits, expected)
     expected_gradients = gradients(expected)
     for name, gradient in gradients(logits).items():
@@ -159,7 +159,7 @@ def test_one_critic_is_the_plain_cross_entropy_over_every_sample():
     random_heads(algorithm)
     critic, batch = algorithm.policy.model.critic, make_batch()
     features = algorithm.policy.critic_features(batch)
-    logits = critic.members[0](*features)
+    logits = critic.members[0](*features, algorithm.policy.model.language_model)
     plain = critic.bins.cross_entropy(logits, batch[RETURN]).mean()
     for fold in (0, -1):
         loss, values, metrics = algorithm.losses.critic_loss(

@@ -136,7 +136,7 @@ def test_full_size_runs_forward_and_backward_on_the_meta_device():
         img_masks = [torch.ones(2, dtype=torch.bool) for _ in range(2)]
         tokens, masks = torch.ones(2, 64, dtype=torch.long), torch.ones(2, 64, dtype=torch.bool)
         prefix = model.embed_observation(images, img_masks, tokens, masks)
-        logits = model.critic(*model.critic_features(prefix))
+        logits = model.critic_logits(model.critic_features(prefix))
         cache, tags = model.encode_prefix(prefix), torch.ones(2, dtype=torch.long)
         velocity = model.velocity(cache, torch.empty(2, 50, 32), torch.empty(2), tags)
         (logits.sum() + velocity.sum()).backward()

@@ -45,7 +45,7 @@ def test_the_critic_reads_the_same_states_in_training_and_when_it_is_asked():
         torch.nn.init.normal_(member.head.weight)
     features = policy.model.critic_features(policy.embed_observation(batch), encode_prefix(policy, batch))
     assert not features.states.requires_grad
-    logits = policy.model.critic(*features)
+    logits = policy.model.critic_logits(features)
     assert_same(policy.model.critic.bins.value(logits).detach(), policy.predict_values(batch))
     assert policy.predict_values(batch).std() > 1e-4
     deeper = encode_prefix(policy, batch)
@@ -73,8 +73,8 @@ def test_padding_is_not_read():
     states, mask = torch.randn(2, 5, 16), torch.tensor([[True] * 5, [True, True, True, False, False]])
     changed = states.clone()
     changed[1, 3:] = 9.0
-    assert_same(critic(states, mask), critic(changed, mask))
-    assert not torch.equal(critic(states, mask), critic(changed, torch.ones_like(mask)))
+    assert_same(critic(states, mask, None), critic(changed, mask, None))
+    assert not torch.equal(critic(states, mask, None), critic(changed, torch.ones_like(mask), None))
 
 
 def test_it_is_stored_and_loaded(tmp_path):

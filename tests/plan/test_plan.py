@@ -160,7 +160,7 @@ def kept_for_backward(device: str, autocast) -> int:
         with FusedAttention(), autocast[0], autocast[1], hooks:
             prefix = Block(*model.embed_prefix(images, masks, tokens, tokens > 0))
             cache = model.encode_prefix(prefix)
-            logits = model.critic(*model.critic_features(prefix, cache))
+            logits = model.critic_logits(model.critic_features(prefix, cache))
             error = model.flow_matching_error(cache, actions, actions, time)
             loss = logits.log_softmax(dim=-1).sum() + error.mean()
     assert loss.requires_grad

@@ -357,7 +357,7 @@ def test_the_tensors_tell_the_sizes(policy):
     told = sizes({name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()})
     assert told.pop("image_resolution") == 32
     assert told == {key: getattr(config, key) for key in told}
-    assert len(told) == 17
+    assert len(told) == 18
 
 
 SIZES = {
@@ -376,6 +376,7 @@ SIZES = {
     "vision_patch_size": 8,
     "image_resolution": (64, 64),
     "critic_llm_depth": 1,
+    "critic_adapter_rank": 4,
     "critic_folds": 2,
     "num_value_queries": 3,
     "num_value_bins": 51,

@@ -1,19 +1,21 @@
 """The value critic V(o, task): value bins, HL-Gauss targets and the network (RECAP, section IV-B).
 
-A separate critic reads what the actor's prefix is made of (image features and prompt embeddings) through its own few
-language layers; a shared one reads what the actor's own layers made of it. Both read it detached, and never see the
-advantage tag.
+A separate critic reads what the actor's prefix is made of (image features and prompt embeddings) through a few
+language layers: its own, or the actor's with adapters. A shared one reads what the actor's layers made of it. All read
+it detached, and never see the advantage tag.
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attention_masks_4d
-from lerobot.policies.pi_gemma import PiGemmaModel
+from lerobot.policies.pi_gemma import PiGemmaModel, PiGemmaRMSNorm
 from torch import Tensor, nn
 
 from .cache import CriticFeatures
+from .critic_adapter import LayerAdapter
 from .towers import encode_block, with_own_layers
 
 
@@ -76,24 +78,46 @@ def pool_images(features: CriticFeatures, *, cameras: int, grid: int, side: int)
     return CriticFeatures(torch.cat([squares, prompt], dim=1), torch.cat([mask, features.mask[:, count:]], dim=1))
 
 
-class ValueCritic(nn.Module):
-    """A few learned value queries attend to the prefix through ``depth`` language layers of their own.
+class QueryCritic(nn.Module):
+    """What every critic has: a few learned value queries, and a head on what they gather."""
 
-    The queries form an attention block behind the prefix: they see it, it does not see them.
-    """
-
-    def __init__(self, text_config, *, depth: int, num_queries: int, bins: ValueBins):
+    def __init__(self, width: int, *, num_queries: int, bins: ValueBins):
         super().__init__()
-        config = copy.deepcopy(text_config)
-        config.num_hidden_layers = depth
-        config.vocab_size, config.pad_token_id = 1, None  # the critic embeds nothing: no table is allocated
-        self.backbone = with_own_layers(PiGemmaModel(config), compile_mode=text_config.compile_mode)
-        self.backbone.embed_tokens = None
-        self.queries = nn.Parameter(torch.randn(num_queries, config.hidden_size) * config.hidden_size**-0.5)
-        self.head = nn.Linear(num_queries * config.hidden_size, len(bins.centers))
+        self.queries = nn.Parameter(torch.randn(num_queries, width) * width**-0.5)
+        self.head = nn.Linear(num_queries * width, len(bins.centers))
         nn.init.zeros_(self.head.weight)  # the first values are the middle of the support, not noise
         nn.init.zeros_(self.head.bias)
         self.bins = bins
+
+    def init_from_actor(self, language_model: nn.Module) -> None:
+        """Nothing, where the critic has no layers of the actor's kind."""
+
+    def forward(self, states: Tensor, mask: Tensor, language_model: nn.Module | None) -> Tensor:
+        """Args:
+            states: (B, P, width) what the critic reads of an observation, detached.
+            mask: (B, P) bool, false at padding.
+            language_model: the actor's; read by a critic that shares its layers.
+
+        Returns:
+            (B, num_bins) fp32 logits.
+        """
+        return self.head(self.gather(states, mask, language_model).flatten(1)).float()
+
+    def gather(self, states: Tensor, mask: Tensor, language_model: nn.Module | None) -> Tensor:
+        """(B, queries, width) what the queries found."""
+        raise NotImplementedError
+
+
+class ValueCritic(QueryCritic):
+    """Its queries attend to the prefix through ``depth`` language layers of its own."""
+
+    def __init__(self, language_model: nn.Module, *, depth: int, num_queries: int, bins: ValueBins):
+        config = copy.deepcopy(language_model.config)
+        super().__init__(config.hidden_size, num_queries=num_queries, bins=bins)
+        config.num_hidden_layers = depth
+        config.vocab_size, config.pad_token_id = 1, None  # the critic embeds nothing: no table is allocated
+        self.backbone = with_own_layers(PiGemmaModel(config), compile_mode=config.compile_mode)
+        self.backbone.embed_tokens = None
 
     @torch.no_grad()
     def init_from_actor(self, language_model: nn.Module) -> None:
@@ -102,68 +126,88 @@ class ValueCritic(nn.Module):
         for critic_layer, actor_layer in zip(self.backbone.layers, actor_layers, strict=True):
             critic_layer.load_state_dict(actor_layer.state_dict())
 
-    def forward(self, prefix_embs: Tensor, prefix_mask: Tensor) -> Tensor:
-        """Args:
-            prefix_embs: (B, P, width) detached image features and prompt embeddings of the actor.
-            prefix_mask: (B, P) bool, false at padding.
-
-        Returns:
-            (B, num_bins) fp32 logits.
-        """
-        own = prefix_mask.new_ones(len(prefix_mask), len(self.queries))
-        *prefix, _ = encode_block(
-            self.backbone,
-            prefix_embs,
-            prepare_attention_masks_4d(make_att_2d_masks(prefix_mask, torch.zeros_like(prefix_mask))),
-            torch.cumsum(prefix_mask, dim=1) - 1,
-        )
-        seen = torch.cat([prefix_mask, own], dim=1)[:, None, :].expand(-1, own.shape[1], -1)
-        *_, hidden = encode_block(
-            self.backbone,
-            self.queries.to(prefix_embs.dtype).repeat(len(own), 1, 1),
-            prepare_attention_masks_4d(seen),
-            prefix_mask.sum(dim=1, keepdim=True) + torch.cumsum(own, dim=1) - 1,
-            prefix,
-            output_layer=len(self.backbone.layers),
-        )
-        return self.head(hidden.flatten(1)).float()
+    def gather(self, states: Tensor, mask: Tensor, language_model: nn.Module | None) -> Tensor:
+        """As :meth:`QueryCritic.gather`, of the prefix's embeddings."""
+        return self.backbone.norm(read_prefix(self.backbone, states, mask, self.queries))[0]
 
 
-class SharedValueCritic(nn.Module):
-    """A few learned value queries attend once to the actor's own prefix states, behind one of its layers: a critic
-    that costs next to nothing, since the actor computes what it reads."""
+class AdaptedValueCritic(QueryCritic):
+    """Its queries attend to the prefix through the actor's first ``depth`` language layers, as they are at that
+    moment, and low-rank adapters of its own."""
+
+    def __init__(self, language_model: nn.Module, *, rank: int, depth: int, num_queries: int, bins: ValueBins):
+        width = language_model.config.hidden_size
+        super().__init__(width, num_queries=num_queries, bins=bins)
+        self.adapters = nn.ModuleList(LayerAdapter(layer, rank) for layer in language_model.layers[:depth])
+        self.norm = PiGemmaRMSNorm(width, eps=language_model.config.rms_norm_eps)
+
+    def gather(self, states: Tensor, mask: Tensor, language_model: nn.Module | None) -> Tensor:
+        """As :meth:`QueryCritic.gather`, of the prefix's embeddings."""
+        return self.norm(read_prefix(language_model, states, mask, self.queries, self.adapters))[0]
+
+
+class SharedValueCritic(QueryCritic):
+    """Its queries attend once to the actor's own prefix states, behind one of its layers: a critic that costs next to
+    nothing, since the actor computes what it reads."""
 
     HEADS = 8  # as π0.5's towers
 
     def __init__(self, width: int, *, num_queries: int, bins: ValueBins):
-        super().__init__()
+        super().__init__(width, num_queries=num_queries, bins=bins)
         self.norm = nn.LayerNorm(width)
-        self.queries = nn.Parameter(torch.randn(num_queries, width) * width**-0.5)
         self.attention = nn.MultiheadAttention(width, self.HEADS, batch_first=True)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
-        self.head = nn.Linear(num_queries * width, len(bins.centers))
-        nn.init.zeros_(self.head.weight)  # the first values are the middle of the support, not noise
-        nn.init.zeros_(self.head.bias)
-        self.bins = bins
 
-    def init_from_actor(self, language_model: nn.Module) -> None:
-        """Nothing: it has no layer of the actor's kind."""
-
-    def forward(self, prefix_states: Tensor, prefix_mask: Tensor) -> Tensor:
-        """As :meth:`ValueCritic.forward`, of the actor's hidden states (B, P, width) in place of the embeddings."""
-        states = self.norm(prefix_states)
+    def gather(self, states: Tensor, mask: Tensor, language_model: nn.Module | None) -> Tensor:
+        """As :meth:`QueryCritic.gather`, of the actor's hidden states."""
+        states = self.norm(states)
         queries = self.queries.to(states.dtype).expand(len(states), -1, -1)
-        hidden, _ = self.attention(queries, states, states, key_padding_mask=~prefix_mask, need_weights=False)
-        return self.head((hidden + self.mlp(hidden)).flatten(1)).float()
+        hidden, _ = self.attention(queries, states, states, key_padding_mask=~mask, need_weights=False)
+        return hidden + self.mlp(hidden)
+
+
+def read_prefix(
+    tower: PiGemmaModel,
+    prefix_embs: Tensor,
+    prefix_mask: Tensor,
+    queries: Tensor,
+    adapters: Sequence[LayerAdapter] | None = None,
+) -> Tensor:
+    """(B, queries, width) hidden states of (queries, width) value queries behind all layers that run.
+
+    The queries form an attention block behind the prefix: they see it, it does not see them.
+
+    Args:
+        adapters: as of :func:`.towers.encode_block`.
+    """
+    own = prefix_mask.new_ones(len(prefix_mask), len(queries))
+    *prefix, _ = encode_block(
+        tower,
+        prefix_embs,
+        prepare_attention_masks_4d(make_att_2d_masks(prefix_mask, torch.zeros_like(prefix_mask))),
+        torch.cumsum(prefix_mask, dim=1) - 1,
+        adapters=adapters,
+    )
+    seen = torch.cat([prefix_mask, own], dim=1)[:, None, :].expand(-1, own.shape[1], -1)
+    *_, hidden = encode_block(
+        tower,
+        queries.to(prefix_embs.dtype).repeat(len(own), 1, 1),
+        prepare_attention_masks_4d(seen),
+        prefix_mask.sum(dim=1, keepdim=True) + torch.cumsum(own, dim=1) - 1,
+        prefix,
+        output_layer=len(prefix[0]),
+        adapters=adapters,
+    )
+    return hidden
 
 
 class CrossFittedCritic(nn.Module):
     """An ensemble of K critics. Critic k never learns from the episodes of fold k and is the one asked about them, so
     that no advantage comes from a critic that has memorised the return; K = 1 is one critic that learns from all."""
 
-    def __init__(self, members: "list[ValueCritic] | list[SharedValueCritic]"):
+    def __init__(self, members: Sequence[QueryCritic]):
         super().__init__()
         self.members = nn.ModuleList(members)
 
@@ -173,13 +217,13 @@ class CrossFittedCritic(nn.Module):
         return self.members[0].bins
 
     def init_from_actor(self, language_model: nn.Module) -> None:
-        """Copy the actor's first language layers into every critic."""
+        """Copy the actor's first language layers into every critic that has its own."""
         for member in self.members:
             member.init_from_actor(language_model)
 
-    def forward(self, prefix_embs: Tensor, prefix_mask: Tensor) -> Tensor:
-        """As :meth:`ValueCritic.forward`, of every critic: (B, K, num_bins) fp32 logits."""
-        return torch.stack([member(prefix_embs, prefix_mask) for member in self.members], dim=1)
+    def forward(self, features: CriticFeatures, language_model: nn.Module) -> Tensor:
+        """As :meth:`QueryCritic.forward`, of every critic: (B, K, num_bins) fp32 logits."""
+        return torch.stack([member(*features, language_model) for member in self.members], dim=1)
 
     def learns_from(self, fold: Tensor) -> Tensor:
         """(B,) folds → (B, K) bool: which critics learn from each sample."""

@@ -23,7 +23,15 @@ from ..advantage import TAG_NONE
 from ..configuration_pi05_rl import PI05RLConfig
 from .cache import Block, CriticFeatures, PrefixCache
 from .compiling import check_compiler, compile_in_place
-from .critic import CrossFittedCritic, SharedValueCritic, ValueBins, ValueCritic, pool_images
+from .critic import (
+    AdaptedValueCritic,
+    CrossFittedCritic,
+    QueryCritic,
+    SharedValueCritic,
+    ValueBins,
+    ValueCritic,
+    pool_images,
+)
 from .towers import PaliGemmaWithExpert, encode_block
 
 # The tag's vector has to get from 0 to where it matters beside the time embedding, at a learning rate and in as many
@@ -59,20 +67,22 @@ class PI05RLPytorch(PI05Pytorch):
                 config.value_support_max,
                 config.hl_gauss_sigma_ratio,
             )
-            make_critic = (
-                partial(ValueCritic, self.language_model.config, depth=config.critic_llm_depth)
-                if config.use_separate_critic
-                else partial(SharedValueCritic, config.llm_width)
-            )
-            self.critic = CrossFittedCritic(
-                [make_critic(num_queries=config.num_value_queries, bins=bins) for _ in range(config.critic_folds)]
-            )
+            self.critic = CrossFittedCritic([self._make_critic(bins) for _ in range(config.critic_folds)])
             if not empty_towers:
                 self.critic.init_from_actor(self.language_model)
         if config.compile_model:  # the towers' own layers compile themselves
             for layer in self.vision_tower.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
                     compile_in_place(layer, config.compile_mode)
+
+    def _make_critic(self, bins: ValueBins) -> QueryCritic:
+        config, tower = self.config, self.language_model
+        made = {"num_queries": config.num_value_queries, "bins": bins}
+        if not config.use_separate_critic:
+            return SharedValueCritic(config.llm_width, **made)
+        if config.critic_adapter_rank == 0:
+            return ValueCritic(tower, depth=config.critic_llm_depth, **made)
+        return AdaptedValueCritic(tower, rank=config.critic_adapter_rank, depth=config.critic_llm_depth, **made)
 
     @property
     def language_model(self) -> nn.Module:
@@ -145,6 +155,10 @@ class PI05RLPytorch(PI05Pytorch):
             with torch.no_grad():
                 cache = self.encode_prefix(prefix, for_critic_alone=True)
         return CriticFeatures(cache.hidden_states.detach(), prefix.pad_masks)
+
+    def critic_logits(self, features: CriticFeatures, critic: CrossFittedCritic | None = None) -> Tensor:
+        """(B, K, num_bins) fp32 logits of each critic, or of those of ``critic``, a target."""
+        return (self.critic if critic is None else critic)(features, self.language_model)
 
     def velocity(self, cache: PrefixCache, x_t: Tensor, time: Tensor, tags: Tensor | None = None) -> Tensor:
         """(B, H, A) fp32 predicted velocity ``noise - actions``: one pass of the expert, which sees the whole cache.

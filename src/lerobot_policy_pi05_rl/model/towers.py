@@ -6,6 +6,7 @@ and runs the last language layer to its end, although only that layer's keys and
 critic can read the prefix's states, and training and sampling are the same code.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -23,6 +24,7 @@ from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb
 
 from ..configuration_pi05_rl import PI05RLConfig
 from .compiling import compiled
+from .critic_adapter import LayerAdapter, apply_detached
 
 
 class _WithoutLogitsHead(nn.Module):
@@ -115,6 +117,7 @@ def encode_block(
     *,
     output_layer: int | None = None,
     stop_at_output_layer: bool = False,
+    adapters: Sequence[LayerAdapter] | None = None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     """A tower of language layers over the prefix, or over a block behind it, (B, N, width).
 
@@ -122,27 +125,30 @@ def encode_block(
         attention_mask: (B, 1, N, P + N) additive, as LeRobot's ``prepare_attention_masks_4d`` makes it.
         position_ids: (B, N).
         past: keys and values of the P tokens in front.
-        output_layer: the number of layers after which hidden states are returned; all of them: after the tower's norm.
+        output_layer: the number of layers after which hidden states are returned, before any norm.
         stop_at_output_layer: run no layer behind it.
+        adapters: of a critic that reads the first layers alone, one each.
 
     Returns:
         Keys and values (B, key-value heads, P + N, head size) of each layer that ran, and the hidden states
         (B, N, width). Of the last layer keys and values alone are computed, unless it is the ``output_layer``.
     """
-    depth = len(tower.layers)
+    layers = tower.layers if adapters is None else tower.layers[: len(adapters)]
+    depth = len(layers)
     cos, sin = tower.rotary_emb(hidden, position_ids)
     keys, values, hidden_states = [], [], None
-    for number, layer in enumerate(tower.layers):
+    for number, layer in enumerate(layers):
         if number == output_layer:
             hidden_states = hidden
             if stop_at_output_layer:
                 break
         kv_only = number + 1 == depth and output_layer != depth
         before = None if past is None else (past[0][number], past[1][number])
-        hidden, key, value = _run(tower, layer, hidden, before, attention_mask, cos, sin, None, kv_only)
+        adapter = None if adapters is None else adapters[number]
+        hidden, key, value = _run(tower, layer, hidden, before, attention_mask, cos, sin, None, kv_only, adapter)
         keys.append(key)
         values.append(value)
-    return keys, values, tower.norm(hidden)[0] if output_layer == depth else hidden_states
+    return keys, values, hidden if output_layer == depth else hidden_states
 
 
 def _run(tower: PiGemmaModel, layer: "TowerLayer", *args) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,29 +194,37 @@ class TowerLayer(_get_pi_gemma_decoder_layer_base()):
         sin: Tensor,
         adarms_cond: Tensor | None = None,
         kv_only: bool = False,
+        adapter: LayerAdapter | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, keys and values of a block that sees ``past``; with ``kv_only`` the output is not computed."""
+        """Output, keys and values of a block that sees ``past``; with ``kv_only`` the output is not computed. Through
+        an ``adapter`` a critic reads the layer, whose own parameters then get no gradient."""
         attention = self.self_attn
-        normed, gate = self.input_layernorm(hidden, cond=adarms_cond)
-        key, value = _keys_values(attention, normed, cos, sin, past)
+        if adapter is None:
+            project, mlp, norm = _project, self.mlp, _call
+        else:
+            project, mlp, norm = adapter.project, partial(adapter.mlp, self.mlp), apply_detached
+        normed, gate = norm(self.input_layernorm, hidden, cond=adarms_cond)
+        key = _rotated(project(attention, "k_proj", normed), attention, cos, sin)
+        value = _heads(project(attention, "v_proj", normed), attention)
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         if not kv_only:
-            query = _rotated(attention.q_proj(normed), attention, cos, sin)
-            attended = attention.o_proj(_attend(query, key, value, attention_mask, attention.scaling))
+            query = _rotated(project(attention, "q_proj", normed), attention, cos, sin)
+            attended = _attend(query, key, value, attention_mask, attention.scaling)
+            attended = project(attention, "o_proj", attended)
             hidden = hidden + (attended if gate is None else attended * gate)
-            normed, gate = self.post_attention_layernorm(hidden, cond=adarms_cond)
-            out = self.mlp(normed)
+            normed, gate = norm(self.post_attention_layernorm, hidden, cond=adarms_cond)
+            out = mlp(normed)
             hidden = hidden + (out if gate is None else out * gate)
         return hidden, key, value
 
 
-def _keys_values(
-    attention: nn.Module, normed: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """(B, N, width) → rotated keys, and values, (B, key-value heads, P + N, head size) behind the P past ones."""
-    key, value = _rotated(attention.k_proj(normed), attention, cos, sin), _heads(attention.v_proj(normed), attention)
-    if past is None:
-        return key, value
-    return torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+def _project(owner: nn.Module, name: str, x: Tensor) -> Tensor:
+    return getattr(owner, name)(x)
+
+
+def _call(module: nn.Module, *args, **kwargs) -> tuple:
+    return module(*args, **kwargs)
 
 
 def _rotated(projected: Tensor, attention: nn.Module, cos: Tensor, sin: Tensor) -> Tensor:

@@ -93,15 +93,17 @@ class _Attribution(TorchDispatchMode):
     def _leave(self) -> None:
         self._running.pop()
 
-    def _outside(self, node: torch.autograd.graph.Node | None) -> str:
-        """Attention runs in no module of a layer's; in a layer that is computed again not in the critic either."""
-        part = None if node is None else self._part_of_node.get(node._sequence_nr())
-        return part if part in CRITICS else ATTENTION
+    def _running_part(self, node: torch.autograd.graph.Node | None) -> str:
+        """Whatever a critic runs is its own, the actor's layers too; in a layer that is computed again the node tells.
+        Attention runs in no module of a layer's."""
+        recomputed = None if node is None else self._part_of_node.get(node._sequence_nr())
+        critic = next((part for part in (*self._running, recomputed) if part in CRITICS), None)
+        return critic or (self._running[-1] if self._running else ATTENTION)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         node = torch._C._current_autograd_node()
         if node is None or torch.is_grad_enabled():  # forward; or, below a node, a checkpointed layer once more
-            part = self._running[-1] if self._running else self._outside(node)
+            part = self._running_part(node)
             self._part_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, part)
         else:
             part = self._part_of_node.get(node._sequence_nr(), ATTENTION)

@@ -88,6 +88,7 @@ def sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:
         "vision_mlp_dim": [(f"{_VISION}encoder.layers.0.mlp.fc1.weight", 0)],
         "vision_patch_size": [(f"{_VISION}embeddings.patch_embedding.weight", dim) for dim in (2, 3)],
         "num_value_queries": [(f"{_CRITIC}0.queries", 0)],
+        "critic_adapter_rank": [(f"{_CRITIC}0.adapters.0.q_proj.down.weight", 0)],
         "num_value_bins": [(f"{_CRITIC}0.head.weight", 0), (f"{_CRITIC}0.head.bias", 0)],
     }
     found = {key: _agreed([_dimension(shapes, *place) for place in places]) for key, places in witnesses.items()}
@@ -96,8 +97,12 @@ def sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:
         ("vision_depth", f"{_VISION}encoder.layers."),
         ("critic_folds", _CRITIC),
         ("critic_llm_depth", f"{_CRITIC}0.backbone.layers."),
+        ("critic_llm_depth", f"{_CRITIC}0.adapters."),
     ):
-        found[key] = len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)}) or None
+        numbers = {name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)}
+        found[key] = len(numbers) or found.get(key)
+    if any(name.startswith(f"{_CRITIC}0.backbone.") for name in shapes):
+        found["critic_adapter_rank"] = 0
     heads = [_dimension(shapes, f"{_LANGUAGE}layers.0.self_attn.{name}_proj.weight", 0) for name in ("q", "k")]
     if None not in heads and heads[0] >= 8:
         found["head_dim"] = heads[0] // 8  # LeRobot's joint layer has eight heads

@@ -137,8 +137,8 @@ def probe_columns(algorithm: RecapAlgorithm, batch: dict[str, Tensor]) -> dict[s
 def critic_columns(algorithm: RecapAlgorithm, features: CriticFeatures, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """(B,) values, returns and cross-entropies against the return, the latter's mean over those critics that learn
     from the sample (all of them where it is held out)."""
-    critic = algorithm.policy.model.critic
-    logits, returns = critic(*features), batch[RETURN]
+    critic, returns = algorithm.policy.model.critic, batch[RETURN]
+    logits = algorithm.policy.model.critic_logits(features)
     critics = logits.shape[1]
     cross_entropy = critic.bins.cross_entropy(logits, returns.nan_to_num()[:, None].expand(-1, critics))
     learns = critic.learns_from(batch[FOLD])
