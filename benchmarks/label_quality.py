@@ -4,10 +4,12 @@
 
 Good are the frames of the `fast` operator, and those of `recovers` after it turned back (as in ``oracle_labels.py``).
 Precision: share of positive frames that are good; recall: share of good frames that are positive; then the share
-of each operator's frames that is positive; `miss` is `recovers` before it turned back. No network runs.
+of each operator's frames that is positive; `miss` is `recovers` before it turned back. Rows that end in (success)
+compare with the critic's expectation of a success (``policy.advantage_baseline``). No network runs.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lerobot_policy_pi05_rl.advantage import tag_columns
-from lerobot_policy_pi05_rl.data.labeling import Columns, advantages, read_labeling
+from lerobot_policy_pi05_rl.data.labeling import Columns, advantages, read_labeling, run_labels
 from lerobot_policy_pi05_rl.demo.recorder import RECIPE_FILE
 from lerobot_policy_pi05_rl.returns import share_of_task
 from lerobot_policy_pi05_rl.thresholds import task_thresholds
@@ -40,10 +42,12 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--labeling", default="critic")
+    parser.add_argument("--labeling", default="critic", help="its name, or the folder of the run that made it")
     parser.add_argument("--positive-fraction", type=float, default=0.2)
     args = parser.parse_args()
-    labeling = read_labeling(args.dataset.with_name(f"{args.dataset.name}.labels") / f"{args.labeling}.parquet")
+    folder = run_labels(args.labeling)
+    beside = args.dataset.with_name(f"{args.dataset.name}.labels") / f"{args.labeling}.parquet"
+    labeling = read_labeling(beside if folder is None else next(folder.glob("*.parquet")))
     columns, who = labeling.columns, operators(args.dataset, labeling.columns)
     lengths = pd.Series(columns["frame_index"]).groupby(columns["task"]).max() + 1
     good = np.isin(who, ["fast", "recovers"])
@@ -55,9 +59,10 @@ def main() -> None:
     ahead |= {f"λ = {lam:g}": {"gae_lambdas": dict.fromkeys(lengths.index, lam)} for lam in LAMBDAS}
     choices = {(name, share): {**one, "smoothing": steps(share)} for share in SMOOTHING for name, one in ahead.items()}
     rows = {}
-    for (name, share), choice in choices.items():
+    for baseline, ((name, share), choice) in itertools.product(("all", "success"), choices.items()):
         name = f"{name}, mean over {share:g}" if share else name
-        found = advantages(columns, **choice, discount=labeling.meta["discount"])
+        name += " (success)" if baseline == "success" else ""
+        found = advantages(columns, baseline=baseline, **choice, discount=labeling.meta["discount"])
         table = {**columns, "advantage": found}
         thresholds = task_thresholds([table], dict.fromkeys(lengths.index, args.positive_fraction))
         positive = tag_columns(table, thresholds)["positive"]

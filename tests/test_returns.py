@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lerobot_policy_pi05_rl.advantage import advantage_tags, awr_weights
+from lerobot_policy_pi05_rl.advantage import advantage_tags, awr_weights, tag_columns
+from lerobot_policy_pi05_rl.data.labeling import advantages
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.model.critic import ValueBins
 from lerobot_policy_pi05_rl.returns import (
@@ -22,7 +23,7 @@ from lerobot_policy_pi05_rl.returns import (
     smoothed,
     steps_to_success_rewards,
 )
-from lerobot_policy_pi05_rl.thresholds import AdvantageThresholds, positive_fractions
+from lerobot_policy_pi05_rl.thresholds import AdvantageThresholds, positive_fractions, task_thresholds
 
 NAN = float("nan")
 TASK_0 = torch.tensor([0])
@@ -358,3 +359,44 @@ def test_the_value_is_the_mean_of_the_bin_centres_under_the_logits():
     # −0.5; −0.875; (−0.875 + 3·−0.625) / 4 = −0.6875
     torch.testing.assert_close(bins.value(logits), torch.tensor([-0.5, -0.875, -0.6875]))
     assert bins.value(logits.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.05])
+def test_the_value_of_a_success_knows_nothing_of_how_likely_it_is(share):
+    """The mean above −1/2 of a distribution that mixes failures in; next to no success is the middle of theirs."""
+    bins = ValueBins(201, -1.0, 0.0, 0.75)
+    successes, failures = bins.target(torch.tensor([-0.1])), bins.target(torch.tensor([-0.9]))
+    logits = (share * successes + (1 - share) * failures).log()
+    assert float(bins.success_value(logits)[0]) == pytest.approx(-0.1, abs=2e-4 / share)
+    assert float(bins.success_value(failures.log())[0]) == pytest.approx(-0.25, abs=1e-3)
+
+
+def test_under_the_baseline_of_a_success_no_frame_of_a_failure_is_positive_whatever_the_fraction():
+    """Not near its end either, where its return rises because a time limit comes near; and a success is compared with
+    successes alone."""
+    length, rng = 30, np.random.default_rng(0)
+    columns: dict[str, list] = {key: [] for key in ("index", "episode_index", "task", "outcome", "reward", "return")}
+    for episode, outcome in enumerate([Outcome.SUCCESS, Outcome.FAILURE, Outcome.SUCCESS, Outcome.FAILURE]):
+        steps = length if outcome is Outcome.FAILURE else length - 10
+        rewards = steps_to_success_rewards(steps, outcome, length)
+        columns["reward"].append(rewards)
+        columns["return"].append(discounted_returns(rewards, discount=1.0))
+        columns["index"].append(np.arange(steps))
+        columns["episode_index"].append(np.full(steps, episode))
+        columns["task"].append(np.full(steps, "t", dtype=object))
+        columns["outcome"].append(np.full(steps, outcome.value, dtype=object))
+    table = {key: np.concatenate(parts) for key, parts in columns.items()}
+    count, success = len(table["index"]), table["outcome"] == "success"
+    table["value"] = rng.uniform(-1.0, 0.0, count).astype(np.float32)
+    table["success_value"] = rng.uniform(-0.5, 0.0, count).astype(np.float32)
+    for estimator in ({}, {"n_steps": {"t": 5}}, {"gae_lambdas": {"t": 0.9}}):
+        found = advantages(table, baseline="success", discount=1.0, **estimator)
+        assert (found[~success] == -1.0).all() and found[success].min() > -1.0, estimator
+        labelled = {**table, "advantage": found, "intervention": np.zeros(count, dtype=bool)}
+        for fraction in (0.2, 0.9):
+            positive = tag_columns(labelled, task_thresholds([labelled], {"t": fraction}))["positive"]
+            assert not positive[~success].any() and positive[success].any()
+        before = advantages(table, discount=1.0, **estimator)
+        assert before[~success].max() > 0.0, "which is what plain values give"
+    lucky = advantages({**table, "success_value": table["return"]}, baseline="success", n_steps={"t": 5}, discount=1.0)
+    np.testing.assert_allclose(lucky[success], 0.0, atol=1e-6)

@@ -73,6 +73,7 @@ def label(
     name: str | None = None,
     checkpoint: str | Path | None = None,
     values_from: str | None = None,
+    baseline: Literal["success", "all"] | None = None,
     horizon: float | None = None,
     gae_lambda: float | None = None,
     n_step: int | Literal["none"] | None = None,
@@ -89,6 +90,7 @@ def label(
         name: of the labeling; None: the run's name and step.
         checkpoint: of the critic; None: the newest of ``config``'s run, else ``config.policy.pi05_checkpoint``.
         values_from: take the values of this labeling; no network runs.
+        baseline: what a return is compared with: the critic's expectation of a success, or its value.
         horizon: advantages over so many steps as this share of the task's longest episode has.
         gae_lambda: advantages of the λ-return (GAE) instead.
         n_step: advantages over so many steps, or "none": to the episode's end; None: the configuration's.
@@ -111,6 +113,7 @@ def label(
         n_step=None if n_step == "none" else n_step,
         n_step_given=n_step is not None,
         gae_lambda=gae_lambda,
+        baseline=baseline,
         horizon=horizon,
         smoothing=smoothing,
         fraction=positive_fraction,

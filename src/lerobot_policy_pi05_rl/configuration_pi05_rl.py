@@ -128,6 +128,10 @@ class PI05RLConfig(PI05Config):
     # labelled by the critic of the moment. dataset.labeling stands in for either. Online, once is: the offline data
     # before the first step, and every episode when it arrives.
     advantage_labels: str = option("once", OTHER_RUN, choices=("once", "running"))
+    # What a return is compared with in labels that are made once. success: the critic's expectation of a success from
+    # there, so that an episode's luck in succeeding counts for none of its actions, and no failed one is positive
+    # (docs/results.md). all: RECAP's V. None: success, unless rewards are the dataset's own.
+    advantage_baseline: str | None = option(None, LEARNING, choices=("success", "all"))
     # N of RECAP, section IV-C; None: advantage_horizon, or, of running labels, the whole rest of the episode.
     advantage_n_step: int | None = option(None, LEARNING, least=1)
     # N of labels that are made once, as a share of the task's longest episode; None: the whole rest of the episode.

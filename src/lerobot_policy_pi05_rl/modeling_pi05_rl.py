@@ -162,6 +162,14 @@ class PI05RLPolicy(PI05Policy):
         with self.autocast():
             return self.model.critic.bins.value(self.model.critic_logits(self.critic_features(batch)))
 
+    @torch.no_grad()
+    def predict_label_values(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, K, 2) fp32 what labels are made of: each critic's value, and its expectation of a success."""
+        bins = self.model.critic.bins
+        with self.autocast():
+            logits = self.model.critic_logits(self.critic_features(batch))
+            return torch.stack([bins.value(logits), bins.success_value(logits)], dim=-1)
+
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict]:
         """Behaviour cloning without a tag, for stock ``lerobot-train``.
 

@@ -12,6 +12,8 @@ import pandas as pd
 
 from .options import DATA, LEARNING, check_options, option
 
+SUCCESSES_ABOVE = -0.5  # of steps_to_success: at each frame of a success the return is above, of a failure it is not
+
 
 class Outcome(StrEnum):
     """How an episode ended, equal to its name as text. A truncated one was cut by a time limit and has no label."""

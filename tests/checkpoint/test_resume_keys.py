@@ -85,6 +85,7 @@ TAKE_EFFECT = {
     "policy.awr_temperature": ("weighted", 0.1),
     "policy.awr_max_weight": ("weighted", 0.5),
     "policy.advantage_n_step": ("usual", 1),
+    "policy.advantage_baseline": ("before_labels", "all"),
     "policy.advantage_horizon": ("before_labels", 1.0),
     "policy.advantage_smoothing": ("before_labels", 0.0),
     "policy.advantage_positive_fraction": ("usual", 1.0),

@@ -107,7 +107,7 @@ def make_labeling(cfg, name: str, positive: Callable[[int], np.ndarray], **meta)
     for number, source in enumerate(sources):
         count = len(source.columns["index"])
         columns = frame_columns(number, source, labels)
-        columns |= {key: np.zeros(count, np.float32) for key in ("value", "advantage")}
+        columns |= {key: np.zeros(count, np.float32) for key in ("value", "success_value", "advantage")}
         columns |= {"fold": np.full(count, -1, np.int8), "positive": positive(count)}
         columns["tag"] = columns["positive"].astype(np.int8)
         dataset = {

@@ -98,7 +98,7 @@ def tree_hash(folder) -> str:
 
 def count_frames(monkeypatch, *, fail_after: int | None = None) -> list[int]:
     """Frames of each batch the critic is asked about; raises instead of the batch after ``fail_after`` of them."""
-    predict, sizes = PI05RLPolicy.predict_values, []
+    predict, sizes = PI05RLPolicy.predict_label_values, []
 
     def counted(self, batch):
         if fail_after is not None and len(sizes) == fail_after:
@@ -107,13 +107,13 @@ def count_frames(monkeypatch, *, fail_after: int | None = None) -> list[int]:
         sizes.append(len(values))
         return values
 
-    monkeypatch.setattr(PI05RLPolicy, "predict_values", counted)
+    monkeypatch.setattr(PI05RLPolicy, "predict_label_values", counted)
     return sizes
 
 
 def test_one_row_per_frame_in_order_and_the_dataset_is_not_touched(world, capsys):
     before = tree_hash(world / "data")
-    assert label(world, "--name", "first", "--n-step", "none", "--smoothing", "0") == 0
+    assert label(world, "--name", "first", "--n-step", "none", "--smoothing", "0", "--baseline", "all") == 0
     assert tree_hash(world / "data") == before
     frames, meta = read(world, "first")
     assert pq.read_schema(world / "data.labels" / "first.parquet").names == list(SCHEMA)
@@ -122,7 +122,7 @@ def test_one_row_per_frame_in_order_and_the_dataset_is_not_touched(world, capsys
     assert frames["task"].tolist() == [e["task"] for e in EPISODES for _ in range(e["length"])]
     assert (frames["outcome"] == "success").tolist() == [e["success"] for e in EPISODES for _ in range(e["length"])]
     assert set(meta) >= {
-        *("name", "dataset", "critic", "n_step", "trace", "discount"),
+        *("name", "dataset", "critic", "baseline", "n_step", "trace", "discount"),
         *("positive_fraction", "thresholds", "created"),
     }
     assert meta["dataset"].keys() == {"repo_id", "root", "fingerprint"}
@@ -159,7 +159,7 @@ def test_each_task_gets_the_asked_fraction_whatever_its_length(world):
 
 def test_a_task_may_have_its_own_fraction(world):
     per_task = f"--policy.advantage_positive_fraction_per_task={{{SHORT}: 0.8}}"
-    label(world, "--name", "own", "--positive-fraction=0.1", per_task)
+    label(world, "--name", "own", "--positive-fraction=0.1", "--baseline=all", per_task)
     frames, meta = read(world, "own")
     assert meta["positive_fraction"] == {SHORT: 0.8, LONG: 0.1}
     assert frames[frames["task"] == SHORT]["positive"].mean() == pytest.approx(0.8, abs=0.03)
@@ -243,29 +243,35 @@ def test_thresholds_and_advantage_estimator_change_without_a_network(world, requ
     whole = ("--n-step", "none", "--positive-fraction", "0.6", *sharp)
     assert label(world, "--name", "first", *whole) == 0  # the same critic: its values stay
     assert label(world, "--name", "fourth", "--from", "first") == 0
-    first, second, third, fourth = (read(world, name)[0] for name in ("first", "second", "third", "fourth"))
+    assert label(world, "--name", "fifth", "--from", "first", "--baseline", "all") == 0
+    names = ("first", "second", "third", "fourth", "fifth")
+    first, second, third, fourth, fifth_all = (read(world, name)[0] for name in names)
+    assert [read(world, name)[1]["baseline"] for name in names] == ["success"] * 4 + ["all"]
     longest = first.groupby("task")["frame_index"].max() + 1
     quarter = {task: max(1, round(0.25 * length)) for task, length in longest.items()}
     fifth = {task: max(1, round(0.2 * length)) for task, length in longest.items()}
     meta = read(world, "fourth")[1]
     assert meta["n_step"] == quarter and meta["smoothing"] == fifth and len(set(quarter.values())) == 2
     none, same = dict.fromkeys(longest.index), dict.fromkeys(longest.index, 0.9)
-    for frames, n_steps, lambdas, windows in (
-        (first, none, none, none),
-        (second, dict.fromkeys(longest.index, 4), none, fifth),
-        (third, none, same, none),
-        (fourth, quarter, none, fifth),
+    for frames, value, n_steps, lambdas, windows in (
+        (first, "success_value", none, none, none),
+        (second, "success_value", dict.fromkeys(longest.index, 4), none, fifth),
+        (third, "success_value", none, same, none),
+        (fourth, "success_value", quarter, none, fifth),
+        (fifth_all, "value", quarter, none, fifth),
     ):
-        np.testing.assert_array_equal(frames["value"], first["value"])
+        np.testing.assert_array_equal(frames[["value", "success_value"]], first[["value", "success_value"]])
         for _, episode in frames.groupby("episode_index"):
-            columns = (episode[name].to_numpy() for name in ("return", "reward", "value"))
+            columns = (episode[name].to_numpy() for name in ("return", "reward", value))
             task = episode["task"].iloc[0]
             expected = episode_advantages(*columns, n_step=n_steps[task], gae_lambda=lambdas[task])
             expected = expected if windows[task] is None else smoothed(expected, windows[task])
+            if value == "success_value" and episode["outcome"].iloc[0] == "failure":
+                expected = np.full(len(episode), -1.0)
             np.testing.assert_array_equal(episode["advantage"], expected)
     assert first["positive"].mean() > 0.5
     with pytest.raises(UserError, match="no labeling 'forth'"):
-        label(world, "--name", "fifth", "--from", "forth")
+        label(world, "--name", "sixth", "--from", "forth")
 
 
 @pytest.mark.parametrize("torn", [0, 5])
@@ -290,7 +296,7 @@ def test_a_killed_command_goes_on_and_equals_an_uninterrupted_one(world, monkeyp
 
 
 def test_a_signal_loses_nothing(world, monkeypatch):
-    predict, asked = PI05RLPolicy.predict_values, []
+    predict, asked = PI05RLPolicy.predict_label_values, []
 
     def interrupt(self, batch):
         asked.append(None)
@@ -299,7 +305,7 @@ def test_a_signal_loses_nothing(world, monkeypatch):
         return predict(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PI05RLPolicy, "predict_values", interrupt)
+        patch.setattr(PI05RLPolicy, "predict_label_values", interrupt)
         assert label(world, "--name", "s") == 130
     sizes = count_frames(monkeypatch)
     assert label(world, "--name", "s") == 0

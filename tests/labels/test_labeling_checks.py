@@ -13,10 +13,12 @@ from recordings import MIXED_EPISODES, make_dataset, make_labeling, with_column
 from tiny import write_config
 
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.data.dataset import open_offline_data, open_sources
 from lerobot_policy_pi05_rl.data.labeling import read_labeling
 from lerobot_policy_pi05_rl.data.labeling_checks import derive_command
 from lerobot_policy_pi05_rl.data.sources import DatasetError
+from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.labels import command as label_command
 
 TRUTH = ["success", "failure", "success", "failure"]
@@ -73,7 +75,7 @@ def test_a_labeling_made_under_other_outcomes_is_refused_and_the_advice_works(wo
     text = str(error.value)
     assert "2 episode(s), 1 (failure there, success here), 2 (success there, failure here)" in text
     command = text.split("no network: ")[1]
-    options = "--smoothing 0.1 --horizon 0.3 --positive-fraction 0.25"
+    options = "--baseline all --smoothing 0.1 --horizon 0.3 --positive-fraction 0.25"
     assert command == f"pi05-rl label CONFIG --from mine --name mine {options} {given}"
     verb, arguments = "pi05-rl label CONFIG ", shlex.split(command)
     assert command.startswith(verb)
@@ -135,11 +137,15 @@ def test_a_labeling_of_other_tasks_is_said(world, caplog):
         ({"n_step": None, "trace": None}, "--n-step none"),
         ({"n_step": None, "trace": {"a": 0.9, "b": 0.9}}, "--gae-lambda 0.9"),
         ({"n_step": {"a": 4, "b": 4}, "trace": None, "smoothing_share": None}, "--smoothing 0 --n-step 4"),
-        ({"n_step": {"a": 4, "b": 9}, "horizon": 0.2, "smoothing_share": 0.1}, "--smoothing 0.1 --horizon 0.2"),
+        (
+            {"baseline": "success", "n_step": {"a": 4, "b": 9}, "horizon": 0.2, "smoothing_share": 0.1},
+            "--smoothing 0.1 --horizon 0.2",
+        ),
     ],
 )
 def test_the_command_keeps_the_labelings_advantage_estimator(meta, words):
-    assert derive_command(meta, "x", None) == f"pi05-rl label CONFIG --from x --name x {words}"
+    baseline = f"--baseline {meta.get('baseline', 'all')}"
+    assert derive_command(meta, "x", None) == f"pi05-rl label CONFIG --from x --name x {baseline} {words}"
 
 
 def test_another_critic_of_the_same_run_and_step_gets_a_name_of_its_own(world):
@@ -148,3 +154,25 @@ def test_another_critic_of_the_same_run_and_step_gets_a_name_of_its_own(world):
     for fingerprint, name in (("none", "mine"), ("0123456789ab", "mine-01234567")):
         critic = SimpleNamespace(default_name="mine", fingerprint=fingerprint)
         assert label_command.free_name(sources, critic) == name
+
+
+def test_a_labeling_of_an_earlier_version_is_read_and_derives_what_its_values_can_say(world):
+    """It kept the critic's value alone; the baseline of a success needs more than that."""
+    path, csv = world
+    file = path.parent / "data.labels" / "mine.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.drop_columns("success_value"), file)
+    assert np.isnan(labeling(path).columns["success_value"]).all() and outcomes(path) == TRUTH
+    arguments = [str(path), "--from", "mine", "--name", "derived", f"--reward.outcome_file={csv}"]
+    with pytest.raises(UserError, match="kept the critic's value alone: give --baseline all, or label"):
+        label_command.main(arguments)
+    assert label_command.main([*arguments, "--baseline", "all"]) == 0
+
+
+def test_rewards_of_the_dataset_know_no_success(world):
+    path, _ = world
+    for arguments, key in ((["--baseline", "success"], "--baseline"), ([], "policy.advantage_baseline")):
+        asked = [] if arguments else ["--policy.advantage_baseline=success"]
+        rest = ["--from", "mine", "--name", "x", "--reward.source=dataset", *arguments, *asked]
+        with pytest.raises(ConfigError, match=rf"{key} is success, but returns of reward.source=dataset"):
+            label_command.main([str(path), *rest])

@@ -99,14 +99,14 @@ def same_end(first: Path, second: Path) -> None:
 
 def count_frames(monkeypatch) -> list[int]:
     """Frames of each batch that the critics are asked about."""
-    predict, sizes = PI05RLPolicy.predict_values, []
+    predict, sizes = PI05RLPolicy.predict_label_values, []
 
     def counted(self, batch):
         found = predict(self, batch)
         sizes.append(len(found))
         return found
 
-    monkeypatch.setattr(PI05RLPolicy, "predict_values", counted)
+    monkeypatch.setattr(PI05RLPolicy, "predict_label_values", counted)
     return sizes
 
 
@@ -158,7 +158,7 @@ def test_a_run_that_goes_on_equals_one_that_nobody_stopped(whole, stopped, monke
 
 def test_a_signal_while_labelling_keeps_what_was_computed(whole, stopped, monkeypatch):
     run_dir, path = stopped(CRITICS, labels=False)
-    predict, sizes = PI05RLPolicy.predict_values, count_frames(monkeypatch)
+    predict, sizes = PI05RLPolicy.predict_label_values, count_frames(monkeypatch)
 
     def interrupted(self, batch):
         if len(sizes) == 5:
@@ -166,7 +166,7 @@ def test_a_signal_while_labelling_keeps_what_was_computed(whole, stopped, monkey
         sizes.append(len(found := predict(self, batch)))
         return found
 
-    monkeypatch.setattr(PI05RLPolicy, "predict_values", interrupted)
+    monkeypatch.setattr(PI05RLPolicy, "predict_label_values", interrupted)
     assert offline([str(path)]) == INTERRUPTED
     assert not (run_dir / "labels").exists() and 0 < sum(sizes) < FRAMES
     assert offline([str(path)]) == 0
@@ -184,7 +184,7 @@ def test_what_a_kill_leaves_of_the_values_is_used(whole, stopped, monkeypatch):
     monkeypatch.undo()
     (file,) = (run_dir / "labels.partial").iterdir()
     body = file.read_bytes()
-    header, row = body.index(b"\n") + 1, 8 + 4 * 2
+    header, row = body.index(b"\n") + 1, 8 + 4 * 2 * 2
     assert len(body) == header + FRAMES * row
     file.write_bytes(body[: header + 20 * row + 3])
     file.with_name(f"{file.name}.1").write_bytes(body[:header] + body[header + 40 * row : header + 48 * row + 5])

@@ -24,6 +24,8 @@ DETAILS = {
   --name NAME           of the labeling; default: the run's name and step
   --checkpoint DIR      the critic; default: the run's newest checkpoint, else policy.pi05_checkpoint
   --from NAME           take the values of this labeling; no network runs
+  --baseline B          success: returns are compared with the critic's expectation of a success; all: with its value;
+                        default: policy.advantage_baseline
   --horizon F           advantages over so many steps as this share of the task's longest episode has;
                         default: policy.advantage_horizon where policy.advantage_n_step is not set
   --gae-lambda L        advantages of the λ-return (GAE) instead
@@ -47,7 +49,7 @@ DETAILS = {
   --cameras N           default: the dataset's, else 2
   --frames N            that the run labels; default: the dataset's, else 50000
   --text N              tokens of the longest prompt; default: 64
-  --efficiency F        share of a GPU's peak that a step reaches; default: 0.4
+  --efficiency F        share of a GPU's peak that a step reaches; default: 0.2
   --json                one JSON object
   --key=value           overrides of the configuration
 """,

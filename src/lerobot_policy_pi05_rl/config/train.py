@@ -121,6 +121,7 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
             raise ConfigError(
                 "policy.critic_early_stop needs held-out evaluations: set dataset.eval_split and eval_steps above 0"
             )
+        check_baseline("policy.advantage_baseline", self.baseline, self.reward)
         if device_key is not None:
             self.check_device(device_key)
         if self._labelled and self.policy.advantage_labels == "once" and self.policy.critic_warmup_steps:
@@ -244,6 +245,12 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
         return once and self.policy.trains_critic
 
     @property
+    def baseline(self) -> str:
+        """``policy.advantage_baseline``; where nothing is said, a success if the rewards tell one."""
+        tells = self.reward.source == "steps_to_success"
+        return self.policy.advantage_baseline or ("success" if tells else "all")
+
+    @property
     def critic_steps(self) -> int:
         """How many steps the actor waits: before labels that are made once, in the run that makes them."""
         steps = self.policy.critic_warmup_steps
@@ -279,6 +286,18 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     def wandb_project(self) -> str | None:
         """W&B project of the offline run."""
         return self.wandb.offline_project or self.wandb.project
+
+
+def check_baseline(key: str, baseline: str, reward: RewardConfig) -> None:
+    """
+    Raises:
+        ConfigError: ``key`` asks for a baseline of which the rewards say nothing.
+    """
+    if baseline == "success" and reward.source != "steps_to_success":
+        raise ConfigError(
+            f"{key} is success, but returns of reward.source={reward.source} do not say which are a success's: "
+            "leave it out, or set reward.source=steps_to_success"
+        )
 
 
 def log_warnings(warnings: list[str]) -> None:

@@ -23,6 +23,7 @@ from .episodes import LabelledEpisodes
 from .frames import PrecomputedLabels
 from .sources import DatasetError, Source, dataset_fingerprint, labels_folder
 
+OF_A_FAILURE = -1.0  # no advantage under the baseline of a success is below: its returns and values lie in [−1/2, 0]
 META_KEY = b"pi05_rl"
 RUN_LABELS = "labels"  # folder of a run: the labels that its own critics made (labels/own_run.py)
 SCHEMA = {
@@ -35,6 +36,7 @@ SCHEMA = {
     "reward": pa.float32(),  # in units of the return
     "return": pa.float32(),  # NaN where unknown
     "value": pa.float32(),  # of the critic that has not seen the episode
+    "success_value": pa.float32(),  # its expectation of a success from there; NaN in labelings of earlier versions
     "fold": pa.int8(),  # that critic; −1: none has seen the episode, and the value is their mean
     "advantage": pa.float32(),  # NaN where unknown
     "positive": pa.bool_(),
@@ -103,6 +105,7 @@ def out_of_fold(values: np.ndarray, folds: np.ndarray) -> np.ndarray:
 def advantages(
     columns: Columns,
     *,
+    baseline: str = "all",
     n_steps: Mapping[str, int] | None = None,
     gae_lambdas: Mapping[str, float] | None = None,
     smoothing: Mapping[str, int] | None = None,
@@ -112,6 +115,8 @@ def advantages(
     """(T,) float32 advantages from the columns of a labeling, episode by episode; no network runs.
 
     Args:
+        baseline: all: values are the critic's; success: they are its expectation of a success, and all of a failed
+            episode has the least advantage there is.
         n_steps: task → N of the N-step advantage, in policy steps; None: the λ-return's, or else G − V.
         gae_lambdas: task → λ of the λ-return.
         smoothing: task → over how many steps the mean is taken; None: none is.
@@ -124,15 +129,18 @@ def advantages(
 
     result = np.full(len(columns["index"]), np.nan, dtype=np.float32)
     for rows in episode_rows(columns["episode_index"]):
-        task = columns["task"][rows.start]
+        task, outcome = columns["task"][rows.start], columns["outcome"][rows.start]
+        if baseline == "success" and outcome == Outcome.FAILURE.value:
+            result[rows] = OF_A_FAILURE
+            continue
         result[rows] = episode_advantages(
             columns["return"][rows],
             columns["reward"][rows],
-            columns["value"][rows],
+            columns["value" if baseline == "all" else "success_value"][rows],
             n_step=None if n_steps is None else frames(n_steps[task]),
             gae_lambda=None if gae_lambdas is None else alignment.per_frame(gae_lambdas[task]),
             discount=alignment.per_frame(discount),
-            terminated=columns["outcome"][rows.start] != Outcome.TRUNCATED.value,
+            terminated=outcome != Outcome.TRUNCATED.value,
         )
         if smoothing is not None:
             result[rows] = smoothed(result[rows], frames(smoothing[task]))
@@ -148,7 +156,9 @@ def episode_rows(episode_index: np.ndarray) -> Iterator[slice]:
 
 def write_labeling(path: Path, labeling: Labeling) -> None:
     """Write aside, then rename: a crash leaves the labeling of before."""
-    arrays = {name: pa.array(labeling.columns[name], type=kind) for name, kind in SCHEMA.items()}
+    unknown = np.full(len(labeling.columns["index"]), np.nan)
+    columns = {"success_value": unknown, **labeling.columns}
+    arrays = {name: pa.array(columns[name], type=kind) for name, kind in SCHEMA.items()}
     table = pa.table(arrays).replace_schema_metadata({META_KEY: json.dumps(labeling.meta).encode()})
     with replacing(path) as aside:
         pq.write_table(table, aside)
@@ -162,8 +172,10 @@ def read_labeling(path: Path) -> Labeling:
     """
     meta = read_meta(path)
     try:
-        table = pq.read_table(path, columns=list(SCHEMA))
-        columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in SCHEMA}
+        table = pq.read_table(path)
+        columns = {"success_value": np.full(len(table), np.nan, dtype=np.float32)}
+        columns |= {n: table.column(n).to_numpy(zero_copy_only=False) for n in SCHEMA if n in table.column_names}
+        columns = {name: columns[name] for name in SCHEMA}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise _not_a_labeling(path, error) from error
     return Labeling(columns, meta)

@@ -76,7 +76,7 @@ def derive_command(meta: dict[str, Any], name: str, outcome_file: str | None) ->
 
 def _estimator_option(meta: dict[str, Any]) -> str:
     """Its own; of an older labeling, whose horizon was that of a λ-return, λ where that was one for all tasks."""
-    words, gae_lambdas, n_steps = [], meta.get("trace"), meta.get("n_step")
+    words, gae_lambdas, n_steps = [f"--baseline {meta.get('baseline', 'all')}"], meta.get("trace"), meta.get("n_step")
     if "smoothing_share" in meta:
         words.append(f"--smoothing {meta['smoothing_share'] or 0:g}")
     if gae_lambdas is not None:

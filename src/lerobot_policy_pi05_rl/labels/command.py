@@ -6,6 +6,7 @@ pi05-rl label CONFIG_OR_RUN [--name NAME] [--key=value …]
 import logging
 from pathlib import Path
 
+import numpy as np
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
 from ..checkpoint.critic_provenance import frame_folds, read_critic_data
@@ -14,7 +15,7 @@ from ..command.run import run_as_script
 from ..config.arguments import split_config_path
 from ..config.file import load_config
 from ..config.resolve import changed, resolved
-from ..config.train import ConfigError, PI05RLTrainConfig
+from ..config.train import ConfigError, PI05RLTrainConfig, check_baseline
 from ..data.dataset import open_sources
 from ..data.episodes import LabelledEpisodes, label_episodes
 from ..data.labeling import (
@@ -33,7 +34,7 @@ from .making import AskedCritic, Values, make_labelings, say_unseen, source_valu
 from .options import LabelOptions, parse_options
 from .outcomes import describe_unlabelled, outcome_sources, set_outcomes
 from .summary import LabelingResult, print_summary
-from .values import TAG, Interrupted, PartialValues, Timing
+from .values import KINDS, TAG, Interrupted, PartialValues, Timing
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
         Interrupted: a signal came; the values so far are kept.
     """
     cfg = resolved(cfg, device_key=None)  # outcomes are set on any machine
+    check_baseline("--baseline", options.baseline or cfg.baseline, cfg.reward)
     wants_critic = options.from_name is None and not options.list_unlabelled
     directory = run or cfg.output_dir_offline or cfg.output_dir
     run = Path(directory) if directory else None
@@ -130,7 +132,9 @@ def values_of_labeling(sources: list[Source], from_name: str, name: str) -> list
         critic = {key: labeling.meta["critic"][key] for key in ("path", "fingerprint")}
         replaceable_labeling(source, name, critic["fingerprint"])
         columns = labeling.columns
-        values.append(Values(columns["value"], columns["fold"], critic, labeling.meta.get("reward", {})))
+        values.append(
+            Values(*(columns[kind] for kind in KINDS), columns["fold"], critic, labeling.meta.get("reward", {}))
+        )
     return values
 
 
@@ -154,11 +158,12 @@ def values_of_critic(
     asked, timing, results = None, Timing(), []
     for number, source in enumerate(sources):
         labeling = earlier[number]
-        if labeling is not None:
+        if labeling is not None and not np.isnan(labeling.columns["success_value"]).all():
             logger.info("%s %s: labeling %r of the same critic is there; its values are used", TAG, source.name, name)
             folds = frame_folds(seen, source)
             say_unseen(source, folds, critic.folds)
-            results.append(Values(labeling.columns["value"], folds, critic.identity, (seen or {}).get("reward", {})))
+            kinds = (labeling.columns[kind] for kind in KINDS)
+            results.append(Values(*kinds, folds, critic.identity, (seen or {}).get("reward", {})))
             continue
         if asked is None:
             preprocess, predict = load_value_function(critic, labels, cfg.policy.device)

@@ -121,7 +121,7 @@ def load_critic(path: str) -> Critic | None:
 def load_value_function(
     critic: Critic, labels: LabelledEpisodes, device: str | None
 ) -> tuple[Preprocess, Callable[[Batch], Tensor]]:
-    """Build the network: (collated samples → batch, batch → (B, K) values).
+    """Build the network: (collated samples → batch, batch → (B, K, 2) values).
 
     Raises:
         UserError: weights or processors do not load, or a task's prompt is too long.
@@ -130,4 +130,4 @@ def load_value_function(
     policy = PI05RLPolicy.from_pretrained(critic.path, config=config)
     preprocessor, _ = load_processors(config, critic.path)
     check_prompt_lengths(preprocessor, labels.tasks, config.robot_state_feature.shape[0])
-    return make_preprocess(preprocessor, next(policy.parameters()).device), policy.predict_values
+    return make_preprocess(preprocessor, next(policy.parameters()).device), policy.predict_label_values

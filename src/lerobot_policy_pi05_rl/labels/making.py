@@ -17,10 +17,11 @@ from ..config.train import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.batch import Batch, Preprocess
 from ..data.episodes import LabelledEpisodes, reward_discount
-from ..data.labeling import Labeling, advantages, frame_columns, out_of_fold
+from ..data.labeling import Columns, Labeling, advantages, frame_columns, out_of_fold
 from ..data.sources import Source, dataset_fingerprint
 from ..data.workers import Workers
 from ..distributed.processes import ALONE, Processes
+from ..errors import UserError
 from ..thresholds import positive_fractions, task_thresholds
 from .options import LabelOptions, choose_estimator
 from .values import TAG, PartialValues, Timing, compute_values, frame_loader
@@ -33,6 +34,7 @@ class Values:
     """One source's values and where they come from."""
 
     value: np.ndarray  # (frames,) float32
+    success_value: np.ndarray  # (frames,) float32; NaN where nobody has computed it
     fold: np.ndarray  # (frames,) int8
     critic: dict[str, Any]  # path and fingerprint
     reward: dict[str, Any]  # the scale of the returns that the critic learnt
@@ -46,7 +48,7 @@ class AskedCritic:
     folds: int  # K, the number of critics
     seen: dict[str, Any] | None  # the episodes that it has learnt from (critic_provenance.py); None: nobody knows
     preprocess: Preprocess  # collated samples → what predict reads
-    predict: Callable[[Batch], Tensor]  # → (B, K) values
+    predict: Callable[[Batch], Tensor]  # → (B, K, 2) values, as predict_label_values
 
 
 def say_unseen(source: Source, folds: np.ndarray, critics: int) -> None:
@@ -98,7 +100,20 @@ def source_values(
         processes=processes,
         device=device,
     )
-    return Values(out_of_fold(every, folds), folds, critic.identity, (critic.seen or {}).get("reward", {}))
+    kinds = (out_of_fold(every[:, :, kind], folds) for kind in range(every.shape[2]))
+    return Values(*kinds, folds, critic.identity, (critic.seen or {}).get("reward", {}))
+
+
+def check_known(baseline: str, columns: Columns, source: Source) -> None:
+    """
+    Raises:
+        UserError: the values are of a labeling that does not know them.
+    """
+    if baseline == "success" and np.isnan(columns["success_value"]).all():
+        raise UserError(
+            f"dataset {source.name}: the labeling is of an earlier version, which kept the critic's value alone: "
+            "give --baseline all, or label with the critic (leave --from out)"
+        )
 
 
 def of_tasks[T](found: dict[str, T] | None, tasks: list[str]) -> dict[str, T] | None:
@@ -115,7 +130,7 @@ def make_labelings(
     name: str,
 ) -> tuple[list[Labeling], dict[str, float]]:
     """Per source its labeling, and task → threshold; no network runs."""
-    estimator = choose_estimator(options, cfg.policy, labels)
+    estimator = choose_estimator(options, cfg, labels)
     logger.info("%s Advantages: %s", TAG, estimator)
     default = cfg.policy.advantage_positive_fraction if options.fraction is None else options.fraction
     discount, scale = reward_discount(cfg.reward, cfg.policy), reward_scale(cfg.reward, cfg.policy, labels)
@@ -132,8 +147,11 @@ def make_labelings(
                 "; ".join(differences),
             )
         columns = {**frame_columns(number, source, labels), "value": own.value, "fold": own.fold}
+        columns["success_value"] = own.success_value
+        check_known(estimator.baseline, columns, source)
         columns["advantage"] = advantages(
             columns,
+            baseline=estimator.baseline,
             n_steps=estimator.n_steps,
             gae_lambdas=estimator.gae_lambdas,
             smoothing=estimator.smoothing,
@@ -156,6 +174,7 @@ def make_labelings(
             "name": name,
             "dataset": dataset,
             "critic": own.critic,
+            "baseline": estimator.baseline,
             "n_step": of_tasks(estimator.n_steps, tasks),
             "horizon": estimator.horizon,
             "trace": of_tasks(estimator.gae_lambdas, tasks),

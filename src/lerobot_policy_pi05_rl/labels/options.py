@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from ..config.train import ConfigError
-from ..configuration_pi05_rl import PI05RLConfig
+from ..config.train import ConfigError, PI05RLTrainConfig
 from ..data.episodes import LabelledEpisodes
 from ..returns import share_of_task
 
 logger = logging.getLogger(__name__)
 
+BASELINES = ("success", "all")
 EARLIER_LAMBDA = "--trace"  # what --gae-lambda was called
 
 
@@ -24,6 +24,7 @@ class LabelOptions:
     name: str | None = None
     checkpoint: str | None = None
     from_name: str | None = None
+    baseline: str | None = None
     n_step: int | None = None
     n_step_given: bool = False
     gae_lambda: float | None = None
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name in ("--name", "--checkpoint", "--n-step", "--success", "--failure", "--outcomes", "--of"):
         parser.add_argument(name)
     parser.add_argument("--from", dest="from_name")
+    parser.add_argument("--baseline", choices=BASELINES)
     parser.add_argument("--gae-lambda", EARLIER_LAMBDA, dest="gae_lambda", type=float)
     parser.add_argument("--horizon", type=float)
     parser.add_argument("--smoothing", type=float)
@@ -119,6 +121,7 @@ def _steps(text: str | None) -> int | None:
 class Estimator:
     """How advantages follow from values: of ``n_steps`` and ``gae_lambdas`` one at most is given; neither is G − V."""
 
+    baseline: str  # what V is: success | all (policy.advantage_baseline)
     n_steps: dict[str, int] | None  # task → N
     gae_lambdas: dict[str, float] | None  # task → λ
     horizon: float | None  # share of the task's longest episode that N follows from
@@ -133,6 +136,8 @@ class Estimator:
             parts = [f"{_each(self.n_steps)} steps, then the critic"]
         if self.horizon is not None:
             parts[0] += f" ({self.horizon:g} of the task's longest episode)"
+        if self.baseline == "success":
+            parts.append("V of a success")
         if self.smoothing is not None:
             parts.append(f"mean over {_each(self.smoothing)} steps ({self.smoothing_share:g})")
         return "; ".join(parts)
@@ -142,9 +147,10 @@ def _each(of_task: Mapping[str, float]) -> str:
     return ", ".join(f"{value:g}" for value in dict.fromkeys(of_task.values()))
 
 
-def choose_estimator(options: LabelOptions, policy: PI05RLConfig, labels: LabelledEpisodes) -> Estimator:
-    """What the command says, else the policy's ``advantage_n_step``, else its ``advantage_horizon``; smoothed as the
-    command or the policy says."""
+def choose_estimator(options: LabelOptions, cfg: PI05RLTrainConfig, labels: LabelledEpisodes) -> Estimator:
+    """What the command says, else the policy's ``advantage_n_step``, else its ``advantage_horizon``; baseline and
+    smoothing as the command or the policy says."""
+    policy, baseline = cfg.policy, options.baseline or cfg.baseline
     lengths = dict(zip(labels.tasks, labels.task_lengths.tolist(), strict=True))
     share = policy.advantage_smoothing if options.smoothing is None else options.smoothing
     smoothing = {task: share_of_task(share, length) for task, length in lengths.items()} if share else None
@@ -158,4 +164,4 @@ def choose_estimator(options: LabelOptions, policy: PI05RLConfig, labels: Labell
         horizon = policy.label_horizon
     if horizon is not None:
         n_steps = {task: share_of_task(horizon, length) for task, length in lengths.items()}
-    return Estimator(n_steps, gae_lambdas, horizon, smoothing, share or None)
+    return Estimator(baseline, n_steps, gae_lambdas, horizon, smoothing, share or None)

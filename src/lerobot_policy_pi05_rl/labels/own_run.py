@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.critic_provenance import critic_fingerprint
-from ..configuration_pi05_rl import PI05RLConfig
+from ..config.train import PI05RLTrainConfig
 from ..data.batch import Batch
 from ..data.labeling import RUN_LABELS, read_meta, write_labeling
 from ..data.sources import Source, dataset_fingerprint
@@ -46,7 +46,7 @@ def label_run(run: Run, critic: str | Path | None, seen: dict[str, Any] | None) 
     algorithm, processes = run.algorithm, run.algorithm.processes
     finished, unfinished = run.cfg.run_dir / RUN_LABELS, run.cfg.run_dir / f"{RUN_LABELS}.partial"
     identity = processes.once(partial(critic_identity, run, critic))
-    if processes.once(partial(made_by, finished, identity["fingerprint"], run.data.policy)):
+    if processes.once(partial(made_by, finished, identity["fingerprint"], run.cfg)):
         logger.info("%s The labels of these critics are there: %s", run.cfg.tag, finished)
         return
     logger.info(
@@ -118,13 +118,13 @@ def critic_identity(run: Run, critic: str | Path | None) -> dict[str, Any]:
     }
 
 
-def made_by(labels: Path, fingerprint: str, policy: PI05RLConfig) -> bool:
+def made_by(labels: Path, fingerprint: str, cfg: PI05RLTrainConfig) -> bool:
     """Whether ``labels`` are there, of this critic and with these settings. Others, of a course that the run has left,
     go."""
     if not labels.is_dir():
         return False
     makers = {read_meta(path)["critic"]["fingerprint"] for path in labels.glob("*.parquet")}
-    if makers == {fingerprint} and fingerprint != UNSAVED and not label_differences(policy, labels):
+    if makers == {fingerprint} and fingerprint != UNSAVED and not label_differences(cfg, labels):
         return True
     logger.info("Removing %s: other critics have made them, or other settings", labels)
     shutil.rmtree(labels)
@@ -133,8 +133,8 @@ def made_by(labels: Path, fingerprint: str, policy: PI05RLConfig) -> bool:
 
 @torch.no_grad()
 def predict(run: Run, batch: Batch) -> torch.Tensor:
-    """(B, K) values; a pass that sharded processes run together."""
-    return run.algorithm.losses.run(run.algorithm.policy.predict_values, batch)
+    """(B, K, 2) values; a pass that sharded processes run together."""
+    return run.algorithm.losses.run(run.algorithm.policy.predict_label_values, batch)
 
 
 def partial_values(folder: Path, number: int, source: Source, critic: AskedCritic, rank: int) -> PartialValues:

@@ -28,6 +28,7 @@ from ..runtime.progress import StopSignal, TimedIterator, progress_bar
 logger = logging.getLogger(__name__)
 
 TAG = "[LABEL]"
+KINDS = ("value", "success_value")  # what is known of a frame
 FLUSH_FRAMES = 512  # values this many frames apart are put on disk
 
 
@@ -37,7 +38,7 @@ class Interrupted(Exception):  # noqa: N818
 
 class PartialValues:
     """Values on disk as they are computed, one file a process: a JSON line that says whose they are, then a row per
-    frame, its number and its (K,) float32 values.
+    frame, its number and its (K, 2) float32 values (modeling_pi05_rl.py: predict_label_values).
 
     Appended to, so that a kill at any instant costs at most what was not yet written. However many processes go on,
     together they read all that was written before.
@@ -55,9 +56,9 @@ class PartialValues:
         """
         self.path, self.critics = path, critics
         self.own = path if rank == 0 else path.with_name(f"{path.name}.{rank}")
-        header = {"critic": critic, "critics": critics, "dataset": dataset}
+        header = {"critic": critic, "critics": critics, "dataset": dataset, "values": KINDS}
         self._line = json.dumps(header).encode() + b"\n"
-        self._row = np.dtype([("frame", "<i8"), ("values", "<f4", (critics,))])
+        self._row = np.dtype([("frame", "<i8"), ("values", "<f4", (critics, len(KINDS)))])
         for file in () if replaces else self._files():
             if self._is_of_another(file):
                 raise UserError(
@@ -82,8 +83,8 @@ class PartialValues:
         return np.frombuffer(body[: len(body) - len(body) % self._row.itemsize], dtype=self._row)
 
     def read(self, total: int) -> tuple[np.ndarray, np.ndarray]:
-        """(total, K) float32 values, (total,) bool which of them are there."""
-        values, known = np.zeros((total, self.critics), dtype=np.float32), np.zeros(total, dtype=bool)
+        """(total, K, 2) float32 values, (total,) bool which of them are there."""
+        values, known = np.zeros((total, *self._row["values"].shape), dtype=np.float32), np.zeros(total, dtype=bool)
         for file in self._files():
             rows = self._rows(file)
             values[rows["frame"]], known[rows["frame"]] = rows["values"], True
@@ -98,7 +99,7 @@ class PartialValues:
             file.truncate(len(self._line) + count * self._row.itemsize)
 
     def append(self, batches: list[tuple[range, np.ndarray]]) -> None:
-        """Add batches of frames and their (n, K) float32 values, and see them onto the disk."""
+        """Add batches of frames and their (n, K, 2) float32 values, and see them onto the disk."""
         rows = np.empty(sum(len(frames) for frames, _ in batches), dtype=self._row)
         if not len(rows):
             return
@@ -179,11 +180,11 @@ def compute_values(
     processes: Processes = ALONE,
     device: torch.device | None = None,
 ) -> np.ndarray:
-    """(total, K) float32 values of all frames; those on disk are taken from there. Every process computes its share.
+    """(total, K, 2) float32 values of all frames, those on disk from there. Every process computes its share.
 
     Args:
         preprocess: collated samples → what ``predict`` reads.
-        predict: → (B, K) values.
+        predict: → (B, K, 2) values.
         make_loader: batches of frames → these batches, collated.
         device: on which processes speak with one another.
 

@@ -14,6 +14,7 @@ from lerobot.policies.common.vla_utils import make_att_2d_masks, prepare_attenti
 from lerobot.policies.pi_gemma import PiGemmaModel, PiGemmaRMSNorm
 from torch import Tensor, nn
 
+from ..returns import SUCCESSES_ABOVE
 from .cache import CriticFeatures
 from .critic_adapter import LayerAdapter
 from .towers import encode_block, with_own_layers
@@ -54,6 +55,13 @@ class ValueBins(nn.Module):
     def value(self, logits: Tensor) -> Tensor:
         """(…, num_bins) logits → (…) expected return, in the centres' precision: fp32."""
         return logits.to(self.centers.dtype).softmax(dim=-1) @ self.centers
+
+    def success_value(self, logits: Tensor) -> Tensor:
+        """(…, num_bins) logits → (…) expected return of a success; where next to none is expected, the middle of what
+        successes return. Of ``steps_to_success`` alone."""
+        probabilities = logits.to(self.centers.dtype).softmax(dim=-1) * (self.centers > SUCCESSES_ABOVE)
+        few, middle = 1e-3, SUCCESSES_ABOVE / 2
+        return (probabilities @ self.centers + few * middle) / (probabilities.sum(dim=-1) + few)
 
     def cross_entropy(self, logits: Tensor, returns: Tensor) -> Tensor:
         """(…, num_bins) logits, (…) returns → (…) cross-entropy in nats, fp32."""

@@ -47,6 +47,11 @@ class LabelingTable:
         return self.metadata.get("smoothing")
 
     @property
+    def baseline(self) -> str:
+        """What returns are compared with: "success" or "all"."""
+        return self.metadata.get("baseline", "all")
+
+    @property
     def gae_lambdas(self) -> dict[str, float] | None:
         """Task → λ of the λ-returns that the advantage was computed from; None: it was not."""
         return self.metadata.get("trace")

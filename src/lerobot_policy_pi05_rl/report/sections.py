@@ -67,6 +67,8 @@ def advantage_text(labeling: LabelingTable) -> str:
     else:
         count = of_tasks(labeling.n_steps)
         text = f"N = {count}: the rewards of {count} steps, then the critic’s value, − value now"
+    if labeling.baseline == "success":
+        text += "; values are those of a success, and all of a failure has −1"
     return text if labeling.smoothing is None else f"{text}; mean over {of_tasks(labeling.smoothing)} frames"
 
 

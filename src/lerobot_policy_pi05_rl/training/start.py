@@ -16,7 +16,6 @@ from ..checkpoint.write import link_last, load_training_state
 from ..config.encoding import encoded
 from ..config.resolve import changed, recorded
 from ..config.train import ConfigError, PI05RLTrainConfig
-from ..configuration_pi05_rl import PI05RLConfig
 from ..data.action_limits import warn_of_clipping
 from ..data.dataset import OfflineData, open_offline_data
 from ..data.labeling import RUN_LABELS, read_meta
@@ -107,6 +106,8 @@ def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfi
     if checkpoint is not None:
         if policy.critic_warmup_steps is None:
             policy = changed(policy, critic_warmup_steps=_stored_policy(checkpoint).get("critic_warmup_steps"))
+        if policy.advantage_baseline is None:  # which earlier versions did not know
+            policy = changed(policy, advantage_baseline=_stored_policy(checkpoint).get("advantage_baseline", "all"))
         cfg = changed(cfg, policy=policy)
     cfg.check_phases(fresh=checkpoint is None)
     return changed(cfg, policy=changed(policy, critic_warmup_steps=cfg.critic_steps))
@@ -136,7 +137,7 @@ def check_labels(cfg: PI05RLTrainConfig, labels: Path) -> None:
     Raises:
         ConfigError: the run's labels were made with other settings than it has now.
     """
-    differing = label_differences(cfg.policy, labels)
+    differing = label_differences(cfg, labels)
     if differing:
         raise ConfigError(
             f"the labels {labels}, which this run learns from, were made otherwise: {'; '.join(differing)}. "
@@ -145,9 +146,11 @@ def check_labels(cfg: PI05RLTrainConfig, labels: Path) -> None:
         )
 
 
-def label_differences(policy: PI05RLConfig, labels: Path) -> list[str]:
-    """In words, where a run's labels were made with other settings than those of ``policy``."""
+def label_differences(cfg: PI05RLTrainConfig, labels: Path) -> list[str]:
+    """In words, where a run's labels were made with other settings than those of ``cfg``."""
+    policy = cfg.policy
     asked: dict[str, Any] = {
+        "policy.advantage_baseline": cfg.baseline,
         "policy.advantage_n_step": policy.advantage_n_step,
         "policy.advantage_horizon": policy.label_horizon,
         "policy.advantage_smoothing": policy.advantage_smoothing,
@@ -156,6 +159,7 @@ def label_differences(policy: PI05RLConfig, labels: Path) -> list[str]:
     for file in sorted(labels.glob("*.parquet")):
         meta = read_meta(file)
         n_steps = set(meta["n_step"].values()) if meta["n_step"] and meta["horizon"] is None else {None}
+        made["policy.advantage_baseline"] = meta.get("baseline", "all")
         made["policy.advantage_n_step"] = n_steps.pop()
         made["policy.advantage_horizon"] = meta["horizon"]
         made["policy.advantage_smoothing"] = meta["smoothing_share"] or 0.0

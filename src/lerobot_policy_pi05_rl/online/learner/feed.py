@@ -94,12 +94,12 @@ def arrival_labels(cfg: OnlineTrainConfig, data: OfflineData, algorithm: RecapAl
 
 @torch.no_grad()
 def critic_values(algorithm: RecapAlgorithm, batch_size: int, frames: FrameDataset) -> np.ndarray:
-    """(T, K) float32 what the K critics of the moment say of T frames."""
+    """(T, K, 2) float32 what the K critics of the moment say of T frames (predict_label_values)."""
     losses, training, values = algorithm.losses, algorithm.losses.training, []
     losses.eval()
     for numbers in batched(range(len(frames)), batch_size):
         batch = algorithm.preprocess(default_collate([frames[number, number] for number in numbers]))
-        values.append(losses.run(algorithm.policy.predict_values, batch).float().cpu().numpy())
+        values.append(losses.run(algorithm.policy.predict_label_values, batch).float().cpu().numpy())
     losses.train(training)
     return np.concatenate(values)
 

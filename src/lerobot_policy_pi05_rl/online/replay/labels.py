@@ -51,7 +51,7 @@ class ReplayLabels:
     ):
         """Args:
         rule: that of advantages and tags; None: each batch's are computed as it is trained on.
-        values: frames → (T, K) what the critics of the moment say of them; needed with ``rule``.
+        values: frames → (T, K, 2) what the critics of the moment say of them; needed with ``rule``.
         """
         self._data, self._reward, self._seed, self._rule, self._values = data, reward, seed, rule, values
         self._folds = data.policy.critic_folds if data.policy.trains_critic else 1
@@ -139,7 +139,7 @@ class ReplayLabels:
             cameras=policy_cameras(self._data.policy),
             chunk_size=self._data.policy.chunk_size,
         )
-        values = out_of_fold(self._values(frames), np.full(episode.length, fold))
+        every, folds = self._values(frames), np.full(episode.length, fold)
         of_episode = {
             "index": source.columns["index"][rows],
             "episode_index": source.columns["episode_index"][rows],
@@ -147,7 +147,8 @@ class ReplayLabels:
             "outcome": np.full(episode.length, episode.outcome.value, dtype=object),
             "reward": columns[REWARD],
             "return": columns[RETURN],
-            "value": values,
+            "value": out_of_fold(every[:, :, 0], folds),
+            "success_value": out_of_fold(every[:, :, 1], folds),
         }
         return self._rule.advantages(of_episode, source.alignment)
 

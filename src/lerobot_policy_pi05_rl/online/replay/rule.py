@@ -19,6 +19,7 @@ class LabelRule:
     what is positive is so beside all that is learnt from. The offline data keep the tags that they have.
     """
 
+    baseline: str  # what values are: success | all
     n_steps: dict[str, int] | None  # task → N, in policy steps
     gae_lambdas: dict[str, float] | None  # task → λ
     smoothing: dict[str, int] | None  # task → over how many steps the mean is taken
@@ -37,6 +38,7 @@ class LabelRule:
             return {task: value for one in found for task, value in one.items()} if found else None
 
         return cls(
+            metas[0].get("baseline", "all"),
             of_tasks("n_step"),
             of_tasks("trace"),
             of_tasks("smoothing"),
@@ -49,6 +51,7 @@ class LabelRule:
         """(T,) float32 advantages from a labeling's columns; no network runs."""
         return advantages(
             columns,
+            baseline=self.baseline,
             n_steps=self.n_steps,
             gae_lambdas=self.gae_lambdas,
             smoothing=self.smoothing,
