@@ -67,7 +67,7 @@ def test_a_configuration_built_in_code_is_the_one_that_a_file_says(tmp_path, mix
 
 def test_labels_come_back_as_a_data_frame(trained):
     before = copy.deepcopy(trained)
-    labelled = api.label(trained, name="first", n_step="none", smoothing=0, positive_fraction=0.5)
+    labelled = api.label(trained, name="first", baseline="all", n_step="none", smoothing=0, positive_fraction=0.5)
     frames = labelled.frames()
     assert (labelled.name, list(labelled.thresholds)) == ("first", ["pick the cube"])
     assert set(frames.columns) == {*SCHEMA, "dataset"} and len(frames) == FRAMES

@@ -135,7 +135,7 @@ def test_the_critics_loss_gradient_and_metrics_are_those_of_the_recorded_frames(
     as_drawn[IMPORTANCE_WEIGHT] = torch.from_numpy(index.importance_weights)[numbers]
     results = []
     for batch, rows in ((recorded, torch.arange(6)), (as_drawn, numbers)):
-        monkeypatch.setattr(critic, "forward", lambda rows: logits[rows])
+        monkeypatch.setattr(critic, "forward", lambda rows, _: logits[rows])
         loss, _, metrics = algorithm.losses.critic_loss((rows,), {}, batch)
         (gradient,) = torch.autograd.grad(loss, logits)
         results.append({**metrics, "loss": loss.detach(), "gradient": gradient})

@@ -70,7 +70,9 @@ def load_policy_weights(policy: nn.Module, files: CheckpointFiles, reduced: Set[
         with torch.no_grad():
             for key, tensor in sources.items():
                 if wanted[key].is_meta:
-                    loaded = tensor.read().to(torch.bfloat16 if key in reduced else torch.float32)
+                    # A copy, in memory of torch's: where it is aligned otherwise, products of matrices may round
+                    # otherwise, and a run that goes on would not be the one that nobody stopped.
+                    loaded = tensor.read().to(torch.bfloat16 if key in reduced else torch.float32, copy=True)
                     place(policy, key, loaded)
                 else:
                     loaded = wanted[key].copy_(tensor.read())
