@@ -187,11 +187,11 @@ def _accumulate(case: Case) -> tuple[str, Case] | None:
     return f"--batch_size=1 --policy.gradient_accumulation_steps={steps}", fewer
 
 
-def _share_critic(case: Case) -> tuple[str, Case] | None:
+def _adapt_critic(case: Case) -> tuple[str, Case] | None:
     policy = case.policy
-    if not policy.trains_critic or policy.critic_llm_depth == policy.llm_depth:
+    if not policy.trains_critic or not policy.use_separate_critic or policy.critic_adapter_rank:
         return None
-    return _set("use_separate_critic", False)(case)
+    return _set("critic_adapter_rank", 16)(case)
 
 
 def _adapt(case: Case) -> tuple[str, Case] | None:
@@ -207,11 +207,11 @@ CHANGES: tuple[Change, ...] = (
     _BF16,
     _accumulate,
     _set("freeze_vision_encoder", True, of_base=True),
-    _share_critic,
+    _adapt_critic,
     _EXPERT,
     _adapt,
 )
-ALL: tuple[Change, ...] = (_CHECKPOINTING, _BF16, _EXPERT, _share_critic, _accumulate)
+ALL: tuple[Change, ...] = (_CHECKPOINTING, _BF16, _EXPERT, _adapt_critic, _accumulate)
 
 
 def run_phases(setup: Setup, per_step: int, critic: Flops) -> dict[str, Phase]:
