@@ -11,6 +11,7 @@ from .advantage import OF_YOUR_OWN, PolicyExtraction, extraction_names, find_ext
 from .options import ACTOR, CRITIC, DATA, LEARNING, NOTE, OFFLINE, ONLINE, OTHER_RUN, START, check_options, option
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's
+BASELINES = ("success", "all")  # of advantage_baseline
 NOT_THREADS = "learner and actor are processes with threads inside"
 ATTENTION_HEADS = 8  # of the joint attention of LeRobot's π0.5, which is not configurable
 TASKS_TOKENIZER = "tasks"  # value of `tokenizer`: build a small one from the dataset's tasks
@@ -131,7 +132,7 @@ class PI05RLConfig(PI05Config):
     # What a return is compared with in labels that are made once. success: the critic's expectation of a success from
     # there, so that an episode's luck in succeeding counts for none of its actions, and no failed one is positive
     # (docs/results.md). all: RECAP's V. None: success, unless rewards are the dataset's own.
-    advantage_baseline: str | None = option(None, LEARNING, choices=("success", "all"))
+    advantage_baseline: str | None = option(None, LEARNING, choices=BASELINES)
     # N of RECAP, section IV-C; None: advantage_horizon, or, of running labels, the whole rest of the episode.
     advantage_n_step: int | None = option(None, LEARNING, least=1)
     # N of labels that are made once, as a share of the task's longest episode; None: the whole rest of the episode.

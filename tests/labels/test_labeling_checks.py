@@ -20,6 +20,7 @@ from lerobot_policy_pi05_rl.data.labeling_checks import derive_command
 from lerobot_policy_pi05_rl.data.sources import DatasetError
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.labels import command as label_command
+from lerobot_policy_pi05_rl.labels.options import LabelOptions, check_options
 
 TRUTH = ["success", "failure", "success", "failure"]
 
@@ -176,3 +177,8 @@ def test_rewards_of_the_dataset_know_no_success(world):
         rest = ["--from", "mine", "--name", "x", "--reward.source=dataset", *arguments, *asked]
         with pytest.raises(ConfigError, match=rf"{key} is success, but returns of reward.source=dataset"):
             label_command.main([str(path), *rest])
+
+
+def test_an_unknown_baseline_is_refused_from_code_as_from_the_command_line():
+    with pytest.raises(ConfigError, match="--baseline must be one of success, all; got 'luck'"):
+        check_options(LabelOptions(baseline="luck"))

@@ -23,6 +23,7 @@ from .episodes import LabelledEpisodes
 from .frames import PrecomputedLabels
 from .sources import DatasetError, Source, dataset_fingerprint, labels_folder
 
+VALUES = ("value", "success_value")  # what a critic says of a frame: modeling_pi05_rl.py, predict_label_values
 OF_A_FAILURE = -1.0  # no advantage under the baseline of a success is below: its returns and values lie in [−1/2, 0]
 META_KEY = b"pi05_rl"
 RUN_LABELS = "labels"  # folder of a run: the labels that its own critics made (labels/own_run.py)
@@ -100,6 +101,11 @@ def out_of_fold(values: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """(T, K) values of K critics, (T,) folds → (T,) float32; the critics' mean where the fold is −1."""
     chosen = np.take_along_axis(values, np.maximum(folds, 0).astype(np.int64)[:, None], axis=1)[:, 0]
     return np.where(folds < 0, values.mean(axis=1), chosen).astype(np.float32)
+
+
+def value_columns(values: np.ndarray, folds: np.ndarray) -> Columns:
+    """(T, K, 2) values of K critics, as ``predict_label_values`` has them, (T,) folds → the labeling's columns."""
+    return {name: out_of_fold(values[:, :, kind], folds) for kind, name in enumerate(VALUES)}
 
 
 def advantages(

@@ -19,6 +19,7 @@ from ..config.train import ConfigError, PI05RLTrainConfig, check_baseline
 from ..data.dataset import open_sources
 from ..data.episodes import LabelledEpisodes, label_episodes
 from ..data.labeling import (
+    VALUES,
     find_labeling,
     labeling_path,
     outcomes_if_labelled,
@@ -34,7 +35,7 @@ from .making import AskedCritic, Values, make_labelings, say_unseen, source_valu
 from .options import LabelOptions, parse_options
 from .outcomes import describe_unlabelled, outcome_sources, set_outcomes
 from .summary import LabelingResult, print_summary
-from .values import KINDS, TAG, Interrupted, PartialValues, Timing
+from .values import TAG, Interrupted, PartialValues, Timing
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,9 @@ def values_of_labeling(sources: list[Source], from_name: str, name: str) -> list
         replaceable_labeling(source, name, critic["fingerprint"])
         columns = labeling.columns
         values.append(
-            Values(*(columns[kind] for kind in KINDS), columns["fold"], critic, labeling.meta.get("reward", {}))
+            Values(
+                columns["fold"], critic, labeling.meta.get("reward", {}), **{name: columns[name] for name in VALUES}
+            )
         )
     return values
 
@@ -162,8 +165,8 @@ def values_of_critic(
             logger.info("%s %s: labeling %r of the same critic is there; its values are used", TAG, source.name, name)
             folds = frame_folds(seen, source)
             say_unseen(source, folds, critic.folds)
-            kinds = (labeling.columns[kind] for kind in KINDS)
-            results.append(Values(*kinds, folds, critic.identity, (seen or {}).get("reward", {})))
+            kept = {name: labeling.columns[name] for name in VALUES}
+            results.append(Values(folds, critic.identity, (seen or {}).get("reward", {}), **kept))
             continue
         if asked is None:
             preprocess, predict = load_value_function(critic, labels, cfg.policy.device)

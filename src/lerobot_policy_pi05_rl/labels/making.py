@@ -17,7 +17,7 @@ from ..config.train import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.batch import Batch, Preprocess
 from ..data.episodes import LabelledEpisodes, reward_discount
-from ..data.labeling import Columns, Labeling, advantages, frame_columns, out_of_fold
+from ..data.labeling import Columns, Labeling, advantages, frame_columns, value_columns
 from ..data.sources import Source, dataset_fingerprint
 from ..data.workers import Workers
 from ..distributed.processes import ALONE, Processes
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 class Values:
     """One source's values and where they come from."""
 
-    value: np.ndarray  # (frames,) float32
-    success_value: np.ndarray  # (frames,) float32; NaN where nobody has computed it
     fold: np.ndarray  # (frames,) int8
     critic: dict[str, Any]  # path and fingerprint
     reward: dict[str, Any]  # the scale of the returns that the critic learnt
+    value: np.ndarray  # (frames,) float32
+    success_value: np.ndarray  # (frames,) float32; NaN where nobody has computed it
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ def source_values(
         processes=processes,
         device=device,
     )
-    kinds = (out_of_fold(every[:, :, kind], folds) for kind in range(every.shape[2]))
-    return Values(*kinds, folds, critic.identity, (critic.seen or {}).get("reward", {}))
+    return Values(folds, critic.identity, (critic.seen or {}).get("reward", {}), **value_columns(every, folds))
 
 
 def check_known(baseline: str, columns: Columns, source: Source) -> None:

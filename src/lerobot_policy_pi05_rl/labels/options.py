@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ..config.train import ConfigError, PI05RLTrainConfig
+from ..configuration_pi05_rl import BASELINES
 from ..data.episodes import LabelledEpisodes
 from ..returns import share_of_task
 
 logger = logging.getLogger(__name__)
 
-BASELINES = ("success", "all")
 EARLIER_LAMBDA = "--trace"  # what --gae-lambda was called
 
 
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name in ("--name", "--checkpoint", "--n-step", "--success", "--failure", "--outcomes", "--of"):
         parser.add_argument(name)
     parser.add_argument("--from", dest="from_name")
-    parser.add_argument("--baseline", choices=BASELINES)
+    parser.add_argument("--baseline")
     parser.add_argument("--gae-lambda", EARLIER_LAMBDA, dest="gae_lambda", type=float)
     parser.add_argument("--horizon", type=float)
     parser.add_argument("--smoothing", type=float)
@@ -92,6 +92,8 @@ def check_options(options: LabelOptions) -> None:
         raise ConfigError("--from takes the values of a labeling and --checkpoint those of a critic; give one")
     if options.of is not None and options.success is None and options.failure is None:
         raise ConfigError("--of says which dataset --success and --failure speak of; give one of them")
+    if options.baseline is not None and options.baseline not in BASELINES:
+        raise ConfigError(f"--baseline must be one of {', '.join(BASELINES)}; got {options.baseline!r}")
     if options.n_step is not None and options.n_step < 1:
         raise ConfigError(f"--n-step takes a number of steps, at least 1, or none; got {options.n_step}")
     estimators = {"--n-step": options.n_step_given, "--gae-lambda": options.gae_lambda, "--horizon": options.horizon}

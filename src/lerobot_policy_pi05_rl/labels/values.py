@@ -19,6 +19,7 @@ from ..data.batch import Batch, Preprocess
 from ..data.dataset import policy_cameras
 from ..data.episodes import LabelledEpisodes
 from ..data.frames import FrameDataset, FrameIndex
+from ..data.labeling import VALUES
 from ..data.sources import Source
 from ..data.workers import Workers
 from ..distributed.processes import ALONE, Processes
@@ -28,7 +29,6 @@ from ..runtime.progress import StopSignal, TimedIterator, progress_bar
 logger = logging.getLogger(__name__)
 
 TAG = "[LABEL]"
-KINDS = ("value", "success_value")  # what is known of a frame
 FLUSH_FRAMES = 512  # values this many frames apart are put on disk
 
 
@@ -56,9 +56,9 @@ class PartialValues:
         """
         self.path, self.critics = path, critics
         self.own = path if rank == 0 else path.with_name(f"{path.name}.{rank}")
-        header = {"critic": critic, "critics": critics, "dataset": dataset, "values": KINDS}
+        header = {"critic": critic, "critics": critics, "dataset": dataset, "values": VALUES}
         self._line = json.dumps(header).encode() + b"\n"
-        self._row = np.dtype([("frame", "<i8"), ("values", "<f4", (critics, len(KINDS)))])
+        self._row = np.dtype([("frame", "<i8"), ("values", "<f4", (critics, len(VALUES)))])
         for file in () if replaces else self._files():
             if self._is_of_another(file):
                 raise UserError(

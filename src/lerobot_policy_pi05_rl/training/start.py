@@ -104,10 +104,11 @@ def settled(cfg: PI05RLTrainConfig, checkpoint: Path | None) -> PI05RLTrainConfi
     """
     policy = cfg.policy
     if checkpoint is not None:
+        stored = _stored_policy(checkpoint)
         if policy.critic_warmup_steps is None:
-            policy = changed(policy, critic_warmup_steps=_stored_policy(checkpoint).get("critic_warmup_steps"))
+            policy = changed(policy, critic_warmup_steps=stored.get("critic_warmup_steps"))
         if policy.advantage_baseline is None:  # which earlier versions did not know
-            policy = changed(policy, advantage_baseline=_stored_policy(checkpoint).get("advantage_baseline", "all"))
+            policy = changed(policy, advantage_baseline=stored.get("advantage_baseline", "all"))
         cfg = changed(cfg, policy=policy)
     cfg.check_phases(fresh=checkpoint is None)
     return changed(cfg, policy=changed(policy, critic_warmup_steps=cfg.critic_steps))

@@ -18,7 +18,7 @@ from ...data.dataset import (
 )
 from ...data.episodes import Episode, LabelledEpisodes, label_frames, reward_discount
 from ...data.frames import FrameDataset, FrameIndex, PrecomputedLabels
-from ...data.labeling import out_of_fold
+from ...data.labeling import value_columns
 from ...data.outcomes import intervention_flags, known_outcome
 from ...data.sources import Source
 from ...returns import NStepReturns, Outcome, RewardConfig
@@ -139,7 +139,6 @@ class ReplayLabels:
             cameras=policy_cameras(self._data.policy),
             chunk_size=self._data.policy.chunk_size,
         )
-        every, folds = self._values(frames), np.full(episode.length, fold)
         of_episode = {
             "index": source.columns["index"][rows],
             "episode_index": source.columns["episode_index"][rows],
@@ -147,8 +146,7 @@ class ReplayLabels:
             "outcome": np.full(episode.length, episode.outcome.value, dtype=object),
             "reward": columns[REWARD],
             "return": columns[RETURN],
-            "value": out_of_fold(every[:, :, 0], folds),
-            "success_value": out_of_fold(every[:, :, 1], folds),
+            **value_columns(self._values(frames), np.full(episode.length, fold)),
         }
         return self._rule.advantages(of_episode, source.alignment)
 
