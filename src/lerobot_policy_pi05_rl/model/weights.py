@@ -33,7 +33,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")  # how weights are stored; anything else 
 
 def load_policy_weights(policy: nn.Module, files: CheckpointFiles, reduced: Set[str] = frozenset()) -> None:
     """Copy every tensor of weights and critic into ``policy``, one at a time; those of the meta device take the file's
-    place as they are read, in fp32, or in bf16 where ``reduced`` names them.
+    place as they are read, on the policy's device, in fp32, or in bf16 where ``reduced`` names them.
 
     A stock π0.5 checkpoint has no critic: the critic is then initialised from the loaded actor and the log says
     so; nor has it a tag, whose vector is 0 then. What π0.5 never uses (stock's two logits heads, for instance) is
@@ -72,7 +72,8 @@ def load_policy_weights(policy: nn.Module, files: CheckpointFiles, reduced: Set[
                 if wanted[key].is_meta:
                     # A copy, in memory of torch's: where it is aligned otherwise, products of matrices may round
                     # otherwise, and a run that goes on would not be the one that nobody stopped.
-                    loaded = tensor.read().to(torch.bfloat16 if key in reduced else torch.float32, copy=True)
+                    dtype = torch.bfloat16 if key in reduced else torch.float32
+                    loaded = tensor.read().to(policy.config.device, dtype, copy=True)
                     place(policy, key, loaded)
                 else:
                     loaded = wanted[key].copy_(tensor.read())
