@@ -12,7 +12,6 @@ Prints the most memory that each held, beside what ``pi05-rl plan`` counts of th
 import argparse
 import dataclasses
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -101,7 +100,9 @@ def write_config(folder: Path, size: str, device: str) -> Path:
 
 def bits(tensor: Tensor) -> Tensor:
     """The tensor's bits as integers, in which a NaN equals itself."""
-    return tensor.detach().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    return tensor.detach().view(
+        {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    )
 
 
 def fingerprints(policy: nn.Module) -> dict[str, int]:
@@ -115,6 +116,8 @@ def train(config: Path, overrides: list[str]) -> dict:
     run = start(resolved(load_config(config, overrides)))
     policy, loaded = run.algorithm.policy, time.perf_counter() - began
     before, resumed = fingerprints(policy), run.resumed_step
+    if torch.cuda.is_initialized():  # looking at the bits took memory
+        torch.cuda.reset_peak_memory_stats()
     writer = make_writer(run)
     began = time.perf_counter()
     train_phases(run, writer)
@@ -153,9 +156,12 @@ def most_memory() -> dict[str, float]:
 def in_process(*arguments: str) -> dict:
     """One of the above in a process of its own."""
     command = [sys.executable, __file__, *arguments]
-    print("…", " ".join(arguments), flush=True)
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ})
-    return json.loads(ended.stdout.splitlines()[-1])
+    began = time.perf_counter()
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(ended.stdout.splitlines()[-1])
+    numbers = {key: round(value, 2) for key, value in found.items() if isinstance(value, float)}
+    print(f"{time.perf_counter() - began:5.0f} s {' '.join(arguments)} {numbers}", flush=True)
+    return found
 
 
 def differing(one: Path, other: Path) -> list[str]:

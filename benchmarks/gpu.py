@@ -11,6 +11,7 @@ puts beside each line what ``pi05-rl plan`` predicts for it.
 """
 
 import argparse
+import dataclasses
 import gc
 import json
 import multiprocessing
@@ -23,6 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for the card must not open it before the processes fork
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the work is the card's
 
 import torch
 from compile import sizes_and_batch
@@ -41,7 +43,7 @@ from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 CAMERAS, TEXT, STOCK_TEXT = 2, 64, 200
 BOTH_TOWERS = r".*\.(language_model|gemma_expert)\..*\.(q|k|v|o|gate|up|down)_proj"
 WARM_UP, SECONDS, LEAST, MOST = 2, 4.0, 5, 40  # steps before the clock starts; how long, and of how many steps
-CHUNKS = 30
+CHUNKS = 20
 LONGEST = 150.0  # seconds of one line
 
 
@@ -91,8 +93,7 @@ LINES = (
     Line("RL, LoRA on both towers, critic by adapters", batch=4, lora=True, policy=ADAPTERS),
     Line("RL, LoRA on both towers, critic by adapters", lora=True, policy=ADAPTERS),
     Line("stock, one chunk", "stock act", batch=1),
-    Line("one chunk, plain", "act", batch=1, policy={"guidance_scale": 1.0}),
-    Line("one chunk, guided", "act", batch=1, policy={}),
+    Line("one chunk", "act", batch=1),
     Line("labelling", "label", batch=64),
     Line("stock, cloning, without checkpointing", "stock train", policy=KEPT),
     Line("cloning, without checkpointing", policy=CLONING | KEPT),
@@ -100,10 +101,10 @@ LINES = (
     Line("stock, cloning", "stock train", batch=32),
     Line("cloning", batch=32, policy=CLONING),
     Line("RL", batch=32),
-    Line("one chunk, plain, compiled", "act", batch=1, policy=COMPILED | {"guidance_scale": 1.0}),
-    Line("one chunk, guided, compiled", "act", batch=1, policy=COMPILED),
+    Line("one chunk, compiled", "act", batch=1, policy=COMPILED),
     Line("cloning, compiled", policy=CLONING | COMPILED),
     Line("RL, critic by adapters, compiled", policy=ADAPTERS | COMPILED),
+    Line("RL, LoRA on both towers, critic by adapters, compiled", batch=4, lora=True, policy=ADAPTERS | COMPILED),
     Line("stock, one chunk, compiled", "stock act", batch=1, policy=STOCK_COMPILED),
     Line("stock, cloning, compiled", "stock train", policy=STOCK_COMPILED),
 )
@@ -163,7 +164,7 @@ def train(line: Line, device: str, size: str) -> dict:
     return timed_steps(lambda: algorithm.update(iter([dict(batch)])), line.batch, clock)
 
 
-def stock_policy(line: Line, device: str):  # noqa: ANN201 – LeRobot's π0.5
+def stock_policy(line: Line, device: str):
     """LeRobot's π0.5 with random weights, at its own size alone."""
     from lerobot.policies.pi05.configuration_pi05 import PI05Config
     from lerobot.policies.pi05.modeling_pi05 import PI05Policy
@@ -192,7 +193,7 @@ def train_stock(line: Line, device: str, size: str) -> dict:
     accelerator = Accelerator(step_scheduler_with_optimizer=False, mixed_precision="bf16", cpu=device == "cpu")
     preset = policy.config.get_optimizer_preset()
     policy, optimizer = accelerator.prepare(policy, preset.build(policy.get_optim_params()))
-    meters = {name: AverageMeter(name) for name in ("loss", "grad_norm", "lr", "update_s")}
+    meters = {name: AverageMeter(name) for name in ("loss", "grad_norm", "lr", "update_s", "gpu_mem_gb")}
     tracker, batch = MetricsTracker(line.batch, 1, 1, meters), stock_batch(line, device)
 
     def step() -> None:
@@ -219,10 +220,15 @@ def timed_steps(step: Callable[[], object], batch: int, clock: Clock) -> dict:
 
 
 def act(line: Line, device: str, size: str) -> dict:
-    """Seconds of one chunk of an actor: bf16 weights, no critic."""
+    """Seconds of one chunk of an actor (bf16 weights, no critic), plain and guided in turn."""
     policy = random_policy(line, device, size, "act", load_critic=False)
-    batch = on_device(drawn_batch(policy.config, line.shape), device)
-    return timed_chunks(lambda: policy.predict_action_chunk(batch), Clock(device))
+    batch, guided = on_device(drawn_batch(policy.config, line.shape), device), policy.config.guidance_scale
+
+    def chunk(scale: float) -> None:
+        policy.config.guidance_scale = scale
+        policy.predict_action_chunk(batch)
+
+    return timed_chunks({"plain": lambda: chunk(1.0), "guided": lambda: chunk(guided)}, Clock(device))
 
 
 def act_stock(line: Line, device: str, size: str) -> dict:
@@ -233,22 +239,27 @@ def act_stock(line: Line, device: str, size: str) -> dict:
         with torch.inference_mode(), torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             policy.predict_action_chunk(batch)
 
-    return timed_chunks(chunk, Clock(device))
+    return timed_chunks({"plain": chunk}, Clock(device))
 
 
-def timed_chunks(chunk: Callable[[], object], clock: Clock) -> dict:
-    """Median of many."""
+def timed_chunks(kinds: dict[str, Callable[[], object]], clock: Clock) -> dict:
+    """Seconds of each kind in each round."""
     clock.forget()
-    began = clock.now()
-    chunk()
-    first, seconds = clock.now() - began, []
+    began, first = clock.now(), {}
+    for name, chunk in kinds.items():
+        chunk()
+        first[name], began = clock.now() - began, clock.now()
     for _ in range(WARM_UP):
-        chunk()
-    for _ in range(CHUNKS if clock.cuda else 1):
-        began = clock.now()
-        chunk()
-        seconds.append(clock.now() - began)
-    return {"seconds": statistics.median(seconds), "batch": 1, "first_s": first, **clock.bytes()}
+        for chunk in kinds.values():
+            chunk()
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(CHUNKS):
+        for name, chunk in kinds.items():
+            began = clock.now()
+            chunk()
+            seconds[name].append(clock.now() - began)
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    return {"chunks": seconds, "seconds": medians["plain"], "first_s": sum(first.values()), **clock.bytes()}
 
 
 def label(line: Line, device: str, size: str) -> dict:
@@ -264,7 +275,6 @@ KINDS = {"train": train, "act": act, "label": label, "stock train": train_stock,
 def measure(line: Line, device: str, size: str, connection: Connection) -> None:
     """In a process of its own: send the numbers, or in a line why there are none."""
     try:
-        torch.set_num_threads(max(1, torch.get_num_threads()))
         found = KINDS[line.kind](line, device, size)
         if torch.device(device).type == "cuda":
             properties = torch.cuda.get_device_properties(0)
@@ -294,7 +304,13 @@ def in_process(line: Line, device: str, size: str, limit: float) -> dict:
 
 def described(line: Line, found: dict) -> dict:
     """The line with its numbers, as the report reads it."""
-    return {"name": line.name, "kind": line.kind, "batch": line.batch, "lora": line.lora, "policy": line.policy} | found
+    return {
+        "name": line.name,
+        "kind": line.kind,
+        "batch": line.batch,
+        "lora": line.lora,
+        "policy": line.policy,
+    } | found
 
 
 def measure_all(args: argparse.Namespace) -> list[dict]:
@@ -302,7 +318,7 @@ def measure_all(args: argparse.Namespace) -> list[dict]:
     deadline, done = time.monotonic() + 60 * args.minutes, []
     args.output.parent.mkdir(parents=True, exist_ok=True)
     for number, line in enumerate(LINES):
-        if args.only and not any(wanted in line.name for wanted in args.only):
+        if args.only and line.name not in args.only:
             continue
         if args.size != "full" and line.kind.startswith("stock"):
             continue
@@ -323,7 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu.json"))
     parser.add_argument("--minutes", type=float, default=9.0, help="no line begins later, and none runs on")
-    parser.add_argument("--only", nargs="+", help="lines whose name holds one of these")
+    parser.add_argument("--only", nargs="+", help="lines of these names")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", default="full", choices=["full", "demo"], help="demo: to try the script; ours alone")
     parser.add_argument("--report", type=Path, help="of these measurements")
@@ -333,7 +349,7 @@ def main() -> None:
         measure_all(args)
         return
     lines = [
-        (Line(*(each[key] for key in ("name", "kind", "batch", "lora", "policy"))), each)
+        (Line(**{field.name: each[field.name] for field in dataclasses.fields(Line)}), each)
         for each in json.loads(args.report.read_text())
     ]
     text = report(lines)

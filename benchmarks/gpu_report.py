@@ -1,6 +1,7 @@
 """The tables of ``gpu.py``: what was measured, and what ``pi05-rl plan`` predicts for it."""
 
 import re
+from statistics import median
 
 from lerobot_policy_pi05_rl.plan.flops import total, training_step_flops
 from lerobot_policy_pi05_rl.plan.gpus import EFFICIENCY, GPUS
@@ -71,23 +72,23 @@ def training(lines: list, card: str) -> str:
 
 
 def acting(lines: list, card: str) -> str:
-    """Milliseconds of a chunk, and what guidance costs."""
+    """Milliseconds of a chunk, and what guidance costs in the same round."""
     rows = [
-        "| action chunk | ms | × plain | first (s) | weights, GiB | peak, GiB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| action chunk | plain, ms | guided, ms | guided × plain | first (s) | weights, GiB | peak, GiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    plain = {
-        line.policy.get("compile_model", False): found["seconds"]
-        for line, found in lines
-        if line.policy.get("guidance_scale") == 1.0 and "seconds" in found
-    }
     for line, found in lines:
         if "error" in found:
             continue
-        base = plain.get(line.policy.get("compile_model", False))
+        chunks = found["chunks"]
+        guided = ratio = ""
+        if "guided" in chunks:
+            guided = f"{median(chunks['guided']) * 1e3:.1f}"
+            times = sorted(more / less for more, less in zip(chunks["guided"], chunks["plain"], strict=True))
+            ratio = f"{median(times):.2f} ({times[len(times) // 4]:.2f} to {times[-1 - len(times) // 4]:.2f})"
         rows.append(
-            f"| {line.name} | {found['seconds'] * 1e3:.1f} | {f'{found["seconds"] / base:.2f}' if base else ''} "
-            f"| {found['first_s']:.1f} | {found['held'] / GIB:.2f} | {found['allocated'] / GIB:.2f} |"
+            f"| {line.name} | {median(chunks['plain']) * 1e3:.1f} | {guided} | {ratio} | {found['first_s']:.1f} "
+            f"| {found['held'] / GIB:.2f} | {found['allocated'] / GIB:.2f} |"
         )
     return "\n".join(rows)
 

@@ -1,12 +1,19 @@
 """The profilers and the synthetic dataset of ``benchmarks/``, in short."""
 
+import json
+import math
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
 from commands import REPOSITORY
 from tiny import write_config
+
+from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
+from lerobot_policy_pi05_rl.plan.meta_step import build, with_cameras
+from lerobot_policy_pi05_rl.stored.keys import ACTOR_HEAD, is_unused, our_key
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 
@@ -75,3 +82,46 @@ def test_the_decoder_check_finds_a_frame_that_is_not_its_rows(tmp_path, monkeypa
     right = decoder_check.read_picture
     monkeypatch.setattr(decoder_check, "read_picture", lambda source, camera, row: right(source, camera, max(row, 1)))
     assert decoder_check.check("images", root, "pyav", tmp_path) == 1
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_measures_and_says_beside_it_what_plan_predicts(run_benchmark, tmp_path):
+    """On the CPU at the demo's size, in a process of its own, which forks before any backward has run."""
+    file, names = tmp_path / "gpu.json", ["one chunk", "labelling", "cloning, without checkpointing"]
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), f"--output={file}", "--device=cpu", "--size=demo"]
+    subprocess.run([*command, "--only", *names], check=True, capture_output=True)
+    measured = json.loads(file.read_text())
+    assert [found["name"] for found in measured] == names and all(found["seconds"] > 0 for found in measured)
+    for found in measured:
+        found["allocated"] = 2**30  # of the card, which is not here
+    failed = {**measured[2], "name": "RL", "error": "OutOfMemoryError: of 80 GiB"}
+    file.write_text(json.dumps([*measured, failed]))
+    printed = run_benchmark("gpu.py", "--report", str(file))
+    training = next(line for line in printed.splitlines() if line.startswith(f"| {names[2]} | 8 |"))
+    peak, predicted, ratio = (float(cell) for cell in training.split("|")[7:10])
+    assert peak == 1.0 and predicted > 40 and ratio == pytest.approx(predicted, abs=0.01)
+    assert "guided × plain" in printed and "| labelling | 64 |" in printed
+    assert "- RL, batch 8: OutOfMemoryError: of 80 GiB" in printed
+
+
+@pytest.mark.slow
+def test_the_full_size_benchmark_at_the_demos_size(capfd, monkeypatch, tmp_path):
+    import full_size
+
+    monkeypatch.setattr(sys, "argv", ["full_size.py", f"--folder={tmp_path}", "--size=demo"])
+    assert full_size.main() == 0
+    printed = capfd.readouterr().out
+    assert "171 of 171 tensors that train moved, 0 that do not" in printed
+    assert "the last checkpoint is the undisturbed run's bit for bit" in printed and "(β = 5)" in printed
+
+
+def test_the_full_size_start_has_stocks_names_and_shapes_and_ours_loads_all_of_it():
+    """On the meta device, against what a π0.5 of ours holds."""
+    import full_size
+
+    held = full_size.shapes("full")
+    assert sum(math.prod(shape) for shape in held.values()) > 3.6e9
+    ours = build(with_cameras(PI05RLConfig(device="cpu", policy_extraction="none"), 2)).policy.state_dict()
+    ours = {name: tuple(tensor.shape) for name, tensor in ours.items() if "advantage_embedding" not in name}
+    assert {our_key(name): shape for name, shape in held.items() if our_key(name) in ours} == ours
+    assert all(is_unused(our_key(name)) or our_key(name) in {*ours, ACTOR_HEAD} for name in held)

@@ -20,7 +20,7 @@ from lerobot.policies.pi_gemma import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.auto import CONFIG_MAPPING
-from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb
+from transformers.models.gemma.modeling_gemma import rotate_half
 
 from ..configuration_pi05_rl import PI05RLConfig
 from .compiling import compiled
@@ -102,7 +102,7 @@ class PaliGemmaWithExpert(PaliGemmaWithExpertModel):
             (B, S, expert width) the expert's output after its final norm.
         """
         expert = self.gemma_expert.model
-        cos, sin = self.paligemma.model.language_model.rotary_emb(actions, position_ids)
+        cos, sin = _rotation(self.paligemma.model.language_model, actions, position_ids)
         for layer, *past in zip(expert.layers, keys, values, strict=True):
             actions, *_ = _run(expert, layer, actions, past, attention_mask, cos, sin, adarms_cond)
         return expert.norm(actions, cond=adarms_cond)[0]
@@ -135,7 +135,7 @@ def encode_block(
     """
     layers = tower.layers if adapters is None else tower.layers[: len(adapters)]
     depth = len(layers)
-    cos, sin = tower.rotary_emb(hidden, position_ids)
+    cos, sin = _rotation(tower, hidden, position_ids)
     keys, values, hidden_states = [], [], None
     for number, layer in enumerate(layers):
         if number == output_layer:
@@ -227,10 +227,17 @@ def _call(module: nn.Module, *args, **kwargs) -> tuple:
     return module(*args, **kwargs)
 
 
+def _rotation(tower: PiGemmaModel, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 1, N, head size) cosine and sine of the positions, for all heads and layers."""
+    cos, sin = tower.rotary_emb(hidden, position_ids)
+    return cos[:, None], sin[:, None]
+
+
 def _rotated(projected: Tensor, attention: nn.Module, cos: Tensor, sin: Tensor) -> Tensor:
-    """(B, N, heads · head size) → (B, heads, N, head size), turned by the positions."""
+    """(B, N, heads · head size) → (B, heads, N, head size), turned by the positions, in the projection's own type:
+    attention would cast it to that, behind a copy for each head that shares it."""
     heads = _heads(projected, attention)
-    return apply_rotary_pos_emb(heads, heads[:, :0], cos, sin)[0]
+    return (heads * cos + rotate_half(heads) * sin).to(projected.dtype)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float) -> Tensor:
