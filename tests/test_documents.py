@@ -60,6 +60,7 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"python benchmarks/online_faults\.py .*": OTHER.format("tests/test_main_job.py, with two cuts"),
     r"python benchmarks/rounds\.py .*": OTHER.format("tests/demo/test_rounds.py"),
     r"python benchmarks/memory\.py": OTHER.format("tests/plan/test_plan.py"),
+    r"python benchmarks/(gpu|full_size)\.py.*": OTHER.format("tests/test_benchmarks.py, at the demo's size"),
     r"python -m torch\.distributed\.run .*scaling_check\.py": OTHER.format("tests/test_scaling.py"),
     r"python benchmarks/(vs_lerobot|compile|processes|flops|plan|guidance)\.py.*": MEASURES,
     r"python benchmarks/(scaling|data_memory|control_period|slow_actor)\.py.*": MEASURES,
