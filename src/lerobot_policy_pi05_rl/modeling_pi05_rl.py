@@ -25,7 +25,7 @@ from .model.lora import (
 )
 from .model.network import PI05RLPytorch
 from .model.precision import Purpose, names_in_bf16, supports_bf16
-from .model.weights import load_policy_weights
+from .model.weights import LeftOut, load_left_out, load_policy_weights
 from .stored.files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic
 from .stored.folders import policy_kind
 
@@ -45,6 +45,7 @@ class PI05RLPolicy(PI05Policy):
         config.validate_features()
         self.config = config
         self.adapter: Adapter | None = None
+        self._left_out: LeftOut | None = None
         self.init_rtc_processor()
         self.model = PI05RLPytorch(config, self.rtc_processor, with_critic=load_critic, empty_towers=empty_towers)
         if config.gradient_checkpointing:
@@ -60,7 +61,7 @@ class PI05RLPolicy(PI05Policy):
         pretrained_name_or_path: str | Path,
         *,
         config: PreTrainedConfig | None = None,
-        load_critic: bool = True,
+        load_critic: bool | None = None,
         keep_adapter: bool = False,
         strict: bool = True,
         purpose: Purpose | None = None,
@@ -73,14 +74,20 @@ class PI05RLPolicy(PI05Policy):
         wrong shape; this one raises. A checkpoint in PEFT form is its base with the adapter merged into it, or with
         ``keep_adapter`` apart from it, to be trained on.
 
+        LeRobot's tools (``make_policy``) give a configuration that names what to load (``pretrained_path``), and do
+        not say whether the policy will train. Until it does (:meth:`complete`) it is held as an actor's: bf16 as far
+        as that changes no product, and no critic.
+
         Args:
-            purpose: what the policy is for, which says what may be held in bf16 (:mod:`.model.precision`); None: no
-                more is known than LeRobot's tools say, which also train, and all is fp32.
+            load_critic: None: with the critic, except for LeRobot's tools.
+            purpose: what the policy is for, which says what may be held in bf16 (:mod:`.model.precision`); None: all
+                is fp32, except for LeRobot's tools.
             full_training_modules: of an adapter that is going to be added: what trains in full beside it.
 
         Raises:
             CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected or of another shape.
         """
+        by_tool = config is not None and config.pretrained_path and purpose is None and load_critic is None
         hub_keys = ("force_download", "cache_dir", "token", "revision", "local_files_only")
         hub_kwargs = {key: kwargs[key] for key in hub_keys if kwargs.get(key) is not None}
         if config is None:
@@ -94,17 +101,48 @@ class PI05RLPolicy(PI05Policy):
                     "config=PI05RLConfig(…) to start a pi05_rl policy from its weights"
                 )
         files = locate_for(config, pretrained_name_or_path, **hub_kwargs)
+        with_critic = load_critic is not False
         if config.use_peft:  # an adapter's checkpoint, or its base: a critic that neither stores was never trained
-            load_critic = load_critic and stores_critic(files)
-        policy = cls(config, load_critic=load_critic, empty_towers=True)
+            with_critic = with_critic and stores_critic(files)
+        policy = cls(config, load_critic=with_critic and not by_tool, empty_towers=True)
+        if by_tool and files.adapter is None:
+            purpose = "act"
         reduced = set() if purpose is None else names_in_bf16(policy, purpose, full_training_modules)
-        load_policy_weights(policy, files, reduced)
+        merges = files.adapter is not None and not keep_adapter
+        load_policy_weights(policy, files, set() if merges else reduced)  # merged into exact weights
+        if by_tool:
+            policy._left_out = LeftOut(files, {name: policy.get_parameter(name) for name in reduced}, with_critic)
         if files.adapter is not None:
-            (load_adapter if keep_adapter else merge_adapter)(policy, files)
+            (merge_adapter if merges else load_adapter)(policy, files)
         policy.to(config.device)
+        if merges:
+            for name in reduced:
+                policy.get_parameter(name).data = policy.get_parameter(name).data.to(torch.bfloat16)
         return policy.eval()
 
+    def complete(self) -> None:
+        """Hold all of the checkpoint, in fp32 and with its critic: what training, saving and values need.
+
+        Raises:
+            CheckpointError: the files that the policy was loaded from are gone or damaged.
+        """
+        if self._left_out is not None:
+            load_left_out(self, self._left_out)
+            self._left_out = None
+
+    def train(self, mode: bool = True) -> "PI05RLPolicy":
+        """As torch's; a policy that is going to train is :meth:`complete`."""
+        if mode:
+            self.complete()
+        return super().train(mode)
+
+    def wrap_with_peft(self, *args, **kwargs) -> nn.Module:
+        """LeRobot's."""
+        self.complete()
+        return super().wrap_with_peft(*args, **kwargs)
+
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        self.complete()
         if self.adapter is None:
             super()._save_pretrained(save_directory, state_dict=state_dict)
         else:
@@ -126,6 +164,7 @@ class PI05RLPolicy(PI05Policy):
 
     def get_optim_params(self) -> list[nn.Parameter]:
         """What stock ``lerobot-train`` optimises: the actor (it computes no critic loss)."""
+        self.complete()
         return [p for name, p in self.named_parameters() if not name.startswith(CRITIC_PREFIX)]
 
     @property
@@ -159,12 +198,14 @@ class PI05RLPolicy(PI05Policy):
     @torch.no_grad()
     def predict_values(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, K) fp32 value of each critic for a preprocessed batch."""
+        self.complete()
         with self.autocast():
             return self.model.critic.bins.value(self.model.critic_logits(self.critic_features(batch)))
 
     @torch.no_grad()
     def predict_label_values(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, K, 2) fp32 what labels are made of: each critic's value, and its expectation of a success."""
+        self.complete()
         bins = self.model.critic.bins
         with self.autocast():
             logits = self.model.critic_logits(self.critic_features(batch))

@@ -93,19 +93,19 @@ def test_an_adapters_base_gets_the_adapters_critic(tmp_path, whole):
     """As LeRobot's make_policy asks for it, with the adapter's configuration."""
     critic = other_critic()
     config = tiny_config(use_peft=True, pretrained_path=peft_form(tmp_path / "lora", whole, critic=critic))
-    loaded = PI05RLPolicy.from_pretrained(whole, config=config).state_dict()
+    loaded = PI05RLPolicy.from_pretrained(whole, config=config).train().state_dict()
     stored = load_file(whole / "model.safetensors")
     assert loaded.keys() == stored.keys()
     assert all(torch.equal(tensor, {**stored, **critic}[name]) for name, tensor in loaded.items())
     config.pretrained_path = peft_form(tmp_path / "same_critic", whole)
-    loaded = PI05RLPolicy.from_pretrained(whole, config=config).state_dict()
+    loaded = PI05RLPolicy.from_pretrained(whole, config=config).train().state_dict()
     assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.items())
 
 
 def test_no_critic_is_made_up_for_an_adapter_without_one(tmp_path):
     PI05RLPolicy(tiny_config(), load_critic=False).save_pretrained(tmp_path / "actor")
     config = tiny_config(use_peft=True, pretrained_path=peft_form(tmp_path / "lora", tmp_path / "actor"))
-    assert PI05RLPolicy.from_pretrained(tmp_path / "actor", config=config).model.critic is None
+    assert PI05RLPolicy.from_pretrained(tmp_path / "actor", config=config).train().model.critic is None
 
 
 def test_the_fingerprint_is_of_the_critic_and_of_what_it_reads(tmp_path, whole):
@@ -323,7 +323,7 @@ def test_lerobots_factory_loads_adapter_and_critic(tmp_path, mixed_dataset, base
     config = PreTrainedConfig.from_pretrained(path)
     config.pretrained_path = path
     meta = LeRobotDatasetMetadata("test/tiny", root=mixed_dataset)
-    stock = lerobot_make_policy(config, ds_meta=meta)
+    stock = lerobot_make_policy(config, ds_meta=meta).train()
     adapter, critic = (load_file(path / f"{name}.safetensors") for name in ("adapter_model", "critic"))
     state = stock.state_dict()
     loaded = {k.replace(".modules_to_save", "").replace(".default", ""): tensor for k, tensor in state.items()}

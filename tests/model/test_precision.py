@@ -1,8 +1,12 @@
 """What does not train is held in bf16 where the network computes in bf16, and nothing else changes."""
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lerobot.configs.default import PeftConfig
+from lerobot.policies import make_policy
 from runs import run, step_back
 from safetensors.torch import load_file
 from tiny import encode_prefix, make_batch, randomised, tiny_config, write_config
@@ -15,6 +19,7 @@ from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.noise import sample_noise
 from lerobot_policy_pi05_rl.online.actor.setup import build_policy
 from lerobot_policy_pi05_rl.online.transport.weights import frozen_fingerprint, pushed_tensors
+from lerobot_policy_pi05_rl.stored.files import CheckpointError
 
 BF16, FP32 = torch.bfloat16, torch.float32
 BOTH_TOWERS = r".*\.(language_model|gemma_expert)\..*\.(q|k|v|o)_proj"
@@ -31,7 +36,7 @@ def start(tmp_path_factory):
 
 def load(start, purpose=None, **settings) -> PI05RLPolicy:
     config = tiny_config(dtype=settings.pop("dtype", "bfloat16"), **settings)
-    return PI05RLPolicy.from_pretrained(start, config=config, purpose=purpose)
+    return PI05RLPolicy.from_pretrained(start, config=config, purpose=purpose, load_critic=True)
 
 
 @pytest.mark.parametrize(
@@ -171,3 +176,85 @@ def test_an_actor_holds_every_matrix_in_bf16_and_has_the_learners_frozen_weights
     assert {weight.dtype for weight in cast_by_autocast(actor).values()} == {BF16} and actor.model.critic is None
     pushed = set(pushed_tensors(learner))
     assert frozen_fingerprint(actor, pushed) == frozen_fingerprint(learner, pushed) != ""
+
+
+# LeRobot's tools do not say whether the policy that they load will train.
+
+
+RECORDED = {"action": {"dtype": "float32", "shape": (3,), "names": None}}
+
+
+def by_tool(start, **settings) -> PI05RLPolicy:
+    config = tiny_config(dtype="bfloat16", **settings)
+    config.pretrained_path = start
+    return make_policy(config, ds_meta=SimpleNamespace(features=RECORDED, stats=None))
+
+
+def all_of(policy: PI05RLPolicy) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+
+
+def assert_complete(policy: PI05RLPolicy, start) -> None:
+    """Every tensor is the checkpoint's bit for bit, the critic's among them."""
+    found, stored = all_of(policy), load_file(start / "model.safetensors")
+    assert found.keys() == stored.keys() and any(name.startswith("model.critic") for name in found)
+    assert [name for name in found if not torch.equal(found[name], stored[name])] == []
+
+
+def test_a_policy_that_a_tool_loads_acts_in_bf16_without_a_critic_as_an_actor_does(start):
+    policy, actor = by_tool(start), load(start, "act")
+    assert policy.model.critic is None and not policy.training
+    held = {name: parameter.dtype for name, parameter in policy.named_parameters()}
+    assert held == {n: p.dtype for n, p in actor.named_parameters() if not n.startswith("model.critic")}
+    assert list(held.values()).count(BF16) > 20
+    batch, noise = make_batch(size=3), torch.randn(3, 6, 8)
+    chunks = [each.predict_action_chunk(batch, noise=noise) for each in (policy, actor)]
+    assert torch.equal(*chunks)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda policy: policy.train(),
+        lambda policy: policy.get_optim_params(),
+        lambda policy: policy.predict_values(make_batch(size=2)),
+        lambda policy: policy.wrap_with_peft(peft_cli_overrides={"r": 4}).unload(),
+    ],
+    ids=["train", "optimizer", "values", "peft"],
+)
+def test_once_it_trains_or_values_all_of_the_checkpoint_is_there(start, begin):
+    policy = by_tool(start)
+    policy.config.pretrained_path = start
+    parameters = dict(policy.named_parameters())
+    begin(policy)
+    assert_complete(policy, start)
+    now = dict(policy.named_parameters())
+    same = [name for name, parameter in parameters.items() if now[name] is parameter]  # an optimizer may hold them
+    assert set(parameters) - set(same) <= {"model.advantage_embedding.weight"}  # of which PEFT trains a copy
+    policy.train().eval()
+    assert_complete(policy, start)
+
+
+def test_saving_it_loses_nothing(start, tmp_path):
+    by_tool(start).save_pretrained(tmp_path)
+    found, stored = (load_file(folder / "model.safetensors") for folder in (tmp_path, start))
+    assert found.keys() == stored.keys() and all(torch.equal(found[name], stored[name]) for name in found)
+
+
+def test_weights_that_were_changed_meanwhile_stay_changed(start):
+    policy = by_tool(start)
+    weight = policy.model.language_model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        weight.add_(1)
+    changed = weight.float()
+    policy.train()
+    assert weight.dtype == FP32 and torch.equal(weight, changed)
+
+
+def test_files_that_are_gone_when_it_is_to_train_are_an_error_and_it_goes_on_acting(start, tmp_path):
+    copied = shutil.copytree(start, tmp_path / "copy")
+    policy = by_tool(copied)
+    shutil.rmtree(copied)
+    with pytest.raises(CheckpointError, match="No such file"):
+        policy.train()
+    assert torch.isfinite(policy.predict_action_chunk(make_batch(size=1))).all()

@@ -127,7 +127,7 @@ def load_value_function(
         UserError: weights or processors do not load, or a task's prompt is too long.
     """
     config = changed(critic.policy, device=device)
-    policy = PI05RLPolicy.from_pretrained(critic.path, config=config)
+    policy = PI05RLPolicy.from_pretrained(critic.path, config=config, load_critic=True, purpose="act")
     preprocessor, _ = load_processors(config, critic.path)
     check_prompt_lengths(preprocessor, labels.tasks, config.robot_state_feature.shape[0])
     return make_preprocess(preprocessor, next(policy.parameters()).device), policy.predict_label_values

@@ -61,19 +61,24 @@ class PI05RLPytorch(PI05Pytorch):
         nn.init.zeros_(self.advantage_embedding.weight)
         self.critic = None
         if with_critic:
-            bins = ValueBins(
-                config.num_value_bins,
-                config.value_support_min,
-                config.value_support_max,
-                config.hl_gauss_sigma_ratio,
-            )
-            self.critic = CrossFittedCritic([self._make_critic(bins) for _ in range(config.critic_folds)])
+            self.add_critic()
             if not empty_towers:
                 self.critic.init_from_actor(self.language_model)
         if config.compile_model:  # the towers' own layers compile themselves
             for layer in self.vision_tower.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
                     compile_in_place(layer, config.compile_mode)
+
+    def add_critic(self) -> None:
+        """Build the critics, one a fold, on the CPU or where the context says."""
+        config = self.config
+        bins = ValueBins(
+            config.num_value_bins,
+            config.value_support_min,
+            config.value_support_max,
+            config.hl_gauss_sigma_ratio,
+        )
+        self.critic = CrossFittedCritic([self._make_critic(bins) for _ in range(config.critic_folds)])
 
     def _make_critic(self, bins: ValueBins) -> QueryCritic:
         config, tower = self.config, self.language_model

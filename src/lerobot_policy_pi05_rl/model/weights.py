@@ -6,6 +6,7 @@ random weights; here anything missing, unexpected or of another shape is an erro
 
 import logging
 from collections.abc import Set
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,7 +32,9 @@ ADVANTAGE_EMBEDDING = "model.advantage_embedding.weight"
 FLOATS = ("F64", "F32", "F16", "BF16")  # how weights are stored; anything else is quantised or no weight
 
 
-def load_policy_weights(policy: nn.Module, files: CheckpointFiles, reduced: Set[str] = frozenset()) -> None:
+def load_policy_weights(
+    policy: nn.Module, files: CheckpointFiles, reduced: Set[str] = frozenset(), *, only: str = ""
+) -> None:
     """Copy every tensor of weights and critic into ``policy``, one at a time; those of the meta device take the file's
     place as they are read, on the policy's device, in fp32, or in bf16 where ``reduced`` names them.
 
@@ -40,17 +43,21 @@ def load_policy_weights(policy: nn.Module, files: CheckpointFiles, reduced: Set[
     skipped, and so are the statistics that LeRobot kept in the network up to 0.3 (the log says so). A policy without a
     critic skips the checkpoint's.
 
+    Args:
+        only: what the names of the tensors begin with that are loaded.
+
     Raises:
         CheckpointError: the tensors differ in name, shape or kind, before one is touched; or a file is damaged or a
             tensor not finite, which shows as it is copied.
     """
-    wanted = policy.state_dict()
+    wanted = {key: tensor for key, tensor in policy.state_dict().items() if key.startswith(only)}
     has_critic = any(key.startswith(CRITIC_PREFIX) for key in wanted)
     with open_tensors(files) as stored:
-        statistics = [tensor.name for key, tensor in stored.items() if NORMALISATION.match(key)]
+        statistics = [tensor.name for key, tensor in stored.items() if NORMALISATION.match(key) and not only]
         sources = {
             key: tensor
             for key, tensor in stored.items()
+            if key.startswith(only)
             if key in wanted or not (NORMALISATION.match(key) or is_unused(key))
             if has_critic or not key.startswith(CRITIC_PREFIX)
         }
@@ -91,6 +98,32 @@ def load_policy_weights(policy: nn.Module, files: CheckpointFiles, reduced: Set[
     if needs_critic:
         policy.model.critic.init_from_actor(policy.model.language_model)
         logger.info("%s has no critic: its layers are initialised from the actor's, its head is new", files.directory)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What of a checkpoint a policy does without as long as it only acts."""
+
+    files: CheckpointFiles
+    reduced: dict[str, nn.Parameter]  # by their names when they were loaded: an adapter renames what it wraps
+    critic: bool
+
+
+def load_left_out(policy: nn.Module, left_out: LeftOut) -> None:
+    """What is held in bf16 becomes the file's, in fp32 and in place; the critic joins it.
+
+    Raises:
+        CheckpointError: as :func:`load_policy_weights`; a file is gone.
+    """
+    with open_tensors(left_out.files) as stored:
+        for key, parameter in left_out.reduced.items():
+            exact = stored[key].read().to(parameter.device, torch.float32)
+            untouched = torch.equal(exact.to(parameter.dtype), parameter.data)  # else somebody has put others there
+            parameter.data = exact if untouched else parameter.data.float()
+    if left_out.critic:
+        policy.model.add_critic()
+        load_policy_weights(policy, left_out.files, only=CRITIC_PREFIX)
+        policy.model.critic.to(policy.config.device)
 
 
 def _check(file: Path, sources: dict[str, StoredTensor], expected: dict[str, torch.Tensor]) -> None:
