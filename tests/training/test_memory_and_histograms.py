@@ -1,5 +1,6 @@
 """Memory that does not suffice ends in one line; histograms of whatever a batch holds."""
 
+import math
 import re
 import shlex
 
@@ -11,6 +12,10 @@ from tiny import write_config
 from lerobot_policy_pi05_rl import cli
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.errors import is_out_of_memory
+from lerobot_policy_pi05_rl.offline_learner import train_offline
+from lerobot_policy_pi05_rl.plan import command as plan_command
+from lerobot_policy_pi05_rl.plan.gpus import USABLE
+from lerobot_policy_pi05_rl.training import start as start_module
 from lerobot_policy_pi05_rl.training.metrics import histogram
 
 
@@ -64,6 +69,45 @@ def test_memory_that_does_not_suffice_is_one_line_whose_advice_works(tmp_path, m
     assert all(key in last for key in keys)
     cfg = load_config(path, [*keys, "--batch_size=1", "--policy.gradient_accumulation_steps=4"])
     assert cfg.policy.gradient_checkpointing and cfg.policy.dtype == "bfloat16" and cfg.policy.train_expert_only
+
+
+@pytest.fixture
+def tiny_run(tmp_path, mixed_dataset):
+    """A configuration, and what plan counts of each change to it."""
+    path = write_config(tmp_path / "run.json", mixed_dataset, tmp_path / "run", batch_size=16)
+    counted = plan_command.plan(load_config(path, []), card=1)
+    assert len(counted.changes) > 4 and min(counted.changes.values()) < counted.memory["peak"]
+    return path, counted
+
+
+def test_out_of_memory_on_a_card_names_what_it_has_and_the_flags_that_fit(tiny_run, monkeypatch):
+    """A card between the change that needs least and the others stands for one that is not here."""
+    path, counted = tiny_run
+    peaks = sorted(set(counted.changes.values()))
+    for card, holds in ((peaks[0] + 1, 1), (peaks[1] + 1, 2), (peaks[0] - 1, 0)):
+        monkeypatch.setattr(plan_command, "card_memory", lambda device, card=card: math.ceil(card / USABLE))
+        line = plan_command.describe_memory([str(path)])
+        assert re.match(
+            r"plan counts \S+ GiB for a step \(.*\); the card has \S+ GiB, of which tensors can fill \S+; ", line
+        )
+        fit = [flags for flags, peak in counted.changes.items() if peak <= card]
+        assert len(fit) >= holds
+        named = re.findall(r"(--[^;:]+(?:=[^;:]+)?): [\d.]+", line.partition("least first: ")[2])
+        assert named == fit  # in the order of the changes, which is that of what they change
+        assert line.endswith("no change that it knows fits") == (not fit)
+
+
+def test_before_the_first_step_a_card_that_is_too_small_is_a_warning(tiny_run, tmp_path, monkeypatch, caplog):
+    path, counted = tiny_run
+    peak = counted.memory["peak"]
+    for card, warns in ((math.ceil(peak / USABLE) - 2, True), (math.ceil(peak / USABLE) + 2, False)):
+        monkeypatch.setattr(start_module, "card_memory", lambda device, card=card: card)
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            train_offline(
+                load_config(path, [f"--output_dir_offline={tmp_path / str(card)}", "--policy.offline_steps=2"])
+            )
+        assert ("will probably run out of memory" in caplog.text) == warns
 
 
 def test_only_memory_is_taken_for_memory():

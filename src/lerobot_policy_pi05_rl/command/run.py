@@ -70,6 +70,8 @@ def run_verb(
     except (MemoryError, RuntimeError) as error:
         if debug or not is_out_of_memory(error):
             raise
+        if count_memory is not None:
+            print("pi05-rl: memory does not suffice; counting what would (a minute at full size)", file=sys.stderr)
         counted = "" if count_memory is None else _counted(count_memory, arguments)
         print(f"pi05-rl: error: {out_of_memory_advice(error, arguments, counted)}", file=sys.stderr)
         return BAD_INPUT

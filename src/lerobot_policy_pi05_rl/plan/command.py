@@ -9,8 +9,9 @@ from rich.console import Console
 from ..config.arguments import split_config_path
 from ..config.file import load_config
 from ..config.train import ConfigError, PI05RLTrainConfig
+from .card import card_memory, describe_card
 from .compute import Plan, make_plan
-from .gpus import EFFICIENCY
+from .gpus import EFFICIENCY, USABLE
 from .report import gib, print_plan
 from .setup import make_setup
 
@@ -58,6 +59,7 @@ def plan(
     text_tokens: int | None = None,
     frames: int | None = None,
     efficiency: float = EFFICIENCY,
+    card: int | None = None,
 ) -> Plan:
     """Count a run's parameters, memory, FLOPs and speed; no weights are read, no step runs, ``config`` stays as it is.
 
@@ -66,6 +68,7 @@ def plan(
         text_tokens: of the longest prompt in a batch; None: 64.
         frames: that the run labels; None: the dataset's, else 50,000.
         efficiency: the share of a GPU's peak that a step reaches.
+        card: bytes of a GPU that a step should fit; where it does not, changes are looked for.
 
     Raises:
         UserError: the configuration or an argument is impossible.
@@ -73,21 +76,27 @@ def plan(
     if not 0 < efficiency <= 1:
         raise ConfigError(f"--efficiency must be above 0 and at most 1, got {efficiency}")
     setup = make_setup(config, cameras=cameras, text_tokens=text_tokens, frames=frames)
-    return make_plan(setup, efficiency=efficiency)
+    return make_plan(setup, efficiency=efficiency, card=card)
 
 
 def describe_memory(arguments: list[str]) -> str:
-    """One line: the bytes of a step of the run that ``arguments`` configure, and the single changes that need less,
-    the best first.
+    """One line: the bytes of a step of the run that ``arguments`` configure, what the card has, and the flags that
+    fit it, those first that change least; without a card the single changes that need less, the best first.
 
     Raises:
         UserError: bad input, or a run that is not counted.
     """
     path, overrides = split_config_path(arguments, "plan")
-    counted = plan(load_config(path, overrides))
+    config = load_config(path, overrides)
+    card = card_memory(config.policy.device)
+    counted = plan(config, card=card)
     parts = ", ".join(
         f"{name} {gib(counted.memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
     )
+    needs = f"plan counts {gib(counted.memory['peak'])} GiB for a step ({parts})"
+    if card is not None:
+        fit = [f"{flags}: {gib(peak)}" for flags, peak in counted.changes.items() if peak <= card * USABLE]
+        found = "these fit, what changes least first: " + "; ".join(fit) if fit else "no change that it knows fits"
+        return f"{needs}; {describe_card(card)}; {found}"
     less = sorted((peak, change) for change, peak in counted.changes.items() if peak < counted.memory["peak"])
-    changes = "".join(f"; {change}: {gib(peak)}" for peak, change in less)
-    return f"plan counts {gib(counted.memory['peak'])} GiB for a step ({parts}){changes}"
+    return needs + "".join(f"; {change}: {gib(peak)}" for peak, change in less)

@@ -72,8 +72,12 @@ class Plan:
     changes: dict[str, int]  # flags → what they alone would bring the peak to
 
 
-def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
-    """Count everything; seconds at full size, no weights."""
+def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY, card: int | None = None) -> Plan:
+    """Count everything; seconds at full size, no weights.
+
+    Args:
+        card: bytes of one that the step should fit, beside those of ``CAPACITIES_GIB``.
+    """
     policy, shape = setup.config.policy, setup.shape
     case = Case(policy, setup.config.peft, shape)
     model = case.build()
@@ -93,6 +97,7 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
     everything = sum(phase.flops for phase in phases.values())
     checkpoint = checkpoint_bytes(model)
     fits = {gib: chosen.peak <= usable(gib) for gib in CAPACITIES_GIB}
+    suffices = all(fits.values()) and (card is None or chosen.peak <= card * USABLE)
     return Plan(
         assumptions=setup.assumptions,
         parameters=parameters_by_part(model),
@@ -112,7 +117,7 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY) -> Plan:
         disk=checkpoint * setup.checkpoints_at_once,
         pushed=pushed_bytes(model),
         fits=fits,
-        changes={} if all(fits.values()) else peaks_after_changes(case, memory),
+        changes={} if suffices else peaks_after_changes(case, memory),
     )
 
 
@@ -148,8 +153,9 @@ def usable(gib: int) -> float:
 
 
 def peaks_after_changes(case: Case, known: dict[bool, Memory]) -> dict[str, int]:
-    """What each single change brings the peak to, and all that save memory together; by the flags that make it."""
-    peaks, together = {}, case
+    """What each single change brings the peak to, and what saves most together; by the flags that make it, those first
+    that change least of what is learnt."""
+    peaks: dict[str, int] = {}
     for change in CHANGES:
         made = change(case)
         if made is None:
@@ -157,14 +163,15 @@ def peaks_after_changes(case: Case, known: dict[bool, Memory]) -> dict[str, int]
         flags, altered = made
         checkpoints = altered == case.having(gradient_checkpointing=True)
         peaks[flags] = known[True].peak if checkpoints else training_step_memory(altered.build(), altered.shape).peak
-    flags = []
-    for change in ALL:
-        made = change(together)
-        if made is not None:
-            flags.append(made[0])
-            together = made[1]
-    if len(flags) > 1:
-        peaks[" ".join(flags)] = training_step_memory(together.build(), together.shape).peak
+    for several in TOGETHER:
+        flags, together = [], case
+        for change in several:
+            made = change(together)
+            if made is not None:
+                flags.append(made[0])
+                together = made[1]
+        if len(flags) > 1 and " ".join(flags) not in peaks:
+            peaks[" ".join(flags)] = training_step_memory(together.build(), together.shape).peak
     return peaks
 
 
@@ -211,7 +218,10 @@ CHANGES: tuple[Change, ...] = (
     _EXPERT,
     _adapt,
 )
-ALL: tuple[Change, ...] = (_CHECKPOINTING, _BF16, _EXPERT, _adapt_critic, _accumulate)
+TOGETHER: tuple[tuple[Change, ...], ...] = (
+    (_CHECKPOINTING, _BF16, _adapt_critic, _adapt),
+    (_CHECKPOINTING, _BF16, _EXPERT, _adapt_critic, _accumulate),
+)
 
 
 def run_phases(setup: Setup, per_step: int, critic: Flops) -> dict[str, Phase]:
