@@ -24,6 +24,7 @@ from .distributed.processes import Processes, lost_peer_as_user_error, start_pro
 from .errors import INTERRUPTED
 from .labels.own_run import label_run
 from .labels.values import Interrupted
+from .plan.card import warn_of_memory
 from .runtime.progress import TimedIterator
 from .training.loop import Feed, train
 from .training.metrics import MetricsWriter, NoWriter
@@ -53,6 +54,7 @@ def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
     adapts, compiles = cfg.peft is not None, cfg.policy.compile_model
     processes.once(partial(check_fsdp, processes.fsdp, adapts=adapts, compiles=compiles))
     run = start(cfg, processes)
+    warn_of_memory(run.cfg, processes)
     writer = make_writer(run) if processes.is_main else NoWriter()
     try:
         saved = train_phases(run, writer)

@@ -13,9 +13,9 @@ from lerobot_policy_pi05_rl import cli
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.errors import is_out_of_memory
 from lerobot_policy_pi05_rl.offline_learner import train_offline
+from lerobot_policy_pi05_rl.plan import card as plan_card
 from lerobot_policy_pi05_rl.plan import command as plan_command
 from lerobot_policy_pi05_rl.plan.gpus import USABLE
-from lerobot_policy_pi05_rl.training import start as start_module
 from lerobot_policy_pi05_rl.training.metrics import histogram
 
 
@@ -101,7 +101,7 @@ def test_before_the_first_step_a_card_that_is_too_small_is_a_warning(tiny_run, t
     path, counted = tiny_run
     peak = counted.memory["peak"]
     for card, warns in ((math.ceil(peak / USABLE) - 2, True), (math.ceil(peak / USABLE) + 2, False)):
-        monkeypatch.setattr(start_module, "card_memory", lambda device, card=card: card)
+        monkeypatch.setattr(plan_card, "card_memory", lambda device, card=card: card)
         caplog.clear()
         with caplog.at_level("WARNING"):
             train_offline(

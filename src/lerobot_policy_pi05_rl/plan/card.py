@@ -1,13 +1,18 @@
 """The card that a run is on: what it has, and whether a step fits."""
 
+import logging
+
 import torch
 
 from ..config.train import PI05RLTrainConfig
+from ..distributed.processes import Processes
 from .gpus import USABLE
 from .memory import training_step_memory
 from .meta_step import Shape, build
 from .report import gib
 from .setup import TEXT_TOKENS
+
+logger = logging.getLogger(__name__)
 
 
 def card_memory(device: str | None) -> int | None:
@@ -22,20 +27,23 @@ def describe_card(card: int) -> str:
     return f"the card has {gib(card)} GiB, of which tensors can fill {gib(card * USABLE)}"
 
 
-def memory_warning(cfg: PI05RLTrainConfig, card: int) -> str | None:
-    """What to say before the first step where it cannot fit; None: it can.
+def warn_of_memory(cfg: PI05RLTrainConfig, processes: Processes) -> None:
+    """Say so before the first step where it cannot fit the card. Of FSDP's shares nothing is counted.
 
     Args:
         cfg: whose policy knows its features.
-        card: bytes.
     """
-    policy = cfg.policy
+    card = card_memory(cfg.policy.device)
+    if card is None or processes.fsdp is not None or not processes.is_main:
+        return
     labelled = cfg.dataset.labeling is not None or cfg.labels_itself
-    shape = Shape(cfg.batch_size, min(TEXT_TOKENS, policy.tokenizer_max_length), precomputed=labelled)
-    peak = training_step_memory(build(policy, cfg.peft), shape).peak
-    if peak <= card * USABLE:
-        return None
-    return (
-        f"a step needs {gib(peak)} GiB by pi05-rl plan's count, and {describe_card(card)}: it will probably run out "
-        "of memory. `pi05-rl plan` with this configuration lists flags that fit"
-    )
+    shape = Shape(cfg.batch_size, min(TEXT_TOKENS, cfg.policy.tokenizer_max_length), precomputed=labelled)
+    peak = training_step_memory(build(cfg.policy, cfg.peft), shape).peak
+    if peak > card * USABLE:
+        logger.warning(
+            "%s A step needs %s GiB by pi05-rl plan's count, and %s: it will probably run out of memory. `pi05-rl "
+            "plan` with this configuration lists flags that fit",
+            cfg.tag,
+            gib(peak),
+            describe_card(card),
+        )

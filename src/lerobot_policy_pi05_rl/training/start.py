@@ -20,7 +20,6 @@ from ..data.action_limits import warn_of_clipping
 from ..data.dataset import OfflineData, open_offline_data
 from ..data.labeling import RUN_LABELS, read_meta
 from ..distributed.processes import ALONE, Processes
-from ..plan.card import card_memory, memory_warning
 from ..processor_pi05_rl import Processors, check_prompt_lengths
 from ..recap import RecapAlgorithm, RecapConfig
 from .build import make_policy, make_preprocess, make_processors
@@ -284,11 +283,6 @@ def announce(run: Run) -> None:
         f"{total:,}",
         {name: f"{number:,}" for name, number in trained.items()},
     )
-    card = card_memory(cfg.policy.device)
-    if card is not None and algorithm.processes.fsdp is None and algorithm.processes.is_main:
-        warning = memory_warning(cfg, card)
-        if warning is not None:
-            logger.warning("%s %s", cfg.tag, warning)
     if algorithm.processes.is_main:
         warn_of_clipping(cfg.actor, run.data.sources, cfg.tag)
     if cfg.labels_itself and cfg.critic_steps:

@@ -18,6 +18,7 @@ from ...config.train import ConfigError
 from ...errors import UserError
 from ...labels.own_run import label_run
 from ...labels.values import Interrupted
+from ...plan.card import warn_of_memory
 from ...training.loop import train
 from ...training.start import Run, make_writer, open_labelled, start
 from ..config import OnlineTrainConfig
@@ -62,6 +63,7 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
         raise ConfigError("the online learner runs in one process; start it without accelerate launch or torchrun")
     run = labelled(start(cfg, check_unused=check_unused, check_compatible=check_compatible))
     cfg, data, algorithm, processors = run.cfg, run.data, run.algorithm, run.processors
+    warn_of_memory(cfg, algorithm.processes)
     spec = episode_spec(data, cfg.replay, fps=cfg.env.fps)
     replay = open_replay(cfg, data, spec)
     inbox = Inbox(cfg.run_dir / "inbox", lambda uid: uid in replay)
