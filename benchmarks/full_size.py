@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from compile import sizes_and_batch
 from docs_section import replace_section
+from gpu_measures import BOTH_TOWERS
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies import make_policy, make_pre_post_processors
@@ -42,7 +43,6 @@ from lerobot_policy_pi05_rl.training.start import make_writer, start
 GIB = 2**30
 CRITIC_STEPS, STEPS = 2, 4
 SEED = 1  # of whose four samples each critic may learn from two: its adapters move once its head has
-BOTH_TOWERS = r".*\.(language_model|gemma_expert)\..*\.(q|k|v|o|gate|up|down)_proj"
 SPREAD = 0.02  # standard deviation of the weights
 BLOCK = 2**24  # numbers that are drawn; all weights are cut from them
 

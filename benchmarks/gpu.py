@@ -90,17 +90,6 @@ def in_process(line: Line, device: str, size: str, limit: float) -> dict:
     return found
 
 
-def described(line: Line, found: dict) -> dict:
-    """The line with its numbers, as the report reads it."""
-    return {
-        "name": line.name,
-        "kind": line.kind,
-        "batch": line.batch,
-        "lora": line.lora,
-        "policy": line.policy,
-    } | found
-
-
 def measure_all(args: argparse.Namespace) -> list[dict]:
     """Every line in its order, as long as there is time."""
     deadline, done = time.monotonic() + 60 * args.minutes, []
@@ -115,7 +104,9 @@ def measure_all(args: argparse.Namespace) -> list[dict]:
             found = {"error": "no time was left"}
         else:
             found = in_process(line, args.device, args.size, min(left, LONGEST))
-        done.append(described(line, found) | {"number": number, "torch": torch.__version__, "size": args.size})
+        done.append(
+            dataclasses.asdict(line) | found | {"number": number, "torch": torch.__version__, "size": args.size}
+        )
         args.output.write_text(json.dumps(done, indent=1))
         brief = {key: value for key, value in found.items() if key in ("error", "seconds", "first_s", "allocated")}
         print(f"{args.minutes * 60 - left:5.0f} s {line.name}, batch {line.batch}: {brief}", flush=True)

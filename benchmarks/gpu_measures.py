@@ -13,7 +13,7 @@ from memory import drawn_batch
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.model.lora import add_adapter
-from lerobot_policy_pi05_rl.model.precision import Purpose, names_in_bf16, place
+from lerobot_policy_pi05_rl.model.precision import Purpose, hold_in_bf16, names_in_bf16
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, with_cameras
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
@@ -93,8 +93,7 @@ def random_policy(line: Line, device: str, size: str, purpose: Purpose, *, load_
     torch.manual_seed(0)
     with torch.device(device):
         policy = PI05RLPolicy(line.config(device, size), load_critic=load_critic)
-        for name in names_in_bf16(policy, purpose):
-            place(policy, name, policy.get_parameter(name).detach().to(torch.bfloat16))
+        hold_in_bf16(policy, names_in_bf16(policy, purpose))
         if line.peft is not None:
             add_adapter(policy, line.peft, "")
     return policy
@@ -107,7 +106,7 @@ def train(line: Line, device: str, size: str) -> dict:
     policy = random_policy(line, device, size, purpose, load_critic=config.trains_critic)
     algorithm = RecapAlgorithm(policy, RecapConfig(policy_config=config, critic_steps=1), tasks=["a task"])
     batch = on_device(drawn_batch(config, line.shape), device)
-    return timed_steps(lambda: algorithm.update(iter([dict(batch)])), line.batch, clock)
+    return timed_steps(lambda: algorithm.update(iter([dict(batch)])), clock)
 
 
 def stock_policy(line: Line, device: str):
@@ -145,10 +144,10 @@ def train_stock(line: Line, device: str, size: str) -> dict:
     def step() -> None:
         update_policy(tracker, policy, dict(batch), optimizer, preset.grad_clip_norm, accelerator)
 
-    return timed_steps(step, line.batch, clock)
+    return timed_steps(step, clock)
 
 
-def timed_steps(step: Callable[[], object], batch: int, clock: Clock) -> dict:
+def timed_steps(step: Callable[[], object], clock: Clock) -> dict:
     """Run ``step`` until the numbers stand."""
     clock.forget()
     began = clock.now()
@@ -162,7 +161,7 @@ def timed_steps(step: Callable[[], object], batch: int, clock: Clock) -> dict:
         ended = clock.now()
         seconds.append(ended - began)
         began = ended
-    return {"seconds": statistics.median(seconds), "batch": batch, "first_s": first, **clock.bytes()}
+    return {"seconds": statistics.median(seconds), "first_s": first, **clock.bytes()}
 
 
 def act(line: Line, device: str, size: str) -> dict:
@@ -212,7 +211,7 @@ def label(line: Line, device: str, size: str) -> dict:
     """Frames per second through the critics, without decoding."""
     policy = random_policy(line, device, size, "act", load_critic=True).eval()
     batch = on_device(drawn_batch(policy.config, line.shape), device)
-    return timed_steps(lambda: policy.predict_label_values(batch), line.batch, Clock(device))
+    return timed_steps(lambda: policy.predict_label_values(batch), Clock(device))
 
 
 KINDS = {"train": train, "act": act, "label": label, "stock train": train_stock, "stock act": act_stock}

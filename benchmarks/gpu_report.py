@@ -1,6 +1,7 @@
 """The tables of ``gpu.py``: what was measured, and what ``pi05-rl plan`` predicts for it."""
 
 import re
+from functools import partial
 from statistics import median
 
 from lerobot_policy_pi05_rl.plan.flops import total, training_step_flops
@@ -20,10 +21,11 @@ def report(lines: list) -> str:
     card = next((found["card"] for _, found in lines if "card" in found), "no card")
     version = lines[0][1]["torch"]
     parts = [f"{card}, torch {version}, bf16, 2 cameras, 64 prompt tokens."]
-    for wanted, table in (("train", training), ("act", acting), ("label", labelling)):
-        chosen = [(line, found) for line, found in lines if line.kind.endswith(wanted)]
+    measured = [(line, found) for line, found in lines if "error" not in found]
+    for wanted, table in (("train", partial(training, peak_of(card))), ("act", acting), ("label", labelling)):
+        chosen = [(line, found) for line, found in measured if line.kind.endswith(wanted)]
         if chosen:
-            parts.append(table(chosen, card))
+            parts.append(table(chosen))
     failed = [f"- {line.name}, batch {line.batch}: {found['error']}" for line, found in lines if "error" in found]
     if failed:
         parts.append("\n".join(["Not measured:", "", *failed]))
@@ -37,13 +39,12 @@ def peak_of(card: str) -> float | None:
     return known[0].bf16 if known else None
 
 
-def training(lines: list, card: str) -> str:
+def training(peak: float | None, lines: list) -> str:
     """Speed beside stock at the same batch, share of the peak, memory beside the prediction."""
-    peak = peak_of(card)
     stock = {
         (line.batch, line.policy.get("gradient_checkpointing", True)): found["seconds"]
         for line, found in lines
-        if line.kind == "stock train" and not line.policy.get("compile_model") and "seconds" in found
+        if line.kind == "stock train" and not line.policy.get("compile_model")
     }
     rows = [
         f"| training step | batch | samples/s | × stock | share of peak (plan assumes {EFFICIENCY:.0%}) "
@@ -51,8 +52,6 @@ def training(lines: list, card: str) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for line, found in lines:
-        if "error" in found:
-            continue
         base = stock.get((line.batch, line.policy.get("gradient_checkpointing", True)))
         ratio = f"{base / found['seconds']:.2f}" if base else ""
         share = guess = compared = ""
@@ -71,15 +70,13 @@ def training(lines: list, card: str) -> str:
     return "\n".join(rows)
 
 
-def acting(lines: list, card: str) -> str:
+def acting(lines: list) -> str:
     """Milliseconds of a chunk, and what guidance costs in the same round."""
     rows = [
         "| action chunk | plain, ms | guided, ms | guided × plain | first (s) | weights, GiB | peak, GiB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for line, found in lines:
-        if "error" in found:
-            continue
         chunks = found["chunks"]
         guided = ratio = ""
         if "guided" in chunks:
@@ -93,12 +90,11 @@ def acting(lines: list, card: str) -> str:
     return "\n".join(rows)
 
 
-def labelling(lines: list, card: str) -> str:
+def labelling(lines: list) -> str:
     """Frames per second."""
     rows = ["| labelling | batch | frames/s | peak, GiB |", "| --- | ---: | ---: | ---: |"]
     rows += [
         f"| {line.name} | {line.batch} | {line.batch / found['seconds']:.0f} | {found['allocated'] / GIB:.2f} |"
         for line, found in lines
-        if "error" not in found
     ]
     return "\n".join(rows)

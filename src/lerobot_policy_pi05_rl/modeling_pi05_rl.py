@@ -24,7 +24,7 @@ from .model.lora import (
     untouched_modules,
 )
 from .model.network import PI05RLPytorch
-from .model.precision import Purpose, names_in_bf16, supports_bf16
+from .model.precision import Purpose, hold_in_bf16, names_in_bf16, supports_bf16
 from .model.weights import LeftOut, load_left_out, load_policy_weights
 from .stored.files import CRITIC_PREFIX, CheckpointError, stored_config, stores_critic
 from .stored.folders import policy_kind
@@ -116,8 +116,7 @@ class PI05RLPolicy(PI05Policy):
             (merge_adapter if merges else load_adapter)(policy, files)
         policy.to(config.device)
         if merges:
-            for name in reduced:
-                policy.get_parameter(name).data = policy.get_parameter(name).data.to(torch.bfloat16)
+            hold_in_bf16(policy, reduced)
         return policy.eval()
 
     def complete(self) -> None:

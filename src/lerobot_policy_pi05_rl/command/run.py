@@ -70,8 +70,6 @@ def run_verb(
     except (MemoryError, RuntimeError) as error:
         if debug or not is_out_of_memory(error):
             raise
-        if count_memory is not None:
-            print("pi05-rl: memory does not suffice; counting what would (a minute at full size)", file=sys.stderr)
         counted = "" if count_memory is None else _counted(count_memory, arguments)
         print(f"pi05-rl: error: {out_of_memory_advice(error, arguments, counted)}", file=sys.stderr)
         return BAD_INPUT
@@ -79,6 +77,7 @@ def run_verb(
 
 def _counted(count_memory: Callable[[list[str]], str], arguments: list[str]) -> str:
     """What is counted for a run that found no memory, or why nothing is."""
+    print("pi05-rl: memory does not suffice; counting what would (a minute at full size)", file=sys.stderr)
     try:
         return count_memory(arguments)
     except (UserError, MemoryError, RuntimeError) as error:

@@ -51,8 +51,14 @@ def cast_by_autocast(policy: PreTrainedPolicy) -> dict[str, nn.Parameter]:
     }
 
 
+def hold_in_bf16(policy: nn.Module, names: Iterable[str]) -> None:
+    """Round these parameters, wherever they are."""
+    for name in names:
+        place(policy, name, policy.get_parameter(name).detach().to(torch.bfloat16))
+
+
 def place(policy: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Put ``value`` where the parameter ``name`` of the meta device is; it keeps its type."""
+    """Put ``value`` where the parameter ``name`` is, which may be on the meta device; it keeps its type."""
     parent, _, leaf = name.rpartition(".")
     parameters = policy.get_submodule(parent)._parameters
     parameters[leaf] = nn.Parameter(value, requires_grad=parameters[leaf].requires_grad)

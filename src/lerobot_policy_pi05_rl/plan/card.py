@@ -8,9 +8,9 @@ from ..config.train import PI05RLTrainConfig
 from ..distributed.processes import Processes
 from .gpus import USABLE
 from .memory import training_step_memory
-from .meta_step import Shape, build
+from .meta_step import build
 from .report import gib
-from .setup import TEXT_TOKENS
+from .setup import step_shape
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,7 @@ def warn_of_memory(cfg: PI05RLTrainConfig, processes: Processes) -> None:
     card = card_memory(cfg.policy.device)
     if card is None or processes.fsdp is not None or not processes.is_main:
         return
-    labelled = cfg.dataset.labeling is not None or cfg.labels_itself
-    shape = Shape(cfg.batch_size, min(TEXT_TOKENS, cfg.policy.tokenizer_max_length), precomputed=labelled)
-    peak = training_step_memory(build(cfg.policy, cfg.peft), shape).peak
+    peak = training_step_memory(build(cfg.policy, cfg.peft), step_shape(cfg)).peak
     if peak > card * USABLE:
         logger.warning(
             "%s A step needs %s GiB by pi05-rl plan's count, and %s: it will probably run out of memory. `pi05-rl "

@@ -97,7 +97,7 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY, card: int | None 
     everything = sum(phase.flops for phase in phases.values())
     checkpoint = checkpoint_bytes(model)
     fits = {gib: chosen.peak <= usable(gib) for gib in CAPACITIES_GIB}
-    suffices = all(fits.values()) and (card is None or chosen.peak <= card * USABLE)
+    suffices = all(fits.values()) and (card is None or chosen.peak <= usable(card / 2**30))
     return Plan(
         assumptions=setup.assumptions,
         parameters=parameters_by_part(model),
@@ -147,7 +147,7 @@ def pushed_bytes(model: MetaModel) -> int:
     return sum(tensor.numel() for tensor in pushed_tensors(model.policy).values()) * dtype.itemsize
 
 
-def usable(gib: int) -> float:
+def usable(gib: float) -> float:
     """Bytes of a card of so many GiB that tensors can fill."""
     return gib * 2**30 * USABLE
 

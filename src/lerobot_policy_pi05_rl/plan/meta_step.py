@@ -28,7 +28,7 @@ from ..data.batch import (
 from ..data.dataset import bootstrap_steps, policy_cameras
 from ..losses import RecapLosses
 from ..model.lora import add_adapter
-from ..model.precision import names_in_bf16, place
+from ..model.precision import hold_in_bf16, names_in_bf16
 from ..model.trainable import select_trainable
 from ..modeling_pi05_rl import PI05RLPolicy
 from ..noise import SampledNoise
@@ -100,8 +100,7 @@ def build(config: PI05RLConfig, peft: PeftConfig | None = None) -> MetaModel:
     with torch.device("meta"):
         policy = MetaPolicy(config, load_critic=config.trains_critic)
         full = () if peft is None else peft.full_training_modules or ()
-        for name in names_in_bf16(policy, "train" if peft is None else "adapt", full):
-            place(policy, name, policy.get_parameter(name).to(torch.bfloat16))
+        hold_in_bf16(policy, names_in_bf16(policy, "train" if peft is None else "adapt", full))
         if peft is not None:
             add_adapter(policy, peft, config.pi05_checkpoint or "")
         trainable = select_trainable(policy)

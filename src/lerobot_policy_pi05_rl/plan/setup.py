@@ -77,20 +77,25 @@ def make_setup(
             assumptions.append(f"{CAMERAS} cameras (--cameras N): no dataset in {file.parents[1]}")
     if not policy_cameras(policy):
         raise DatasetError("there is no camera; π0.5 needs at least one")
+    shape = step_shape(config, text_tokens)
     if text_tokens is None:
-        text_tokens = min(TEXT_TOKENS, policy.tokenizer_max_length)
-        assumptions.append(f"prompts of up to {text_tokens} tokens (--text N)")
+        assumptions.append(f"prompts of up to {shape.text_tokens} tokens (--text N)")
     if policy.dtype == "bfloat16":
         assumptions.append("bf16 compute, what does not train held in bf16, fused attention, fused AdamW")
     else:
         assumptions.append("fp32 compute (policy.dtype), fused attention, fused AdamW")
-    shape = Shape(
-        config.batch_size, text_tokens, precomputed=config.dataset.labeling is not None or config.labels_itself
-    )
     if config.labels_itself and frames is None:
         frames, where = count_frames(config)
         assumptions.append(where)
     return Setup(changed(config, policy=policy), shape, frames or 0, assumptions)
+
+
+def step_shape(config: PI05RLTrainConfig, text_tokens: int | None = None) -> Shape:
+    """Of the batches of the run's policy phase; prompts of a usual length where nobody says how long they are."""
+    if text_tokens is None:
+        text_tokens = min(TEXT_TOKENS, config.policy.tokenizer_max_length)
+    labelled = config.dataset.labeling is not None or config.labels_itself
+    return Shape(config.batch_size, text_tokens, precomputed=labelled)
 
 
 def count_frames(config: PI05RLTrainConfig) -> tuple[int, str]:
