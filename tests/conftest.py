@@ -2,11 +2,15 @@
 
 import logging
 import os
+import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # and of the processes that tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the Hub must fail at once
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ["COLUMNS"] = "80"  # tables are as wide as without a terminal, whatever the terminal of today
+
+if "ATEN_CPU_CAPABILITY" in os.environ:  # torch's cache does not tell what was compiled for other vector instructions
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{tempfile.gettempdir()}/inductor_{os.environ['ATEN_CPU_CAPABILITY']}"
 
 from collections.abc import Iterator
 from pathlib import Path
