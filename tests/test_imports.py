@@ -41,7 +41,6 @@ ORDER = [
     "training",
     "labels",
     "report",
-    "online.transport.weights",
     "plan",
     "offline_learner",
     "online",

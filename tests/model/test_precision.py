@@ -14,11 +14,11 @@ from tiny import encode_prefix, make_batch, randomised, tiny_config, write_confi
 from lerobot_policy_pi05_rl.data.batch import POSITION
 from lerobot_policy_pi05_rl.model.lora import add_adapter
 from lerobot_policy_pi05_rl.model.precision import cast_by_autocast
-from lerobot_policy_pi05_rl.model.trainable import select_trainable
+from lerobot_policy_pi05_rl.model.trainable import pushed_tensors, select_trainable
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.noise import sample_noise
 from lerobot_policy_pi05_rl.online.actor.setup import build_policy
-from lerobot_policy_pi05_rl.online.transport.weights import frozen_fingerprint, pushed_tensors
+from lerobot_policy_pi05_rl.online.transport.weights import frozen_fingerprint
 from lerobot_policy_pi05_rl.stored.files import CheckpointError
 
 BF16, FP32 = torch.bfloat16, torch.float32

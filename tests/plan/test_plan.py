@@ -19,9 +19,9 @@ from lerobot_policy_pi05_rl.model.cache import Block
 from lerobot_policy_pi05_rl.model.lora import add_adapter, stored_state
 from lerobot_policy_pi05_rl.model.network import PI05RLPytorch
 from lerobot_policy_pi05_rl.model.precision import cast_by_autocast, names_in_bf16, place
-from lerobot_policy_pi05_rl.model.trainable import select_trainable
+from lerobot_policy_pi05_rl.model.trainable import pushed_tensors, select_trainable
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.online.transport.weights import pack_weights, pushed_tensors, unpack_weights
+from lerobot_policy_pi05_rl.online.transport.weights import pack_weights, unpack_weights
 from lerobot_policy_pi05_rl.plan.command import plan as api_plan
 from lerobot_policy_pi05_rl.plan.compute import checkpoint_bytes, parameters_by_part, pushed_bytes
 from lerobot_policy_pi05_rl.plan.flops import ATTENTION, total, training_step_flops

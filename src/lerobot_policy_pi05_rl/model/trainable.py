@@ -1,7 +1,9 @@
 """Which parameters train, chosen by module."""
 
 from lerobot.policies.pretrained import PreTrainedPolicy
-from torch import nn
+from torch import Tensor, nn
+
+from ..stored.files import CRITIC_PREFIX
 
 
 def select_trainable(policy: PreTrainedPolicy) -> dict[str, list[nn.Parameter]]:
@@ -49,3 +51,17 @@ def frozen_modules(policy: PreTrainedPolicy) -> list[nn.Module]:
     if config.train_language_from_layer > 0:
         frozen += [language.embed_tokens, *language.layers[: config.train_language_from_layer]]
     return frozen
+
+
+def pushed_tensors(policy: PreTrainedPolicy) -> dict[str, Tensor]:
+    """The actor's tensors that train, live and by name: what an actor cannot have from the checkpoint.
+
+    Under an adapter that is the adapter alone; of a policy that started from random weights it is everything, since
+    no checkpoint has what does not train. The critic stays with the learner.
+    """
+    everything = policy.config.pi05_checkpoint is None
+    return {
+        name: parameter.detach()
+        for name, parameter in policy.named_parameters()
+        if (parameter.requires_grad or everything) and not name.startswith(CRITIC_PREFIX)
+    }

@@ -10,7 +10,7 @@ from lerobot.configs.default import PeftConfig
 from ..config.resolve import changed
 from ..configuration_pi05_rl import PI05RLConfig
 from ..model.lora import stored_state
-from ..online.transport.weights import pushed_tensors
+from ..model.trainable import pushed_tensors
 from .flops import Flops, part_of, total, training_step_flops
 from .gpus import CAPACITIES_GIB, EFFICIENCY, GPUS, USABLE
 from .memory import Memory, nbytes, training_step_memory

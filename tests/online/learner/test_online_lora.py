@@ -14,6 +14,7 @@ from lerobot_policy_pi05_rl.checkpoint.write import load_training_state
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.resolve import resolved
 from lerobot_policy_pi05_rl.config.train import ConfigError
+from lerobot_policy_pi05_rl.model.trainable import pushed_tensors
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.online.actor.chunk_model import ChunkModel, Weights
@@ -31,7 +32,7 @@ from lerobot_policy_pi05_rl.online.learner.feed import arrival_labels
 from lerobot_policy_pi05_rl.online.learner.learner import train_online
 from lerobot_policy_pi05_rl.online.learner.setup import actor_setup, episode_spec
 from lerobot_policy_pi05_rl.online.transport.inbox import Inbox
-from lerobot_policy_pi05_rl.online.transport.weights import pack_weights, pushed_tensors, unpack_weights
+from lerobot_policy_pi05_rl.online.transport.weights import pack_weights, unpack_weights
 from lerobot_policy_pi05_rl.returns import Outcome
 from lerobot_policy_pi05_rl.training.start import prepare
 

@@ -28,7 +28,7 @@ from safetensors.torch import load, save
 from lerobot_policy_pi05_rl.config.train import ConfigError
 from lerobot_policy_pi05_rl.configuration_pi05_rl import ActorLearnerConfig
 from lerobot_policy_pi05_rl.model.lora import add_adapter
-from lerobot_policy_pi05_rl.model.trainable import select_trainable
+from lerobot_policy_pi05_rl.model.trainable import pushed_tensors, select_trainable
 from lerobot_policy_pi05_rl.model.weights import CRITIC_PREFIX
 from lerobot_policy_pi05_rl.online.episode import Episode, EpisodeSpec, encode_picture, new_uid, pack, unpack
 from lerobot_policy_pi05_rl.online.transport import learner_pb2 as pb
@@ -49,7 +49,6 @@ from lerobot_policy_pi05_rl.online.transport.weights import (
     apply_weights,
     frozen_fingerprint,
     pack_weights,
-    pushed_tensors,
     unpack_weights,
 )
 from lerobot_policy_pi05_rl.returns import Outcome

@@ -23,12 +23,12 @@ from ...config.resolve import resolved
 from ...config.train import ConfigError
 from ...data.action_limits import clipping_texts_of_statistics
 from ...errors import UserError
+from ...model.trainable import pushed_tensors
 from ...returns import Outcome
 from ...runtime.progress import StopSignal
 from ..config import OnlineTrainConfig
 from ..transport.client import LearnerClient
 from ..transport.spool import Sender, Spool
-from ..transport.weights import pushed_tensors
 from .chunk_model import ChunkModel
 from .control import SWITCH_S, Control, Ending, Stats
 from .environment import ActorEnvironment

@@ -14,6 +14,7 @@ from ...configuration_pi05_rl import PI05RLConfig
 from ...data.dataset import OfflineData
 from ...data.frames import FrameDataset
 from ...data.labeling import read_labelings
+from ...model.trainable import pushed_tensors
 from ...recap import RecapAlgorithm
 from ...training.loop import Feed
 from ...training.start import Run
@@ -21,7 +22,7 @@ from ..config import OnlineTrainConfig
 from ..replay.labels import ReplayLabels
 from ..replay.replay import Replay
 from ..replay.rule import LabelRule
-from ..transport.weights import WeightsBox, pack_weights, pushed_tensors
+from ..transport.weights import WeightsBox, pack_weights
 from .batches import OnlineBatches, online_count
 from .intake import Intake
 from .monitoring import Monitor

@@ -11,13 +11,14 @@ from ...config.actor import ReplayConfig
 from ...config.train import ConfigError
 from ...data.dataset import OfflineData, policy_cameras
 from ...data.names import dimension_names
+from ...model.trainable import pushed_tensors
 from ...processor_pi05_rl import Processors
 from ...recap import RecapAlgorithm
 from ..config import OnlineTrainConfig
 from ..episode import EpisodeSpec
 from ..replay.replay import Replay
 from ..transport import learner_pb2
-from ..transport.weights import frozen_fingerprint, pushed_tensors
+from ..transport.weights import frozen_fingerprint
 from .batches import online_count
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ...model.weights import CRITIC_PREFIX
+from ...stored.files import CRITIC_PREFIX
 
 if TYPE_CHECKING:
     from ...modeling_pi05_rl import PI05RLPolicy
@@ -35,20 +35,6 @@ class WeightsMessage:
     version: int  # the learner's optimization step
     data: bytes | bytearray | memoryview  # one safetensors file
     crc32: int
-
-
-def pushed_tensors(policy: "PI05RLPolicy") -> dict[str, Tensor]:
-    """The actor's tensors that train, live and by name: what an actor cannot have from the checkpoint.
-
-    Under an adapter that is the adapter alone; of a policy that started from random weights it is everything, since
-    no checkpoint has what does not train. The critic stays with the learner.
-    """
-    everything = policy.config.pi05_checkpoint is None
-    return {
-        name: parameter.detach()
-        for name, parameter in policy.named_parameters()
-        if (parameter.requires_grad or everything) and not name.startswith(CRITIC_PREFIX)
-    }
 
 
 def pack_weights(tensors: dict[str, Tensor], dtype: torch.dtype) -> memoryview:
