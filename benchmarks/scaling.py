@@ -9,21 +9,20 @@ of what is sent against real processes; the seconds follow from the assumptions 
 import argparse
 from collections import Counter
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 
-import torch
 from docs_section import replace_section
 from torch import Tensor
 
 from lerobot_policy_pi05_rl.config.file import load_config
-from lerobot_policy_pi05_rl.distributed.fsdp import LAYERS
 from lerobot_policy_pi05_rl.model.towers import TowerLayer
 from lerobot_policy_pi05_rl.plan.flops import total, training_step_flops
 from lerobot_policy_pi05_rl.plan.gpus import GPUS
-from lerobot_policy_pi05_rl.plan.memory import ADAM_STATES, training_step_memory
+from lerobot_policy_pi05_rl.plan.memory import training_step_memory
 from lerobot_policy_pi05_rl.plan.meta_step import MetaModel, Shape, build, forward
 from lerobot_policy_pi05_rl.plan.setup import Setup, make_setup
+from lerobot_policy_pi05_rl.plan.sharding import BF16, FP32, ROOT, Unit, numbers, sharded_step_memory, units_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 GPU = next(gpu for gpu in GPUS if gpu.name == "H100 SXM")
@@ -34,22 +33,6 @@ INSIDE, BETWEEN = 450e9, {"8 × 400 Gbit/s": 400e9, "100 Gbit/s": 12.5e9}
 EFFICIENCY = 0.4  # share of a GPU's peak. High on purpose: the faster a step, the more its links matter.
 LINK_EFFICIENCY = 0.8  # share of a link that collectives reach. An assumption: large messages reach 0.7 to 0.9.
 
-FP32, BF16 = 4, 2
-ROOT = "the rest"  # what no unit of its own holds: gathered once a batch, for forward and backward
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Parameters that FSDP gathers together."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    trainable: tuple[tuple[int, ...], ...]
-    is_layer: bool  # of language tower, expert or critic: what travels in bf16 where the policy computes in it
-
-    def numbers(self, processes: int) -> int:
-        """Of an all-gather: torch pads the first dimension to a multiple of the processes."""
-        return sum(padded(shape, processes) for shape in self.shapes)
-
 
 @dataclass(frozen=True)
 class Traffic:
@@ -57,30 +40,6 @@ class Traffic:
 
     gathers: Counter[str]  # unit → how often it is gathered in a batch
     scattered: tuple[tuple[int, ...], ...]  # shapes of the parameters that get a gradient
-
-
-def padded(shape: tuple[int, ...], processes: int) -> int:
-    """Numbers of a parameter whose first dimension is cut into equal parts."""
-    return ceil(shape[0] / processes) * processes * prod(shape[1:])
-
-
-def units_of(model: MetaModel) -> dict[str, Unit]:
-    """Name → unit, by the rule of distributed/fsdp.py."""
-    named = dict(model.losses.named_modules())
-    has_own = [name for name, module in named.items() if type(module).__name__ in LAYERS]
-    chosen = [name for name in has_own if any(True for _ in named[name].parameters())]
-    shapes: dict[str, list] = {name: [] for name in [ROOT, *chosen]}
-    for name, parameter in model.losses.named_parameters():
-        owner = next((unit for unit in chosen if name.startswith(f"{unit}.")), ROOT)
-        shapes[owner].append((tuple(parameter.shape) or (1,), parameter.requires_grad))
-    return {
-        name: Unit(
-            tuple(shape for shape, _ in held),
-            tuple(shape for shape, trains in held if trains),
-            name != ROOT and isinstance(named[name], TowerLayer),
-        )
-        for name, held in shapes.items()
-    }
 
 
 def calls_of(model: MetaModel, shape: Shape, *, train_actor: bool) -> list[tuple[str, bool, bool]]:
@@ -168,7 +127,7 @@ def gathered_numbers(traffic: Traffic, units: dict[str, Unit], processes: int) -
 def scattered_numbers(traffic: Traffic, processes: int) -> int:
     """Of all reduce-scatters of a batch: every gradient once, however often its layer runs, because autograd hands
     it over behind the last use."""
-    return sum(padded(shape, processes) for shape in traffic.scattered)
+    return numbers(traffic.scattered, processes)
 
 
 def reduced_numbers(traffic: Traffic) -> int:
@@ -199,21 +158,6 @@ def _share(processes: int) -> float:
     return (processes - 1) / processes
 
 
-def fsdp_memory(units: dict[str, Unit], activations: int, processes: int) -> float:
-    """Bytes of a GPU at the peak, an upper estimate: it adds up what does not all meet.
-
-    This process's part of weights, gradients and AdamW's averages; the rest as a whole; two layers, the one that runs
-    and the one that is fetched; the largest gradient on its way, as it is and as it is sent; activations.
-    """
-    weights = sum(unit.numbers(processes) for unit in units.values())
-    trained = sum(padded(shape, processes) for unit in units.values() for shape in unit.trainable)
-    parts = FP32 * (weights + (1 + ADAM_STATES) * trained) / processes
-    layer = max(unit.numbers(processes) for name, unit in units.items() if name != ROOT)
-    whole = FP32 * units[ROOT].numbers(processes) + 2 * BF16 * layer
-    gradient = max(sum(padded(shape, processes) for shape in unit.trainable) for unit in units.values())
-    return parts + whole + 2 * FP32 * gradient + activations
-
-
 def seconds(sent: float, processes: int, between: float) -> float:
     """Of so many bytes over a ring's slowest edge, nothing of it behind compute; hops are not counted."""
     slowest = INSIDE if processes <= GPUS_A_MACHINE else min(INSIDE, between)
@@ -227,14 +171,10 @@ def rows(setup: Setup, gpus: list[int]) -> list[list[str]]:
     units, traffic = units_of(model), traffic_of(model, shape, train_actor=True)
     compute = batches * total(training_step_flops(model, shape)) / (GPU.bf16 * EFFICIENCY)
     whole = training_step_memory(model, shape).peak
-    for name, module in model.losses.named_modules():  # under FSDP the layers travel, and are held, in bf16
-        if name in units and units[name].is_layer:
-            module.to(torch.bfloat16)
-    memory = training_step_memory(model, shape)
     found = []
     for n in gpus:
         sent = {"DDP": ddp_bytes(traffic, n), "FSDP": batches * fsdp_bytes(traffic, units, n, layer_bytes=BF16)}
-        peak = whole if n == 1 else fsdp_memory(units, memory.step - memory.gradients, n)
+        peak = whole if n == 1 else sharded_step_memory(build(policy), shape, n).peak
         cells = [f"{n}", f"{n * shape.batch_size * batches:,}", f"{whole / 2**30:.1f}", f"{peak / 2**30:.1f}"]
         cells += [f"{size / 1e9:.1f}" for size in sent.values()]
         cells.append(f"{compute:.2f}")

@@ -49,6 +49,8 @@ DETAILS = {
   --cameras N           default: the dataset's, else 2
   --frames N            that the run labels; default: the dataset's, else 50000
   --text N              tokens of the longest prompt; default: 64
+  --processes N         of the run, a GPU each; default: 1
+  --fsdp                each of them holds a shard of the model, not all of it
   --efficiency F        share of a GPU's peak that a step reaches; default: 0.2
   --json                one JSON object
   --key=value           overrides of the configuration

@@ -61,8 +61,10 @@ def _stored_sizes(checkpoint: str) -> dict[str, Any]:
 
 
 def _check(checkpoint: str, stored: dict[str, Any], given: dict[str, Any], origin: Callable[[str], str]) -> None:
-    fixed = [*ACTOR_SIZES, *(CRITIC_SIZES if _holds_critic(checkpoint) else ())]
-    differing = [name for name in fixed if name in stored and name in given and given[name] != stored[name]]
+    both = [name for name in (*ACTOR_SIZES, *CRITIC_SIZES) if name in stored and name in given]
+    differing = [name for name in both if given[name] != stored[name]]
+    if any(name in CRITIC_SIZES for name in differing) and not _holds_critic(checkpoint):  # asks the Hub for weights
+        differing = [name for name in differing if name in ACTOR_SIZES]
     if not differing:
         return
     each = "; ".join(

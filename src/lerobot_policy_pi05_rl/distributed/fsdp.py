@@ -59,12 +59,8 @@ class Sharded:
 def check_fsdp(plugin: FullyShardedDataParallelPlugin | None, *, adapts: bool, compiles: bool) -> None:
     """Refuse what does not go together with FSDP, if that is asked for.
 
-    Args:
-        adapts: a LoRA adapter is asked for.
-        compiles: layers are compiled.
-
     Raises:
-        UserError: FSDP's first version or its own checkpointing of activations; a LoRA adapter; compiled layers.
+        UserError: FSDP's first version or its own checkpointing of activations; :func:`check_goes_with_fsdp`'s.
     """
     if plugin is None:
         return
@@ -75,6 +71,19 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin | None, *, adapts: bool, c
             "fsdp_activation_checkpointing is true in the accelerate configuration; set it to false and "
             "policy.gradient_checkpointing to true"
         )
+    check_goes_with_fsdp(adapts=adapts, compiles=compiles)
+
+
+def check_goes_with_fsdp(*, adapts: bool, compiles: bool) -> None:
+    """Refuse what cannot be sharded.
+
+    Args:
+        adapts: a LoRA adapter is asked for.
+        compiles: layers are compiled.
+
+    Raises:
+        UserError: one of them is.
+    """
     if adapts:
         raise UserError(
             "peft and FSDP do not go together: an adapter is small; launch with configs/accelerate/ddp.yaml"

@@ -22,6 +22,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cameras", type=int)
     parser.add_argument("--text", type=int)
     parser.add_argument("--frames", type=int)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--efficiency", type=float, default=EFFICIENCY)
     parser.add_argument("--json", action="store_true")
     return parser
@@ -43,6 +45,8 @@ def main(arguments: list[str]) -> int:
         cameras=options.cameras,
         text_tokens=options.text,
         frames=options.frames,
+        processes=options.processes,
+        fsdp=options.fsdp,
         efficiency=options.efficiency,
     )
     if options.json:
@@ -58,6 +62,8 @@ def plan(
     cameras: int | None = None,
     text_tokens: int | None = None,
     frames: int | None = None,
+    processes: int = 1,
+    fsdp: bool = False,
     efficiency: float = EFFICIENCY,
     card: int | None = None,
 ) -> Plan:
@@ -67,6 +73,8 @@ def plan(
         cameras: so many, whatever the dataset has; None: the dataset's, else two.
         text_tokens: of the longest prompt in a batch; None: 64.
         frames: that the run labels; None: the dataset's, else 50,000.
+        processes: of the run, a GPU each.
+        fsdp: each of them holds a shard of the model (configs/accelerate/fsdp.yaml), not all of it.
         efficiency: the share of a GPU's peak that a step reaches.
         card: bytes of a GPU that a step should fit; where it does not, changes are looked for.
 
@@ -75,7 +83,7 @@ def plan(
     """
     if not 0 < efficiency <= 1:
         raise ConfigError(f"--efficiency must be above 0 and at most 1, got {efficiency}")
-    setup = make_setup(config, cameras=cameras, text_tokens=text_tokens, frames=frames)
+    setup = make_setup(config, cameras=cameras, text_tokens=text_tokens, frames=frames, processes=processes, fsdp=fsdp)
     return make_plan(setup, efficiency=efficiency, card=card)
 
 

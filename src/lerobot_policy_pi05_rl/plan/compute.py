@@ -13,9 +13,10 @@ from ..model.lora import stored_state
 from ..model.trainable import pushed_tensors
 from .flops import Flops, part_of, total, training_step_flops
 from .gpus import CAPACITIES_GIB, EFFICIENCY, GPUS, USABLE
-from .memory import Memory, nbytes, training_step_memory
-from .meta_step import MetaModel, Shape, build
+from .memory import Memory, chunk_memory, nbytes, training_step_memory
+from .meta_step import MetaModel, Shape, build, build_actor
 from .setup import Setup
+from .sharding import sharded_step_memory
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Case:
     policy: PI05RLConfig
     peft: PeftConfig | None  # of the adapter that trains
     shape: Shape
+    processes: int = 1
+    fsdp: bool = False  # each of them holds a shard; else all of it
 
     def having(self, **values) -> "Case":
         """Another value of some of the policy's keys."""
@@ -33,6 +36,12 @@ class Case:
     def build(self) -> MetaModel:
         """Its model on the meta device."""
         return build(self.policy, self.peft)
+
+    def memory(self) -> Memory:
+        """Of a step, in each process."""
+        if self.fsdp:
+            return sharded_step_memory(self.build(), self.shape, self.processes)
+        return training_step_memory(self.build(), self.shape)
 
 
 Change = Callable[[Case], tuple[str, Case] | None]  # the flags and what they make of it; None: nothing
@@ -53,20 +62,23 @@ class Plan:
 
     assumptions: list[str]
     parameters: dict[str, dict[str, int]]  # part → "trainable", "frozen"
-    memory: dict[str, int]  # of a step as configured: Memory's fields and "peak"
+    processes: int
+    memory: dict[str, int]  # of a step as configured, in each process: Memory's fields and "peak"
     without_checkpointing: dict[str, int]  # "activations", "peak"
     with_checkpointing: dict[str, int]
     flops_per_batch: Flops  # one batch, critic and actor
-    flops_per_step: int  # an optimization step of the policy: accumulation, utd_ratio, policy_update_freq
-    phases: dict[str, Phase]  # of the whole run, in their order
+    flops_per_step: int  # an optimization step of the policy: accumulation, utd_ratio, policy_update_freq; of all
+    phases: dict[str, Phase]  # of the whole run, in their order, in all processes
     cloning: int  # FLOPs of as many steps of plain cloning as the policy takes
-    samples_per_step: int
+    samples_per_step: int  # of all processes
     efficiency: float
-    samples_per_s: dict[str, float]  # GPU → samples/s
+    samples_per_s: dict[str, float]  # GPU → samples/s of all processes, what they send each other not counted
     hours: dict[str, float]  # GPU → hours of the whole run
     checkpoint: int
     checkpoints_written: int
     disk: int  # the most at once: the checkpoints kept, and the one being written
+    host: int  # memory that the process which saves needs, beside its own, while a checkpoint is written
+    acting: dict[str, int]  # of an actor that samples a chunk: its "weights" and "peak"
     pushed: int  # one version of the weights on its way to an online actor
     fits: dict[int, bool]  # GiB → whether the step fits
     changes: dict[str, int]  # flags → what they alone would bring the peak to
@@ -79,20 +91,18 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY, card: int | None 
         card: bytes of one that the step should fit, beside those of ``CAPACITIES_GIB``.
     """
     policy, shape = setup.config.policy, setup.shape
-    case = Case(policy, setup.config.peft, shape)
+    case = Case(policy, setup.config.peft, shape, setup.processes, setup.fsdp)
     model = case.build()
     flops = training_step_flops(model, shape)
     critic = training_step_flops(model, shape, train_actor=False) if policy.trains_critic else {}
     critic_alone = total(critic)
-    memory = {
-        wanted: training_step_memory(case.having(gradient_checkpointing=wanted).build(), shape)
-        for wanted in (False, True)
-    }
+    memory = {wanted: case.having(gradient_checkpointing=wanted).memory() for wanted in (False, True)}
     chosen = memory[policy.gradient_checkpointing]
-    per_step = _flops_per_step(policy, total(flops), critic_alone)
-    samples = shape.batch_size * policy.gradient_accumulation_steps * (policy.utd_ratio if policy.trains_critic else 1)
+    per_step = setup.processes * _flops_per_step(policy, total(flops), critic_alone)
+    batches = policy.gradient_accumulation_steps * (policy.utd_ratio if policy.trains_critic else 1)
+    samples = setup.processes * shape.batch_size * batches
     peaks = {gpu.name: gpu.bf16 if policy.dtype == "bfloat16" else gpu.fp32 for gpu in GPUS}
-    seconds = {name: per_step / (peak * efficiency) for name, peak in peaks.items()}
+    speeds = {name: peak * efficiency * setup.processes for name, peak in peaks.items()}
     phases = run_phases(setup, per_step, critic)
     everything = sum(phase.flops for phase in phases.values())
     checkpoint = checkpoint_bytes(model)
@@ -101,20 +111,23 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY, card: int | None 
     return Plan(
         assumptions=setup.assumptions,
         parameters=parameters_by_part(model),
+        processes=setup.processes,
         memory={**asdict(chosen), "peak": chosen.peak},
         without_checkpointing={"activations": memory[False].activations, "peak": memory[False].peak},
         with_checkpointing={"activations": memory[True].activations, "peak": memory[True].peak},
         flops_per_batch=flops,
         flops_per_step=per_step,
         phases=phases,
-        cloning=phases["policy"].count * cloning_step_flops(case) if "policy" in phases else 0,
+        cloning=setup.processes * phases["policy"].count * cloning_step_flops(case) if "policy" in phases else 0,
         samples_per_step=samples,
         efficiency=efficiency,
-        samples_per_s={name: samples / spent for name, spent in seconds.items()},
-        hours={name: everything / (peak * efficiency) / 3600 for name, peak in peaks.items()},
+        samples_per_s={name: samples * speed / per_step for name, speed in speeds.items()},
+        hours={name: everything / speed / 3600 for name, speed in speeds.items()},
         checkpoint=checkpoint,
         checkpoints_written=setup.checkpoints_written,
         disk=checkpoint * setup.checkpoints_at_once,
+        host=host_bytes(model, in_background=setup.config.save_in_background, fsdp=setup.fsdp),
+        acting=chunk_memory(build_actor(policy, setup.config.peft), replace(shape, batch_size=1)),
         pushed=pushed_bytes(model),
         fits=fits,
         changes={} if suffices else peaks_after_changes(case, memory),
@@ -140,6 +153,17 @@ def checkpoint_bytes(model: MetaModel) -> int:
     return nbytes(kept) + 2 * nbytes(trainable)
 
 
+def host_bytes(model: MetaModel, *, in_background: bool, fsdp: bool) -> int:
+    """What a save copies to host memory (checkpoint/snapshot.py): all of the checkpoint where it was sharded, what
+    changes meanwhile where training goes on, else nothing."""
+    if fsdp:
+        return checkpoint_bytes(model)
+    if not in_background:
+        return 0
+    state = stored_state(model.policy)
+    return checkpoint_bytes(model) - nbytes(tensor for tensor in state.values() if not tensor.requires_grad)
+
+
 def pushed_bytes(model: MetaModel) -> int:
     """What the online learner sends each actor of one version of its weights."""
     config = model.policy.config
@@ -162,7 +186,7 @@ def peaks_after_changes(case: Case, known: dict[bool, Memory]) -> dict[str, int]
             continue
         flags, altered = made
         checkpoints = altered == case.having(gradient_checkpointing=True)
-        peaks[flags] = known[True].peak if checkpoints else training_step_memory(altered.build(), altered.shape).peak
+        peaks[flags] = known[True].peak if checkpoints else altered.memory().peak
     for several in TOGETHER:
         flags, together = [], case
         for change in several:
@@ -171,7 +195,7 @@ def peaks_after_changes(case: Case, known: dict[bool, Memory]) -> dict[str, int]
                 flags.append(made[0])
                 together = made[1]
         if len(flags) > 1 and " ".join(flags) not in peaks:
-            peaks[" ".join(flags)] = training_step_memory(together.build(), together.shape).peak
+            peaks[" ".join(flags)] = together.memory().peak
     return peaks
 
 
@@ -202,7 +226,7 @@ def _adapt_critic(case: Case) -> tuple[str, Case] | None:
 
 
 def _adapt(case: Case) -> tuple[str, Case] | None:
-    if case.peft is not None or case.policy.pi05_checkpoint is None:
+    if case.peft is not None or case.policy.pi05_checkpoint is None or case.fsdp:
         return None
     return "--peft.method_type=LORA --peft.r=16", replace(case, peft=PeftConfig(method_type="LORA", r=16))
 
@@ -236,7 +260,7 @@ def run_phases(setup: Setup, per_step: int, critic: Flops) -> dict[str, Phase]:
     phases = {}
     if waits:
         batches = policy.gradient_accumulation_steps * policy.utd_ratio
-        phases["critics"] = Phase(waits, "steps", waits * batches * total(critic))
+        phases["critics"] = Phase(waits, "steps", setup.processes * waits * batches * total(critic))
     if config.labels_itself and waits < config.total_steps:
         each = total(critic, "forward") // setup.shape.batch_size
         phases["labels"] = Phase(setup.frames, "frames", setup.frames * each)

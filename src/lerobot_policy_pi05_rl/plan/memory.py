@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .meta_modes import FusedAttention
-from .meta_step import MetaModel, Shape, backward, forward
+from .meta_step import MetaModel, MetaPolicy, Shape, backward, forward, make_observation, without_values
 
 ADAM_STATES = 2  # fp32 averages of gradient and squared gradient, each of the parameter's size
 
@@ -66,18 +66,22 @@ class LiveBytes(TorchDispatchMode):
         self.now -= count
 
 
-def training_step_memory(model: MetaModel, shape: Shape, *, train_actor: bool = True, fused: bool = True) -> Memory:
+def training_step_memory(
+    model: MetaModel, shape: Shape, *, train_actor: bool = True, fused: bool = True, keeps_gradients: bool = True
+) -> Memory:
     """Of one step whose parameters already have optimizer state; with accumulation, of its second batch, which
     meets the gradients of the first.
 
     Args:
         fused: the optimizer is one kernel, as on a GPU; false: it makes temporaries, as on a CPU.
+        keeps_gradients: false: each is gone as soon as it is whole, and ``step`` is of what else there is.
     """
     config, critic = model.policy.config, model.policy.model.critic
     tensors = [*model.losses.parameters(), *model.losses.buffers()]
     trainable = [parameter for group in model.trainable.values() for parameter in group]
+    let_go = [] if keeps_gradients else [p.register_post_accumulate_grad_hook(_let_go) for p in trainable]
     with LiveBytes(tensors) as live, FusedAttention():
-        if config.gradient_accumulation_steps > 1:
+        if config.gradient_accumulation_steps > 1 and keeps_gradients:
             for parameter in trainable:
                 parameter.grad = torch.empty_like(parameter)
         before = live.now
@@ -87,6 +91,8 @@ def training_step_memory(model: MetaModel, shape: Shape, *, train_actor: bool = 
         del loss
     for parameter in trainable:
         parameter.grad = None
+    for hook in let_go:
+        hook.remove()
     gradients = nbytes(trainable)
     temporaries = 0 if fused else 2 * max(map(nbytes, ([parameter] for parameter in trainable)))
     keeps_best = config.trains_critic and config.critic_early_stop is not None
@@ -96,8 +102,22 @@ def training_step_memory(model: MetaModel, shape: Shape, *, train_actor: bool = 
         optimizer=ADAM_STATES * gradients,
         kept_critic=nbytes(critic.parameters()) if keeps_best else 0,
         activations=activations,
-        step=max(live.peak, gradients + temporaries),
+        step=max(live.peak, gradients + temporaries) if keeps_gradients else live.peak,
     )
+
+
+def _let_go(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def chunk_memory(policy: MetaPolicy, shape: Shape) -> dict[str, int]:
+    """Bytes of what acts (:func:`~.meta_step.build_actor`): its "weights", and the "peak" while a chunk is sampled."""
+    tensors = [*policy.parameters(), *policy.buffers()]
+    with torch.device("meta"):
+        batch = make_observation(policy.config, shape)
+    with LiveBytes(tensors) as live, FusedAttention(), without_values():
+        policy.predict_action_chunk(batch)
+    return {"weights": nbytes(tensors), "peak": nbytes(tensors) + live.peak}
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:

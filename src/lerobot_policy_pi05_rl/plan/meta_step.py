@@ -95,8 +95,7 @@ def build(config: PI05RLConfig, peft: PeftConfig | None = None) -> MetaModel:
     Raises:
         UserError: it adapts what the actor does not have.
     """
-    # Nothing is computed: a compiled step needs what this one needs, or less.
-    config = changed(config, device="meta", compile_model=False)
+    config = _without_values(config)
     with torch.device("meta"):
         policy = MetaPolicy(config, load_critic=config.trains_critic)
         full = () if peft is None else peft.full_training_modules or ()
@@ -108,15 +107,37 @@ def build(config: PI05RLConfig, peft: PeftConfig | None = None) -> MetaModel:
     return MetaModel(losses.train(), trainable)
 
 
+def build_actor(config: PI05RLConfig, peft: PeftConfig | None = None) -> MetaPolicy:
+    """What acts: no critic, an adapter beside its base, all matrices in bf16 where it computes so."""
+    config = _without_values(config)
+    with torch.device("meta"):
+        policy = MetaPolicy(config, load_critic=False)
+        hold_in_bf16(policy, names_in_bf16(policy, "act"))
+        if peft is not None:
+            add_adapter(policy, peft, config.pi05_checkpoint or "")
+    return policy.requires_grad_(False).eval()
+
+
+def _without_values(config: PI05RLConfig) -> PI05RLConfig:
+    """Of a policy on the meta device. What is compiled needs what it needs otherwise, or less."""
+    return changed(config, device="meta", compile_model=False)
+
+
+def make_observation(config: PI05RLConfig, shape: Shape) -> dict[str, Tensor]:
+    """A preprocessed batch of what a policy sees; call it under ``torch.device("meta")``."""
+    size = shape.batch_size
+    return {
+        **{key: torch.empty(size, *config.input_features[key].shape) for key in policy_cameras(config)},
+        OBS_LANGUAGE_TOKENS: torch.empty(size, shape.text_tokens, dtype=torch.long),
+        OBS_LANGUAGE_ATTENTION_MASK: torch.empty(size, shape.text_tokens, dtype=torch.bool),
+    }
+
+
 def make_batch(config: PI05RLConfig, shape: Shape) -> tuple[dict[str, Tensor], SampledNoise]:
     """A preprocessed batch and its noise, as ``offline_learner`` gives them to the losses."""
     size = shape.batch_size
     with torch.device("meta"):
-        observation = {
-            **{key: torch.empty(size, *config.input_features[key].shape) for key in policy_cameras(config)},
-            OBS_LANGUAGE_TOKENS: torch.empty(size, shape.text_tokens, dtype=torch.long),
-            OBS_LANGUAGE_ATTENTION_MASK: torch.empty(size, shape.text_tokens, dtype=torch.bool),
-        }
+        observation = make_observation(config, shape)
         batch = {
             **observation,
             ACTION: torch.empty(size, config.chunk_size, *config.action_feature.shape),

@@ -17,6 +17,12 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)  # flags that are copied
     disk = f"Checkpoint: {gib(plan.checkpoint)} GiB; {plan.checkpoints_written} written, at most {gib(plan.disk)} GiB"
     console.print(f"{disk} on disk at once.", highlight=False)
+    if plan.host:
+        console.print(f"Host memory while one is written: {gib(plan.host)} GiB more.", highlight=False)
+    weights, peak = (gib(plan.acting[name]) for name in ("weights", "peak"))
+    console.print(
+        f"Acting (actor, lerobot-eval, lerobot-rollout): {peak} GiB, {weights} of it weights.", highlight=False
+    )
     console.print(f"Online, each version of the weights is {gib(plan.pushed)} GiB to each actor.", highlight=False)
 
 
@@ -42,7 +48,8 @@ def _parameters(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = _table("Memory of a step (GiB)", "", "as configured")
+    each = "" if plan.processes == 1 else f", each of {plan.processes} GPUs"
+    table = _table(f"Memory of a step (GiB{each})", "", "as configured")
     names = {
         "weights": "weights",
         "gradients": "gradients, fp32",
@@ -64,7 +71,7 @@ def _flops(plan: Plan) -> Table:
     table = _table("TFLOP of a batch", "part", "forward", "backward")
     for part, phases in {**plan.flops_per_batch, "all": _sum(plan.flops_per_batch)}.items():
         table.add_row(part, *(f"{phases[phase] / 1e12:,.4f}" for phase in ("forward", "backward")))
-    step = f"{plan.samples_per_step} samples a step"
+    step = f"{plan.samples_per_step} samples a step" + ("" if plan.processes == 1 else ", all GPUs")
     table.add_row(f"an optimization step, {step}", "", f"{plan.flops_per_step / 1e12:,.4f}")
     return table
 

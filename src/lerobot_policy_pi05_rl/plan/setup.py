@@ -14,6 +14,7 @@ from ..data.alignment import own_names, renamed
 from ..data.dataset import policy_cameras
 from ..data.pictures.cameras import policy_features
 from ..data.sources import DatasetError
+from ..distributed.fsdp import check_goes_with_fsdp
 from ..errors import typed_line
 from .meta_step import Shape, with_cameras
 
@@ -28,6 +29,8 @@ class Setup:
     config: PI05RLTrainConfig
     shape: Shape
     frames: int = 0  # that the run labels itself
+    processes: int = 1
+    fsdp: bool = False
     assumptions: list[str] = field(default_factory=list)
 
     @property
@@ -46,7 +49,13 @@ class Setup:
 
 
 def make_setup(
-    config: PI05RLTrainConfig, *, cameras: int | None = None, text_tokens: int | None = None, frames: int | None = None
+    config: PI05RLTrainConfig,
+    *,
+    cameras: int | None = None,
+    text_tokens: int | None = None,
+    frames: int | None = None,
+    processes: int = 1,
+    fsdp: bool = False,
 ) -> Setup:
     """Features from the configuration, else from the dataset if it is on this machine, else assumed.
 
@@ -54,6 +63,8 @@ def make_setup(
         cameras: so many, whatever the dataset has.
         text_tokens: of the longest prompt in a batch.
         frames: so many that the run labels, whatever the dataset has.
+        processes: of the run, a GPU each.
+        fsdp: each of them holds a shard of the model, not all of it.
 
     Raises:
         ConfigError: the configuration is impossible, or an argument is.
@@ -61,9 +72,14 @@ def make_setup(
     """
     config = resolved(config, device_key=None)  # the plan is for another machine than this one
     policy, assumptions = config.policy, []
-    for name, value in (("--cameras", cameras), ("--text", text_tokens), ("--frames", frames)):
+    least = {"--cameras": cameras, "--text": text_tokens, "--frames": frames, "--processes": processes}
+    for name, value in least.items():
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
+    if fsdp:
+        check_goes_with_fsdp(adapts=config.peft is not None, compiles=policy.compile_model)
+        if processes == 1:
+            raise ConfigError("--fsdp needs --processes N: among how many the model is spread")
     if cameras is not None:
         policy = with_cameras(policy, cameras)
         assumptions.append(f"{cameras} camera(s), as asked")
@@ -80,14 +96,18 @@ def make_setup(
     shape = step_shape(config, text_tokens)
     if text_tokens is None:
         assumptions.append(f"prompts of up to {shape.text_tokens} tokens (--text N)")
+    if processes > 1:
+        held = "each holds its shard (FSDP; an upper estimate)" if fsdp else "each holds all of the model (DDP)"
+        assumptions.append(f"{processes} processes, {held}, what they send is hidden behind compute")
     if policy.dtype == "bfloat16":
-        assumptions.append("bf16 compute, what does not train held in bf16, fused attention, fused AdamW")
+        frozen = "" if fsdp else "what does not train held in bf16, "
+        assumptions.append(f"bf16 compute, {frozen}fused attention, fused AdamW")
     else:
         assumptions.append("fp32 compute (policy.dtype), fused attention, fused AdamW")
     if config.labels_itself and frames is None:
         frames, where = count_frames(config)
         assumptions.append(where)
-    return Setup(changed(config, policy=policy), shape, frames or 0, assumptions)
+    return Setup(changed(config, policy=policy), shape, frames or 0, processes, fsdp, assumptions)
 
 
 def step_shape(config: PI05RLTrainConfig, text_tokens: int | None = None) -> Shape:
