@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lerobot.common import train_utils
+from safetensors.torch import load_file
 from tiny import batches, make_algorithm, write_config
 
 from lerobot_policy_pi05_rl import cli
@@ -104,14 +105,14 @@ def test_a_copied_snapshot_does_not_follow_the_training(frozen):
 
 
 def test_a_second_save_waits_for_the_first_and_the_end_for_both(tmp_path, saver, monkeypatch):
-    gate, written, real = threading.Event(), [], saving.write_checkpoint
+    gate, written, real = threading.Event(), [], saving.write_files
 
     def slow(snapshot, *args, **kwargs):
         gate.wait(30)
         written.append(snapshot.step)
         return real(snapshot, *args, **kwargs)
 
-    monkeypatch.setattr(saving, "write_checkpoint", slow)
+    monkeypatch.setattr(saving, "write_files", slow)
     algorithm = make_algorithm()
     stream = batches()
     with saver(save_in_background=True) as running:
@@ -126,11 +127,49 @@ def test_a_second_save_waits_for_the_first_and_the_end_for_both(tmp_path, saver,
     assert written == [1, 2] and names(tmp_path / "run") == ["000001", "000002", "last"]
 
 
+def test_training_waits_for_the_files_and_not_for_their_reading_back(tmp_path, saver, monkeypatch):
+    gate, finished, real = threading.Event(), [], saving.finish_checkpoint
+
+    def slow(final):
+        gate.wait(30)
+        finished.append(final.name)
+        real(final)
+
+    monkeypatch.setattr(saving, "finish_checkpoint", slow)
+    algorithm, stream = make_algorithm(), batches()
+    with saver() as running:
+        algorithm.update(stream)
+        weights = {name: tensor.clone() for name, tensor in algorithm.policy.state_dict().items()}
+        path = running.save(algorithm, {})
+        algorithm.update(stream)  # what is live changes
+        running.check()
+        assert finished == [] and not path.exists()
+        threading.Timer(0.2, gate.set).start()
+        running.save(algorithm, {})
+        assert finished[0] == "000001"
+    assert names(tmp_path / "run") == ["000001", "000002", "last"]
+    stored = load_file(path / "pretrained_model" / "model.safetensors")
+    assert all(torch.equal(stored[name], weights[name]) for name in stored)
+
+
+def test_an_error_while_reading_back_is_raised_at_the_next_step(saver, monkeypatch):
+    def broken(final):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(saving, "finish_checkpoint", broken)
+    with pytest.raises(SaveError, match="Input/output error"), saver() as running:
+        running.save(make_algorithm(), {})
+        for _ in range(1000):
+            threading.Event().wait(0.01)
+            running.check()
+        pytest.fail("the run went on")
+
+
 def test_an_error_in_the_background_is_raised_at_the_next_step_or_at_the_end(tmp_path, saver, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "write_checkpoint", full)
+    monkeypatch.setattr(saving, "write_files", full)
     algorithm = make_algorithm()
     with pytest.raises(SaveError, match="No space left"), saver(save_in_background=True) as running:
         running.save(algorithm, {})
@@ -142,7 +181,7 @@ def test_an_error_in_the_background_is_raised_at_the_next_step_or_at_the_end(tmp
 
 
 def test_another_error_does_not_hide_that_of_the_background(saver, monkeypatch, caplog):
-    monkeypatch.setattr(saving, "write_checkpoint", lambda *a, **k: (_ for _ in ()).throw(OSError(5, "I/O error")))
+    monkeypatch.setattr(saving, "write_files", lambda *a, **k: (_ for _ in ()).throw(OSError(5, "I/O error")))
     with pytest.raises(ZeroDivisionError), saver(save_in_background=True) as running:
         running.save(make_algorithm(), {})
         raise ZeroDivisionError

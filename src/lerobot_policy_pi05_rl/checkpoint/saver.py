@@ -2,7 +2,9 @@
 
 import logging
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from safetensors import SafetensorError
 from ..errors import UserError, one_line, typed_line
 from ..recap import RecapAlgorithm
 from ..stored.files import CheckpointError
-from .snapshot import Snapshot, collect
-from .write import PARTIAL, hidden, prune, remove_leftovers, write_checkpoint
+from .snapshot import collect
+from .write import PARTIAL, finish_checkpoint, hidden, prune, remove_leftovers, write_files
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +28,10 @@ class SaveError(UserError):
 class CheckpointSaver:
     """Saves the checkpoints of one run. As a context it ends when the last one is whole.
 
-    With ``save_in_background`` a save takes as long as a copy to host memory; at most one is being written, the next
-    one waits for it, and its failure is raised by :meth:`check`, by the next :meth:`save`, or at the end.
+    Training waits until the files are written; they are read back, named and uploaded beside it. With
+    ``save_in_background`` it waits for a copy to host memory alone, and they are written beside it, too. At most one
+    checkpoint is under way, the next one waits for it, and its failure is raised by :meth:`check`, by the next
+    :meth:`save`, or at the end.
     """
 
     def __init__(
@@ -46,11 +50,12 @@ class CheckpointSaver:
         keep_last: how many checkpoints stay; None: all.
         upload_to: the Hub's repository that each is sent to, ``private`` if it is new; None: none is sent.
         writes: false in the processes that only take part in gathering what is spread over all of them.
-        constants: the other arguments of :func:`write_checkpoint` that hold for the whole run.
+        constants: the other arguments of :func:`write_files` that hold for the whole run.
         """
         self.run_dir, self.total_steps, self.constants = run_dir, total_steps, constants
         self.keep_last, self.upload_to, self.private = keep_last, upload_to, private
-        self._writer = ThreadPoolExecutor(1, "checkpoint") if in_background else None
+        self.in_background = in_background
+        self._beside = ThreadPoolExecutor(1, "checkpoint")
         self._in_flight: Future | None = None
         if writes:
             remove_leftovers(run_dir)
@@ -59,7 +64,7 @@ class CheckpointSaver:
         return get_step_checkpoint_dir(self.run_dir, self.total_steps, step)
 
     def save(self, algorithm: RecapAlgorithm, metrics_state: dict[str, Any]) -> Path:
-        """Save the algorithm's present state; the directory is whole now, or when the context ends.
+        """Save the algorithm's present state; the directory is whole when the context ends, or at the next save.
 
         Every process calls it.
 
@@ -67,14 +72,17 @@ class CheckpointSaver:
             SaveError: this checkpoint, or the one before, could not be written.
         """
         self._wait()
-        snapshot = collect(algorithm, metrics_state, copied=self._writer is not None)
+        final = self._directory(algorithm.optimization_step)
+        snapshot = collect(algorithm, metrics_state, copied=self.in_background)
         if snapshot is None:
-            return self._directory(algorithm.optimization_step)
-        if self._writer is None:
-            self._write(snapshot, algorithm.policy)
-        else:
-            self._in_flight = self._writer.submit(self._write, snapshot, algorithm.policy)
-        return self._directory(snapshot.step)
+            return final
+        size = snapshot.nbytes
+        write = partial(write_files, snapshot, final, policy=algorithm.policy, **self.constants)
+        if not self.in_background:
+            self._try(write, final, size)
+            write = None  # nor is what it refers to held while training goes on
+        self._in_flight = self._beside.submit(self._complete, write, final, size)
+        return final
 
     def check(self) -> None:
         """Raise what went wrong in the background, if anything did. Costs nothing; called every step."""
@@ -91,7 +99,7 @@ class CheckpointSaver:
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
-            if self._in_flight is not None and not self._in_flight.done():
+            if self._in_flight is not None and wait([self._in_flight], timeout=1.0).not_done:
                 logger.info("Waiting for the checkpoint that is being written")
             self._wait()
         except UserError as error:
@@ -99,15 +107,12 @@ class CheckpointSaver:
                 raise
             logger.error("%s", error)  # another error ends the run; this one must be known too
         finally:
-            if self._writer is not None:
-                self._writer.shutdown()
+            self._beside.shutdown()
 
-    def _write(self, snapshot: Snapshot, policy: Any) -> None:
-        final = self._directory(snapshot.step)
-        try:
-            write_checkpoint(snapshot, self.run_dir, policy=policy, total_steps=self.total_steps, **self.constants)
-        except (OSError, SafetensorError, CheckpointError) as error:
-            raise self._give_up(final, snapshot, error) from error
+    def _complete(self, write: Callable[[], None] | None, final: Path, size: int) -> None:
+        if write is not None:
+            self._try(write, final, size)
+        self._try(partial(finish_checkpoint, final), final, size)
         try:
             prune(final, self.keep_last)
         except OSError as error:
@@ -115,23 +120,29 @@ class CheckpointSaver:
         if self.upload_to is not None:
             upload(final, self.upload_to, private=self.private)
 
-    def _give_up(self, final: Path, snapshot: Snapshot, error: Exception) -> SaveError:
-        """Take away what was half written; returns the error that says what happened and what to do."""
-        partial, left = hidden(final, PARTIAL), "Nothing half written is left"
+    def _try(self, step: Callable[[], None], final: Path, size: int) -> None:
         try:
-            if partial.exists():
-                shutil.rmtree(partial)
+            step()
+        except (OSError, SafetensorError, CheckpointError) as error:
+            raise self._give_up(final, size, error) from error
+
+    def _give_up(self, final: Path, size: int, error: Exception) -> SaveError:
+        """Take away what was half written; returns the error that says what happened and what to do."""
+        written, left = hidden(final, PARTIAL), "Nothing half written is left"
+        try:
+            if written.exists():
+                shutil.rmtree(written)
         except OSError as another:
-            left = f"{partial} could not be removed ({another.strerror})"
+            left = f"{written} could not be removed ({another.strerror})"
         last = final.parent / LAST_CHECKPOINT_LINK
         goes_on = "none was saved before"
         if last.exists():
             goes_on = f"{last.resolve().name} is whole, and --resume=true goes on from it"
         reason = error.strerror if isinstance(error, OSError) else one_line(error)
         return SaveError(
-            f"the checkpoint {final} cannot be written: {reason}. It takes {size(snapshot.nbytes)}, and "
-            f"{size(free_bytes(final))} are free there. {left}; {goes_on}. Make room, or set keep_last_checkpoints "
-            "(one more than that many must fit)"
+            f"the checkpoint {final} cannot be written: {reason}. It takes {in_words(size)}, and "
+            f"{in_words(free_bytes(final))} are free there. {left}; {goes_on}. Make room, or set "
+            "keep_last_checkpoints (one more than that many must fit)"
         )
 
 
@@ -158,7 +169,7 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def size(count: int) -> str:
+def in_words(count: int) -> str:
     """Bytes for people: ``18.2 GB``."""
     for unit, least in (("GB", 1e9), ("MB", 1e6)):
         if count >= least:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.common.train_utils import get_step_checkpoint_dir, load_training_step, save_training_step
+from lerobot.common.train_utils import load_training_step, save_training_step
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.optim.optimizers import load_optimizer_state_dict, save_optimizer_state
 from lerobot.optim.schedulers import load_scheduler_state
@@ -53,34 +53,28 @@ PARTIAL, GONE = ".partial", ".gone"  # hidden folders: not yet a checkpoint, no 
 CONFIGURED = ("initial_lr", "betas", "eps", "weight_decay")  # of an optimizer's group: the configuration's, not state
 
 
-def write_checkpoint(
+def write_files(
     snapshot: Snapshot,
-    run_dir: Path,
+    final: Path,
     *,
     config: TrainPipelineConfig,
     policy: Any,
     processors: Processors,
-    total_steps: int,
     data_state: dict[str, Any],
     critic_data: dict[str, Any] | None = None,
     num_processes: int = 1,
-) -> Path:
-    """Write ``snapshot``, read it back, give it its name and point ``last`` at it. Of the other arguments only what is
-    constant during a run is read.
+) -> None:
+    """Write ``snapshot`` under the hidden name of ``final``. Of the other arguments only what is constant during a run
+    is read.
 
     Args:
         config: for its train_config.json.
         data_state: which data the run learns from (resume.py).
         critic_data: which episodes the critic has seen (critic_data.py); None: no critic was trained.
 
-    Returns:
-        The checkpoint's directory.
-
     Raises:
-        CheckpointError: it does not read back as it was written.
         OSError, SafetensorError: it cannot be written. What was written is left under its hidden name.
     """
-    final = get_step_checkpoint_dir(run_dir, total_steps, snapshot.step)
     partial = hidden(final, PARTIAL)
     if partial.exists():
         shutil.rmtree(partial)
@@ -99,6 +93,16 @@ def write_checkpoint(
     save_file(snapshot.recap, state / RECAP_STATE)
     (state / METRICS_STATE).write_text(json.dumps(snapshot.metrics))
     (state / DATA_STATE).write_text(json.dumps(data_state))
+
+
+def finish_checkpoint(final: Path) -> None:
+    """Read back what :func:`write_files` wrote for ``final``, give it its name and point ``last`` at it.
+
+    Raises:
+        CheckpointError: it does not read back as it was written.
+        OSError: the disk fails. What was written is left under its hidden name.
+    """
+    partial = hidden(final, PARTIAL)
     write_manifest(partial)
     flush(partial, forget=True)  # so that it is read back from the disk
     found = damages(partial)
@@ -108,7 +112,6 @@ def write_checkpoint(
         remove_checkpoint(final)
     give_name(partial, final)
     link_last(final)
-    return final
 
 
 def link_last(checkpoint: Path) -> None:
