@@ -68,6 +68,7 @@ class Variant:
         trained_as: the variant whose training this one only evaluates otherwise.
         labels: where its advantages come from: a key of ``LABELINGS``, "oracle", RECAP's "own", or None.
         evaluation: overrides of the policy at evaluation.
+        critics_first: it is the whole command: critics of its own learn and label before it.
     """
 
     label: str
@@ -75,6 +76,7 @@ class Variant:
     trained_as: str | None = None
     labels: str | None = None
     evaluation: tuple[str, ...] = ()
+    critics_first: bool = False
 
 
 # Labels are there and no critic trains beside the policy: their gradients never mix, so it would not change it.
@@ -85,8 +87,10 @@ VARIANTS = {
     "filtered": Variant("filtered cloning (outcome)", ("--policy.policy_extraction=filtered",)),
     "filtered_frames": Variant("filtered cloning (advantage)", FILTERED, labels="own"),
     "awr": Variant("AWR", ("--policy.policy_extraction=weighted", NO_CRITIC), labels="own"),
-    "recap": Variant("RECAP"),
+    "recap": Variant("RECAP", critics_first=True),
+    "recap_adapters": Variant("RECAP, critic by adapters", ("--policy.critic_adapter_rank=8",), critics_first=True),
     "recap_beta1": Variant("RECAP, β = 1", trained_as="recap", evaluation=("--guidance_scale=1",)),
+    "recap_beta2": Variant("RECAP, β = 2", trained_as="recap", evaluation=("--guidance_scale=2",)),
     "recap_beta3": Variant("RECAP, β = 3", trained_as="recap", evaluation=("--guidance_scale=3",)),
     "recap_beta8": Variant("RECAP, β = 8", trained_as="recap", evaluation=("--guidance_scale=8",)),
     "recap_weight5": Variant(
@@ -162,7 +166,8 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int, training: int) -> l
         command += [f"--override={override}" for override in (*LARGE, LARGE_PRETRAINING_LR)]
         pretraining = job("pretrain", f"{MODULES[mix]}.pretrain", command, made, [])
         jobs.append(replace(pretraining, name=f"{MODULES[mix]}/pretrain", log=made.parents[1] / "pretrain.log"))
-    own = train("recap", critic_steps + steps, (f"--policy.critic_warmup_steps={critic_steps}",), [])
+    first = (f"--policy.critic_warmup_steps={critic_steps}",)
+    own = train("recap", critic_steps + steps, first, [])
     for name in args.variants:
         variant = VARIANTS[name]
         trained = variant.trained_as or name
@@ -181,7 +186,10 @@ def cell_jobs(args: argparse.Namespace, mix: str, seed: int, training: int) -> l
             options = [runs / "recap", "--from", runs / "recap", "--name", labeling, *LABELINGS[variant.labels]]
             jobs += [own, job(f"label_{labeling}", f"{package}.labels.command", options, side_car, [own.output])]
             overrides, needs = (*overrides, f"--dataset.labeling={labeling}"), [side_car]
-        jobs.append(own if trained == "recap" else train(trained, steps, overrides, needs))
+        if VARIANTS[trained].critics_first:
+            jobs.append(train(trained, critic_steps + steps, (*first, *overrides), needs))
+        else:
+            jobs.append(train(trained, steps, overrides, needs))
         suffix = "" if training == 0 else f".training{training}"
         result = args.results / args.start / mix / f"seed{seed}" / f"eval_{name}{suffix}.json"
         evaluate = [jobs[-1].output, "--episodes", args.episodes, "--output", result]

@@ -14,9 +14,10 @@ Cells = dict[int, list[Cell]]  # seed → one for each training seed, the first'
 
 def write_report(output: Path, labels: dict[str, str], main: tuple[str, ...]) -> None:
     """``table.md`` and ``results.png`` of the ``main`` variants, ``ablations.md`` of the others, ``results.json`` of
-    all, in ``output``, from every ``eval_*.json`` below it."""
+    all, in ``output``, from every ``eval_*.json`` below it. A variant without a label keeps its name."""
     output.mkdir(parents=True, exist_ok=True)
     results = read_results(output)
+    labels = labels | {name: name for by_name in results.values() for name in by_name if name not in labels}
     rows = {
         mix: [summarize(name, cells, by_name) for name, cells in by_name.items()] for mix, by_name in results.items()
     }
