@@ -16,6 +16,7 @@ from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.plan import card as plan_card
 from lerobot_policy_pi05_rl.plan import command as plan_command
 from lerobot_policy_pi05_rl.plan.gpus import USABLE
+from lerobot_policy_pi05_rl.plan.report import gib
 from lerobot_policy_pi05_rl.training.metrics import histogram
 
 
@@ -95,6 +96,17 @@ def test_out_of_memory_on_a_card_names_what_it_has_and_the_flags_that_fit(tiny_r
         named = re.findall(r"(--[^;:]+(?:=[^;:]+)?): [\d.]+", line.partition("least first: ")[2])
         assert named == fit  # in the order of the changes, which is that of what they change
         assert line.endswith("no change that it knows fits") == (not fit)
+
+
+def test_of_shards_a_shards_memory_is_told(tiny_run, monkeypatch):
+    arguments = [str(tiny_run[0]), "--policy.vocab_size=9000000"]  # gigabytes
+    config = load_config(arguments[0], arguments[1:])
+    whole, shard = (plan_command.plan(config, processes=4, fsdp=fsdp).memory for fsdp in (False, True))
+    assert 0.1 * 2**30 < shard["optimizer"] < whole["optimizer"] / 3
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert f"optimizer {gib(whole['optimizer'])}," in plan_command.describe_memory(arguments)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert f"optimizer {gib(shard['optimizer'])}," in plan_command.describe_memory(arguments)
 
 
 def test_before_the_first_step_a_card_that_is_too_small_is_a_warning(tiny_run, tmp_path, monkeypatch, caplog):

@@ -98,13 +98,20 @@ class Processes:
 ALONE = Processes()  # a run of one process
 
 
+def launched() -> tuple[int, bool]:
+    """How many processes the launcher starts, and whether its configuration asks for FSDP."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return int(os.environ.get("WORLD_SIZE", "1")), fsdp
+
+
 def start_processes(device: str | None) -> Processes:
     """Join the others that the launcher started; alone, nothing happens.
 
     Args:
         device: the policy's; on GPUs each process of a machine takes one of its own.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    count, wanted = launched()
+    if count == 1:
         return Processes()
     accelerator = Accelerator(
         cpu=device is not None and torch.device(device).type == "cpu",
@@ -117,7 +124,6 @@ def start_processes(device: str | None) -> Processes:
             "mixed_precision of the accelerate configuration has no effect: policy.dtype says what computes"
         )
     # accelerate knows FSDP on accelerators alone; torch's own runs on CPUs as well, with the same configuration.
-    wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     plugin = FullyShardedDataParallelPlugin() if wanted else None
     return Processes(accelerator.process_index, accelerator.num_processes, plugin)
 

@@ -6,9 +6,8 @@ import torch
 
 from ..config.train import PI05RLTrainConfig
 from ..distributed.processes import Processes
+from .compute import Case
 from .gpus import USABLE
-from .memory import training_step_memory
-from .meta_step import build
 from .report import gib
 from .setup import step_shape
 
@@ -28,15 +27,15 @@ def describe_card(card: int) -> str:
 
 
 def warn_of_memory(cfg: PI05RLTrainConfig, processes: Processes) -> None:
-    """Say so before the first step where it cannot fit the card. Of FSDP's shares nothing is counted.
+    """Say so before the first step where it cannot fit the card.
 
     Args:
         cfg: whose policy knows its features.
     """
     card = card_memory(cfg.policy.device)
-    if card is None or processes.fsdp is not None or not processes.is_main:
+    if card is None or not processes.is_main:
         return
-    peak = training_step_memory(build(cfg.policy, cfg.peft), step_shape(cfg)).peak
+    peak = Case(cfg.policy, cfg.peft, step_shape(cfg), processes.count, processes.fsdp is not None).memory().peak
     if peak > card * USABLE:
         logger.warning(
             "%s A step needs %s GiB by pi05-rl plan's count, and %s: it will probably run out of memory. `pi05-rl "

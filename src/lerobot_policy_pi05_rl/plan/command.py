@@ -9,6 +9,7 @@ from rich.console import Console
 from ..config.arguments import split_config_path
 from ..config.file import load_config
 from ..config.train import ConfigError, PI05RLTrainConfig
+from ..distributed.processes import launched
 from .card import card_memory, describe_card
 from .compute import Plan, make_plan
 from .gpus import EFFICIENCY, USABLE
@@ -89,7 +90,8 @@ def plan(
 
 def describe_memory(arguments: list[str]) -> str:
     """One line: the bytes of a step of the run that ``arguments`` configure, what the card has, and the flags that
-    fit it, those first that change least; without a card the single changes that need less, the best first.
+    fit it, those first that change least; without a card the single changes that need less, the best first. Of
+    several processes (as launched) what each needs.
 
     Raises:
         UserError: bad input, or a run that is not counted.
@@ -97,7 +99,8 @@ def describe_memory(arguments: list[str]) -> str:
     path, overrides = split_config_path(arguments, "plan")
     config = load_config(path, overrides)
     card = card_memory(config.policy.device)
-    counted = plan(config, card=card)
+    processes, fsdp = launched()
+    counted = plan(config, card=card, processes=processes, fsdp=fsdp and processes > 1)
     parts = ", ".join(
         f"{name} {gib(counted.memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
     )
