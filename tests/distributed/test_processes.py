@@ -39,6 +39,7 @@ SCHEDULE = {
 }
 TD = {"policy__critic_target": "td", "policy__n_step": 3, "policy__critic_early_stop": 1, "eval_steps": 2}
 TD |= {"policy__gradient_checkpointing": True}
+ADAPTERS = {"policy__critic_adapter_rank": 4, "policy__gradient_checkpointing": True, "eval_steps": 12}
 
 
 def launch(*module: str) -> subprocess.Popen:
@@ -78,7 +79,7 @@ class Jobs:
 def alone(dataset, tmp_path_factory):
     """One process with the batch of two: name → its last checkpoint."""
     folder, found = tmp_path_factory.mktemp("alone"), {}
-    for name, changes in (("plain", {}), ("td", TD), ("lora", {"peft": {"r": 4}})):
+    for name, changes in (("plain", {}), ("td", TD), ("adapters", ADAPTERS), ("lora", {"peft": {"r": 4}})):
         if name == "lora":
             changes["policy__pi05_checkpoint"] = str(found["plain"] / "pretrained_model")
         options = SCHEDULE | {"batch_size": 8} | changes
@@ -108,6 +109,8 @@ def jobs(dataset, alone, tmp_path_factory) -> Jobs:
     add("fifty", "--policy.offline_steps=50", "--save_checkpoint=false", "--eval_steps=0")
     add("td_ddp", config=TD)
     add("td_fsdp", config=TD, fsdp=True)
+    for kind in ("ddp", "fsdp"):
+        add(f"adapters_{kind}", config=ADAPTERS, fsdp=kind == "fsdp")
     add("bf16", "--save_checkpoint=false", config={"policy__gradient_checkpointing": True}, fsdp=True, bf16=True)
     for kind in ("ddp", "fsdp"):
         half_way(alone["td"], f"from_one_{kind}")
@@ -149,6 +152,12 @@ def test_two_processes_equal_one_with_twice_the_batch(jobs, alone, name):
 def test_target_critic_early_stop_and_checkpointing_do_so_as_well(jobs, alone, name):
     expected = load_file(alone["td"] / "pretrained_model" / "model.safetensors")
     assert_near(jobs.parameters(name), expected)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_critic_by_adapters_reads_the_same_layers_in_every_process(jobs, alone, kind):
+    expected = load_file(alone["adapters"] / "pretrained_model" / "model.safetensors")
+    assert_near(jobs.parameters(f"adapters_{kind}"), expected)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "fifty", "td_fsdp", "bf16", "stop"])
