@@ -59,7 +59,7 @@ def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
     try:
         saved = train_phases(run, writer)
     except Interrupted as stopped:
-        logger.warning("%s Stopped while labelling: %s", cfg.tag, stopped)
+        logger.warning("%s Stopped while labelling: %s; resume=true goes on from there", cfg.tag, stopped)
         saved = last_checkpoint(run.cfg.run_dir)
     finally:
         writer.close()

@@ -12,6 +12,7 @@ from .batch import Batch
 from .dataset import OfflineData
 from .frames import FrameDataset, FrameIndex
 from .sampling import BatchPositions
+from .workers import Loader
 
 
 def make_train_loader(
@@ -30,7 +31,7 @@ def make_train_loader(
     positions = BatchPositions(
         data.order, batch_size, rank=processes.rank, world_size=processes.count, start=start, batches=batches
     )
-    return DataLoader(data.train, batch_sampler=positions, **data.workers.loader_kwargs)
+    return Loader(data.train, batch_sampler=positions, **data.workers.loader_kwargs)
 
 
 def make_held_out_loader(

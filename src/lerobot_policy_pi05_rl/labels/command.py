@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     try:
         result = label(cfg, options, run)
     except Interrupted as stopped:
-        logger.warning("%s %s", TAG, stopped)
+        logger.warning("%s %s; the same command goes on from there", TAG, stopped)
         return INTERRUPTED
     if result is not None:
         print_summary(result)

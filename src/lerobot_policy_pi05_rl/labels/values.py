@@ -21,7 +21,7 @@ from ..data.episodes import LabelledEpisodes
 from ..data.frames import FrameDataset, FrameIndex
 from ..data.labeling import VALUES
 from ..data.sources import Source
-from ..data.workers import Workers
+from ..data.workers import Loader, Workers
 from ..distributed.processes import ALONE, Processes
 from ..errors import UserError
 from ..runtime.progress import StopSignal, TimedIterator, progress_bar
@@ -143,7 +143,7 @@ def frame_loader(
     """These batches of source ``number``'s frames."""
     frames = FrameIndex.of([episode for episode in labels.episodes if episode.source == number])
     dataset = FrameDataset(sources, labels, frames, cameras=policy_cameras(policy), chunk_size=policy.chunk_size)
-    return DataLoader(
+    return Loader(
         dataset, batch_sampler=[[(frame, frame) for frame in batch] for batch in batches], **workers.loader_kwargs
     )
 
@@ -231,7 +231,7 @@ def compute_values(
     processes.wait()
     values, known = partial.read(total)
     if not known.all():
-        raise Interrupted(f"{known.sum()} of {total} frames are labelled; the same command goes on from there")
+        raise Interrupted(f"{known.sum()} of {total} frames are labelled")
     return values
 
 

@@ -59,7 +59,7 @@ CURVES = (
     Curve(
         "Grip of the tag",
         "effect of the tag on actions",
-        "How far the actions move between the tags positive and negative; at 0 the policy ignores the tag.",
+        "How far the actions move between the positive tag and none; at 0 the policy ignores the tag.",
         None,
         "eval/tag_grip",
         (0.0,),

@@ -24,11 +24,12 @@ import torch
 from filelock import FileLock, Timeout
 from lerobot.policies.common.vla_utils import resize_with_pad_torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...runtime.files import give_name
 from ...runtime.progress import progress_bar
 from ..sources import DatasetError, Source, dataset_fingerprint
+from ..workers import Loader
 from .cameras import picture_shape
 from .decoding import counts_frames, read_pictures
 from .video import Segment
@@ -281,7 +282,7 @@ def _build(source: Source, cache: FrameCache, resolution: tuple[int, int], loade
     start = last_log = time.monotonic()
     with progress_bar(total, done, desc="Frame cache", unit="picture") as bar:
         before = done
-        for count in DataLoader(writer, sampler=todo, batch_size=None, **loader_kwargs):
+        for count in Loader(writer, sampler=todo, batch_size=None, **loader_kwargs):
             done += count
             bar.update(count)
             if time.monotonic() - last_log >= LOG_SECONDS:

@@ -109,7 +109,9 @@ def labelled(run: Run) -> Run:
     try:
         label_run(run, critic, read_critic_data(critic))
     except Interrupted as stopped:
-        raise UserError(f"stopped while the offline data were labelled: {stopped}") from stopped
+        raise UserError(
+            f"stopped while the offline data were labelled: {stopped}; the same command goes on"
+        ) from stopped
     return replace(run, data=open_labelled(cfg, run.algorithm.processes))
 
 
