@@ -1,7 +1,7 @@
 """Signals to the whole process group while workers start: they end no worker, and reach the main process."""
 
-import os
 import signal
+import threading
 
 import pytest
 from torch.utils.data import DataLoader
@@ -41,13 +41,13 @@ def test_a_worker_is_born_with_the_stopping_signals_blocked_and_can_be_ended_lat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_comes_while_workers_start_arrives_when_they_have(number, monkeypatch):
+def test_what_comes_while_workers_start_arrives_and_they_read(number, monkeypatch):
     seen, started = [], []
     before = signal.signal(number, lambda *_: seen.append(len(started)))
     begin = DataLoader.__iter__
 
     def start(self):
-        os.kill(os.getpid(), number)
+        signal.pthread_kill(threading.get_ident(), number)  # this thread's: another one may not hold it back
         iterator = begin(self)
         started.append(iterator)
         return iterator
@@ -67,7 +67,7 @@ def test_a_termination_of_the_group_that_came_early_is_the_main_processs_busines
     from lerobot_policy_pi05_rl.data import workers
 
     with workers._held_back(workers.STOPPING):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         before = signal.getsignal(signal.SIGINT)
         try:
             workers._begin_work(0)

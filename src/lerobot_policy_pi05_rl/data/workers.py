@@ -39,7 +39,8 @@ class Loader(DataLoader):
     """torch's, whose workers no signal to the whole process group ends while they start.
 
     A spawned worker imports for seconds, in which Ctrl-C would end it, and this process would wait for ever to hand it
-    its data. The signals stay blocked in what is started meanwhile, and reach this process once all have begun.
+    its data. The signals are blocked in what is started meanwhile, and reach this process at the latest once all have
+    begun.
     """
 
     def __iter__(self) -> Iterator:
