@@ -17,7 +17,7 @@ from ..config.train import PI05RLTrainConfig
 from ..configuration_pi05_rl import PI05RLConfig
 from ..data.batch import Batch, Preprocess
 from ..data.episodes import LabelledEpisodes, reward_discount
-from ..data.labeling import Columns, Labeling, advantages, frame_columns, value_columns
+from ..data.labeling import OF_A_FAILURE, Columns, Labeling, advantages, frame_columns, value_columns
 from ..data.sources import Source, dataset_fingerprint
 from ..data.workers import Workers
 from ..distributed.processes import ALONE, Processes
@@ -120,6 +120,24 @@ def of_tasks[T](found: dict[str, T] | None, tasks: list[str]) -> dict[str, T] | 
     return None if found is None else {task: found[task] for task in tasks}
 
 
+def warn_of_whole_successes(
+    tables: list[dict[str, np.ndarray]], thresholds: dict[str, float], fractions: dict[str, float]
+) -> None:
+    """Say so where failures reach the threshold: then all frames of all successes are positive, the slow ones, too."""
+    for task in [task for task, threshold in thresholds.items() if threshold == OF_A_FAILURE]:
+        own = np.concatenate([columns["advantage"][columns["task"] == task] for columns in tables])
+        share = (own > OF_A_FAILURE).mean()
+        if round(share * len(own)) < round(fractions[task] * len(own)):
+            logger.warning(
+                "%s %s: a share of %g was to be positive, but only %.2f of its frames belong to successes; now all of "
+                "those are, good or not. Ask for fewer (--positive-fraction, policy.advantage_positive_fraction)",
+                TAG,
+                task,
+                fractions[task],
+                share,
+            )
+
+
 def make_labelings(
     cfg: PI05RLTrainConfig,
     options: LabelOptions,
@@ -159,6 +177,7 @@ def make_labelings(
         )
         tables.append(columns)
     thresholds = task_thresholds(tables, by_task)
+    warn_of_whole_successes(tables, thresholds, by_task)
     labelings = []
     for source, own, columns in zip(sources, values, tables, strict=True):
         tasks = [task for task in labels.tasks if (columns["task"] == task).any()]
