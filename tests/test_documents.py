@@ -53,7 +53,7 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"pi05-rl label RUN( --from RUN --name OTHER --horizon F --smoothing F)?": "getting-started's of outputs/pick",
     r"pi05-rl report <output_dir>": "the README's `pi05-rl report outputs/pick`",
     r"python examples/own_policy_extraction\.py .*": OTHER.format("tests/test_advantage.py"),
-    r"python benchmarks/(closed_loop|demo_seeds|online_seeds)\.py": HOURS,
+    r"python benchmarks/(closed_loop|demo_seeds|online_seeds)\.py( .*)?": HOURS,
     r"python benchmarks/label_quality\.py DATASET": "needs the recordings of benchmarks/closed_loop.py",
     r"python -m lerobot_policy_pi05_rl\.demo\.pretrain": "records and trains for a quarter of an hour",
     r"python benchmarks/kill_resume\.py": OTHER.format("tests/test_kill_resume.py, with three kills"),
