@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 from compile import sizes_and_batch
 from docs_section import replace_section
-from gpu_measures import BOTH_TOWERS
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies import make_policy, make_pre_post_processors
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
+from memory import BOTH_TOWERS
 from safetensors.torch import load_file, save_file
 from synthetic_dataset import REPO_ID, record
 from torch import Tensor, nn

@@ -9,17 +9,15 @@ from dataclasses import dataclass, field
 import torch
 from compile import sizes_and_batch
 from lerobot.configs.default import PeftConfig
-from memory import drawn_batch
+from memory import drawn_batch, lora_on_both_towers, random_policy
 
 from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
-from lerobot_policy_pi05_rl.model.lora import add_adapter
-from lerobot_policy_pi05_rl.model.precision import Purpose, hold_in_bf16, names_in_bf16
+from lerobot_policy_pi05_rl.model.precision import Purpose
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, with_cameras
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
 CAMERAS, TEXT, STOCK_TEXT = 2, 64, 200
-BOTH_TOWERS = r".*\.(language_model|gemma_expert)\..*\.(q|k|v|o|gate|up|down)_proj"
 WARM_UP, SECONDS, LEAST, MOST = 2, 4.0, 5, 40  # steps before the clock starts; how long, and of how many steps
 CHUNKS = 20
 
@@ -42,7 +40,7 @@ class Line:
     @property
     def peft(self) -> PeftConfig | None:
         """The adapter that trains."""
-        return PeftConfig(method_type="LORA", r=16, target_modules=BOTH_TOWERS) if self.lora else None
+        return lora_on_both_towers() if self.lora else None
 
     @property
     def shape(self) -> Shape:
@@ -50,7 +48,7 @@ class Line:
         return Shape(self.batch, TEXT, precomputed=True)
 
     def config(self, device: str, size: str = "full") -> PI05RLConfig:
-        """The policy's configuration; its defaults are those of ``configs/so101.json``."""
+        """The policy's configuration; its critic has layers of its own where the line does not say otherwise."""
         sizes = {"dtype": "bfloat16"} if size == "full" else sizes_and_batch(size)[0]
         keys = {"gradient_checkpointing": True} | sizes | self.policy
         return with_cameras(PI05RLConfig(device=device, **keys), CAMERAS)
@@ -88,22 +86,18 @@ def on_device(batch: dict, device: str) -> dict:
     return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
-def random_policy(line: Line, device: str, size: str, purpose: Purpose, *, load_critic: bool) -> PI05RLPolicy:
-    """A policy drawn on the device, held as a run holds one that it has loaded."""
+def policy_of(line: Line, device: str, size: str, purpose: Purpose, *, load_critic: bool) -> PI05RLPolicy:
+    """The line's, drawn on the device."""
     torch.manual_seed(0)
     with torch.device(device):
-        policy = PI05RLPolicy(line.config(device, size), load_critic=load_critic)
-        hold_in_bf16(policy, names_in_bf16(policy, purpose))
-        if line.peft is not None:
-            add_adapter(policy, line.peft, "")
-    return policy
+        return random_policy(line.config(device, size), line.peft, purpose, load_critic=load_critic)
 
 
 def train(line: Line, device: str, size: str) -> dict:
     """Samples per second and peak of the package's own optimization step."""
     clock, config = Clock(device), line.config(device, size)
     purpose: Purpose = "adapt" if line.lora else "train"
-    policy = random_policy(line, device, size, purpose, load_critic=config.trains_critic)
+    policy = policy_of(line, device, size, purpose, load_critic=config.trains_critic)
     algorithm = RecapAlgorithm(policy, RecapConfig(policy_config=config, critic_steps=1), tasks=["a task"])
     batch = on_device(drawn_batch(config, line.shape), device)
     return timed_steps(lambda: algorithm.update(iter([dict(batch)])), clock)
@@ -166,7 +160,7 @@ def timed_steps(step: Callable[[], object], clock: Clock) -> dict:
 
 def act(line: Line, device: str, size: str) -> dict:
     """Seconds of one chunk of an actor (bf16 weights, no critic), plain and guided in turn."""
-    policy = random_policy(line, device, size, "act", load_critic=False)
+    policy = policy_of(line, device, size, "act", load_critic=False)
     batch, guided = on_device(drawn_batch(policy.config, line.shape), device), policy.config.guidance_scale
 
     def chunk(scale: float) -> None:
@@ -209,7 +203,7 @@ def timed_chunks(kinds: dict[str, Callable[[], object]], clock: Clock) -> dict:
 
 def label(line: Line, device: str, size: str) -> dict:
     """Frames per second through the critics, without decoding."""
-    policy = random_policy(line, device, size, "act", load_critic=True).eval()
+    policy = policy_of(line, device, size, "act", load_critic=True).eval()
     batch = on_device(drawn_batch(policy.config, line.shape), device)
     return timed_steps(lambda: policy.predict_label_values(batch), Clock(device))
 

@@ -25,24 +25,23 @@ from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.data.batch import ACTION_IS_PAD, POSITION, RETURN
 from lerobot_policy_pi05_rl.distributed.processes import start_processes
 from lerobot_policy_pi05_rl.model.lora import add_adapter
-from lerobot_policy_pi05_rl.model.precision import hold_in_bf16, names_in_bf16
+from lerobot_policy_pi05_rl.model.precision import Purpose, hold_in_bf16, names_in_bf16
 from lerobot_policy_pi05_rl.modeling_pi05_rl import PI05RLPolicy
-from lerobot_policy_pi05_rl.plan.memory import Memory, training_step_memory
+from lerobot_policy_pi05_rl.plan.memory import training_step_memory
 from lerobot_policy_pi05_rl.plan.meta_step import Shape, build, make_batch, with_cameras
 from lerobot_policy_pi05_rl.plan.sharding import sharded_step_memory
 from lerobot_policy_pi05_rl.recap import RecapAlgorithm, RecapConfig
 
 _COMMON = {"vocab_size": 4096, "critic_image_pooling": 2, "chunk_size": 16, "n_action_steps": 16}
-_WIDTHS = {"llm_width": 768, "llm_mlp_dim": 6144, "expert_width": 384, "expert_mlp_dim": 1536, "head_dim": 96}
+_WIDE = (
+    _COMMON
+    | {"llm_width": 768, "llm_mlp_dim": 6144, "expert_width": 384, "expert_mlp_dim": 1536, "head_dim": 96}
+    | {"vision_width": 384, "vision_mlp_dim": 1536, "vision_depth": 8, "vision_heads": 8, "llm_depth": 8}
+    | {"critic_llm_depth": 3, "image_resolution": (112, 112)}
+)
 SIZES: dict[str, tuple[dict, Shape]] = {
     # Mostly weights and what the optimizer keeps of them.
-    "wide": (
-        _COMMON
-        | _WIDTHS
-        | {"vision_width": 384, "vision_mlp_dim": 1536, "vision_depth": 8, "vision_heads": 8, "llm_depth": 8}
-        | {"critic_llm_depth": 3, "image_resolution": (112, 112)},
-        Shape(2, 32),
-    ),
+    "wide": (_WIDE, Shape(2, 32)),
     # Mostly activations.
     "small": (
         _COMMON
@@ -52,18 +51,17 @@ SIZES: dict[str, tuple[dict, Shape]] = {
         Shape(8, 32),
     ),
     # Twice as deep as the first, so that what does not train is most of it.
-    "deep": (
-        _COMMON
-        | _WIDTHS
-        | {"vision_width": 384, "vision_mlp_dim": 1536, "vision_depth": 12, "vision_heads": 8, "llm_depth": 16}
-        | {"critic_llm_depth": 3, "image_resolution": (112, 112)},
-        Shape(4, 32),
-    ),
+    "deep": (_WIDE | {"vision_depth": 12, "llm_depth": 16}, Shape(4, 32)),
 }
 NEARLY_NOTHING = {"llm_width": 64, "llm_mlp_dim": 64, "expert_width": 32, "expert_mlp_dim": 64, "head_dim": 8}
 NEARLY_NOTHING |= {"vision_width": 64, "vision_mlp_dim": 64, "vision_depth": 1, "image_resolution": (28, 28)}
 BOTH_TOWERS = r".*\.(language_model|gemma_expert)\..*\.(q|k|v|o|gate|up|down)_proj"
 FOLDS_OF_ONE, ADAPTERS = {"critic_folds": 1}, {"critic_adapter_rank": 16}
+
+
+def lora_on_both_towers() -> PeftConfig:
+    """Of rank 16, on every product of language model and expert."""
+    return PeftConfig(method_type="LORA", r=16, target_modules=BOTH_TOWERS)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Line:
     @property
     def peft(self) -> PeftConfig | None:
         """Of the adapter that trains."""
-        return PeftConfig(method_type="LORA", r=16, target_modules=BOTH_TOWERS) if self.lora else None
+        return lora_on_both_towers() if self.lora else None
 
 
 _CHECKPOINTING, _BF16 = {"gradient_checkpointing": True}, {"dtype": "bfloat16"}
@@ -108,12 +106,9 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 def predicted(line: Line) -> int:
     """Bytes of the step's peak; the CPU's AdamW makes temporaries."""
     model, shape = build(line.config(), line.peft), SIZES[line.size][1]
-    memory: Memory
     if line.processes > 1:
-        memory = sharded_step_memory(model, shape, line.processes)
-    else:
-        memory = training_step_memory(model, shape, fused=False)
-    return memory.peak
+        return sharded_step_memory(model, shape, line.processes).peak
+    return training_step_memory(model, shape, fused=False).peak
 
 
 def train_and_measure(line: Line) -> int:
@@ -125,10 +120,7 @@ def train_and_measure(line: Line) -> int:
         batch = drawn_batch(config, SIZES[line.size][1])
         gc.collect()
         before = _status("VmRSS")
-        policy = PI05RLPolicy(config)
-        hold_in_bf16(policy, names_in_bf16(policy, "adapt" if line.lora else "train"))
-        if line.peft is not None:
-            add_adapter(policy, line.peft, "")
+        policy = random_policy(config, line.peft, "adapt" if line.lora else "train")
         recap = RecapConfig(policy_config=config)
         algorithm = RecapAlgorithm(policy, recap, tasks=["a task"], processes=processes)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here: a run casts while it loads
@@ -137,6 +129,17 @@ def train_and_measure(line: Line) -> int:
         grown = _status("VmHWM") - before
         del policy, algorithm
     return grown
+
+
+def random_policy(
+    config: PI05RLConfig, peft: PeftConfig | None, purpose: Purpose, *, load_critic: bool = True
+) -> PI05RLPolicy:
+    """Drawn on torch's default device, held as a run holds one that it has loaded."""
+    policy = PI05RLPolicy(config, load_critic=load_critic)
+    hold_in_bf16(policy, names_in_bf16(policy, purpose))
+    if peft is not None:
+        add_adapter(policy, peft, "")
+    return policy
 
 
 def drawn_batch(config: PI05RLConfig, shape: Shape) -> dict[str, Tensor]:

@@ -44,6 +44,8 @@ class Loader(DataLoader):
     """
 
     def __iter__(self) -> Iterator:
+        if self.num_workers == 0:
+            return super().__iter__()
         with _held_back(STOPPING):
             return super().__iter__()
 

@@ -95,7 +95,7 @@ def build(config: PI05RLConfig, peft: PeftConfig | None = None) -> MetaModel:
     Raises:
         UserError: it adapts what the actor does not have.
     """
-    config = _without_values(config)
+    config = _on_meta(config)
     with torch.device("meta"):
         policy = MetaPolicy(config, load_critic=config.trains_critic)
         full = () if peft is None else peft.full_training_modules or ()
@@ -109,7 +109,7 @@ def build(config: PI05RLConfig, peft: PeftConfig | None = None) -> MetaModel:
 
 def build_actor(config: PI05RLConfig, peft: PeftConfig | None = None) -> MetaPolicy:
     """What acts: no critic, an adapter beside its base, all matrices in bf16 where it computes so."""
-    config = _without_values(config)
+    config = _on_meta(config)
     with torch.device("meta"):
         policy = MetaPolicy(config, load_critic=False)
         hold_in_bf16(policy, names_in_bf16(policy, "act"))
@@ -118,8 +118,8 @@ def build_actor(config: PI05RLConfig, peft: PeftConfig | None = None) -> MetaPol
     return policy.requires_grad_(False).eval()
 
 
-def _without_values(config: PI05RLConfig) -> PI05RLConfig:
-    """Of a policy on the meta device. What is compiled needs what it needs otherwise, or less."""
+def _on_meta(config: PI05RLConfig) -> PI05RLConfig:
+    """Where nothing is computed. What is compiled needs what it needs otherwise, or less."""
     return changed(config, device="meta", compile_model=False)
 
 
