@@ -4,9 +4,11 @@ Started by ``accelerate launch`` or ``torch.distributed.run``, which set the env
 without it a run is one process and nothing here does anything.
 """
 
+import atexit
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +27,10 @@ logger = logging.getLogger(__name__)
 # How long a process waits for the others. They wait while one saves or decodes a frame cache; a process that dies is
 # noticed by its closed connection and by the launcher, not by this.
 TIMEOUT = timedelta(hours=24)
+# At the end of a process: gloo's threads need the interpreter to drop the tensors of the last collective, and abort
+# the process where it is already going ("exception not rethrown"). Destroying the group does not stop them all:
+# DistributedDataParallel keeps a reference. https://github.com/pytorch/pytorch/issues/190489
+GRACE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ def start_processes(device: str | None) -> Processes:
         logger.warning(
             "mixed_precision of the accelerate configuration has no effect: policy.dtype says what computes"
         )
+    atexit.register(time.sleep, GRACE_S)
     # accelerate knows FSDP on accelerators alone; torch's own runs on CPUs as well, with the same configuration.
     plugin = FullyShardedDataParallelPlugin() if wanted else None
     return Processes(accelerator.process_index, accelerator.num_processes, plugin)

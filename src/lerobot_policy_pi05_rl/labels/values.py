@@ -230,6 +230,7 @@ def compute_values(
     timing.frames += done - first
     processes.wait()
     values, known = partial.read(total)
+    processes.wait()  # one of them removes the files when all have read them
     if not known.all():
         raise Interrupted(f"{known.sum()} of {total} frames are labelled")
     return values
