@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 def train_offline(cfg: PI05RLTrainConfig) -> Path:
     """Train ``cfg.policy.offline_steps`` steps and return the last checkpoint's directory.
 
-    SIGINT and SIGTERM finish the step, save and return.
+    SIGINT and SIGTERM finish the step (or, while labels are made, the batch), save and return.
 
     Raises:
         UserError: bad input; nothing of an earlier run is lost.
@@ -57,7 +57,8 @@ def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
     warn_of_memory(run.cfg, processes)
     writer = make_writer(run) if processes.is_main else NoWriter()
     try:
-        saved = train_phases(run, writer)
+        with run.stop:
+            saved = train_phases(run, writer)
     except Interrupted as stopped:
         logger.warning("%s Stopped while labelling: %s; resume=true goes on from there", cfg.tag, stopped)
         saved = last_checkpoint(run.cfg.run_dir)

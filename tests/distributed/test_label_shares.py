@@ -9,22 +9,10 @@ import pytest
 import torch
 
 from lerobot_policy_pi05_rl.distributed.processes import Processes
-from lerobot_policy_pi05_rl.labels import values as label_values
 from lerobot_policy_pi05_rl.labels.values import PartialValues, Timing, compute_values
+from lerobot_policy_pi05_rl.runtime.progress import StopSignal
 
 FRAMES, BATCH = 10, 2
-
-
-class NoSignal:
-    """Signals belong to the first thread."""
-
-    requested = False
-
-    def __enter__(self) -> "NoSignal":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        pass
 
 
 class Thread(Processes):
@@ -49,9 +37,7 @@ class SlowToRead(PartialValues):
 
 
 @pytest.mark.parametrize("kind", [PartialValues, SlowToRead])
-def test_all_have_read_the_values_before_one_removes_their_files(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(label_values, "StopSignal", NoSignal)
-
+def test_all_have_read_the_values_before_one_removes_their_files(tmp_path, kind):
     def one(rank: int) -> np.ndarray:
         partial = kind(tmp_path / "0.values", dataset="d", critic="c", critics=1, rank=rank)
         found = compute_values(
@@ -59,6 +45,7 @@ def test_all_have_read_the_values_before_one_removes_their_files(tmp_path, monke
             predict=lambda frames: frames[:, None, None].expand(-1, 1, 2),
             partial=partial,
             make_loader=lambda batches: [torch.tensor(list(batch)) for batch in batches],
+            stop=StopSignal(),
             total=FRAMES,
             batch_size=BATCH,
             timing=Timing(),

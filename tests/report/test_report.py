@@ -206,6 +206,28 @@ def test_moments_are_the_extremes_of_different_episodes(page, dataset):
     assert page.count('class="now"') == 6
 
 
+def test_under_the_baseline_of_a_success_what_holds_by_rule_is_not_shown_as_found(dataset, tmp_path):
+    """All frames of a failure have the same advantage there: none of them is worth a film strip."""
+    path = write_labeling(dataset, "of_success")
+    table = pq.read_table(path)
+    frames, metadata = table.to_pandas(), json.loads(table.schema.metadata[b"pi05_rl"]) | {"baseline": "success"}
+    failed = frames["outcome"] == "failure"
+    frames.loc[failed, "advantage"] = np.float32(labeling.OF_A_FAILURE)
+    frames["success_value"] = frames["value"].clip(-0.5) / 2
+    frames["positive"] = ~failed & (frames["advantage"] > THRESHOLD) | frames["intervention"]
+    labeling.write_labeling(path, labeling.Labeling({key: frames[key].to_numpy() for key in frames}, metadata))
+    report([str(dataset), "--labels", "of_success", "--output", str(tmp_path / "page.html")])
+    path.unlink()
+    page = (tmp_path / "page.html").read_text()
+    judged = frames[~failed].dropna(subset="advantage")
+    worst = judged.loc[judged.groupby("episode_index")["advantage"].idxmin()].nsmallest(3, "advantage")
+    expected = [(str(row.episode_index), str(row.frame_index)) for row in worst.itertuples()]
+    assert re.findall(r'data-episode="(\d+)" data-frame="(\d+)"', page)[3:] == expected
+    assert "failed episodes apart" in page and "by the rule of the advantage" in page
+    first = worst.iloc[0]
+    assert f"value {first['value']:.2f} ({first['success_value']:.2f} of a success)".replace("-", "−") in page
+
+
 def test_histograms_count_every_frame_and_episode(page, dataset):
     frames = pd.read_parquet(f"{dataset}.labels/first.parquet")
     histograms = [chart for chart in charts(page) if 'data-chart="advantages"' in chart][:2]

@@ -16,6 +16,7 @@ from runs import run, step_back
 from safetensors.torch import load_file
 from tiny import write_config
 
+from lerobot_policy_pi05_rl import offline_learner
 from lerobot_policy_pi05_rl.checkpoint.critic_provenance import critic_fingerprint
 from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.config.file import load_config
@@ -171,6 +172,23 @@ def test_a_signal_while_labelling_keeps_what_was_computed(whole, stopped, monkey
     assert not (run_dir / "labels").exists() and 0 < sum(sizes) < FRAMES
     assert offline([str(path)]) == 0
     assert sum(sizes) == FRAMES, "no frame is labelled twice"
+    same_end(whole, run_dir)
+
+
+@pytest.mark.parametrize("between", ["label_run", "open_labelled"])
+def test_a_signal_between_two_phases_is_not_lost(whole, stopped, monkeypatch, between):
+    """It came where nothing had a handler: as KeyboardInterrupt, which a destructor swallows."""
+    run_dir, path = stopped(CRITICS, labels=False)
+    wanted = getattr(offline_learner, between)
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return wanted(*args)
+
+    monkeypatch.setattr(offline_learner, between, interrupted)
+    assert offline([str(path)]) == INTERRUPTED
+    monkeypatch.undo()
+    assert offline([str(path)]) == 0
     same_end(whole, run_dir)
 
 

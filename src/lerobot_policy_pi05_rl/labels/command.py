@@ -30,6 +30,7 @@ from ..data.labeling import (
 from ..data.sources import Source, dataset_fingerprint
 from ..data.workers import Workers
 from ..errors import INTERRUPTED, UserError
+from ..runtime.progress import StopSignal
 from .critic import Critic, find_critic, load_value_function, no_critic
 from .making import AskedCritic, Values, make_labelings, say_unseen, source_values
 from .options import LabelOptions, parse_options
@@ -159,31 +160,35 @@ def values_of_critic(
     partials = [partial_values(source, name, critic) for source in sources]
     workers = Workers(cfg.num_workers, cfg.prefetch_factor, cfg.dataloader_multiprocessing_context)
     asked, timing, results = None, Timing(), []
-    for number, source in enumerate(sources):
-        labeling = earlier[number]
-        if labeling is not None and not np.isnan(labeling.columns["success_value"]).all():
-            logger.info("%s %s: labeling %r of the same critic is there; its values are used", TAG, source.name, name)
-            folds = frame_folds(seen, source)
-            say_unseen(source, folds, critic.folds)
-            kept = {name: labeling.columns[name] for name in VALUES}
-            results.append(Values(folds, critic.identity, (seen or {}).get("reward", {}), **kept))
-            continue
-        if asked is None:
-            preprocess, predict = load_value_function(critic, labels, cfg.policy.device)
-            asked = AskedCritic(critic.identity, critic.folds, seen, preprocess, predict)
-        results.append(
-            source_values(
-                asked,
-                sources,
-                labels,
-                number,
-                partials[number],
-                policy=cfg.policy,
-                batch_size=cfg.batch_size,
-                workers=workers,
-                timing=timing,
+    with StopSignal() as stop:
+        for number, source in enumerate(sources):
+            labeling = earlier[number]
+            if labeling is not None and not np.isnan(labeling.columns["success_value"]).all():
+                logger.info(
+                    "%s %s: labeling %r of the same critic is there; its values are used", TAG, source.name, name
+                )
+                folds = frame_folds(seen, source)
+                say_unseen(source, folds, critic.folds)
+                kept = {name: labeling.columns[name] for name in VALUES}
+                results.append(Values(folds, critic.identity, (seen or {}).get("reward", {}), **kept))
+                continue
+            if asked is None:
+                preprocess, predict = load_value_function(critic, labels, cfg.policy.device)
+                asked = AskedCritic(critic.identity, critic.folds, seen, preprocess, predict)
+            results.append(
+                source_values(
+                    asked,
+                    sources,
+                    labels,
+                    number,
+                    partials[number],
+                    stop,
+                    policy=cfg.policy,
+                    batch_size=cfg.batch_size,
+                    workers=workers,
+                    timing=timing,
+                )
             )
-        )
     logger.info("%s %s", TAG, timing)
     return results
 

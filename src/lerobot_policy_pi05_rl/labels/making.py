@@ -22,6 +22,7 @@ from ..data.sources import Source, dataset_fingerprint
 from ..data.workers import Workers
 from ..distributed.processes import ALONE, Processes
 from ..errors import UserError
+from ..runtime.progress import StopSignal
 from ..thresholds import positive_fractions, task_thresholds
 from .options import LabelOptions, choose_estimator
 from .values import TAG, PartialValues, Timing, compute_values, frame_loader
@@ -69,6 +70,7 @@ def source_values(
     labels: LabelledEpisodes,
     number: int,
     partial: PartialValues,
+    stop: StopSignal,
     *,
     policy: PI05RLConfig,
     batch_size: int,
@@ -94,6 +96,7 @@ def source_values(
         critic.predict,
         partial,
         loader,
+        stop,
         total=len(source.columns["index"]),
         batch_size=batch_size,
         timing=timing,

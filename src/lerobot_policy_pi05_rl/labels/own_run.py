@@ -95,6 +95,7 @@ def ask(run: Run, identity: dict[str, Any], seen: dict[str, Any] | None, unfinis
                 run.data.labels,
                 number,
                 partial_values(unfinished, number, source, asked, processes.rank),
+                run.stop,
                 policy=run.data.policy,
                 batch_size=run.cfg.batch_size,
                 workers=run.data.workers,

@@ -173,6 +173,7 @@ def compute_values(
     predict: Callable[[Batch], Tensor],
     partial: PartialValues,
     make_loader: Callable[[list[range]], DataLoader],
+    stop: StopSignal,
     *,
     total: int,
     batch_size: int,
@@ -186,6 +187,7 @@ def compute_values(
         preprocess: collated samples → what ``predict`` reads.
         predict: → (B, K, 2) values.
         make_loader: batches of frames → these batches, collated.
+        stop: asked behind every batch.
         device: on which processes speak with one another.
 
     Raises:
@@ -203,9 +205,9 @@ def compute_values(
     partial.begin()
     pending: list[tuple[range, np.ndarray]] = []
     log_every, logged = max(FLUSH_FRAMES, total // 50), first
-    start, stop, stopping = time.perf_counter(), StopSignal(), False
+    start, stopping = time.perf_counter(), False
     batches = TimedIterator(make_loader([batch for batch in own if batch is not None])) if own else iter(())
-    with stop, progress_bar(total, first, desc="Label", unit="frame", shown=processes.is_main) as bar:
+    with progress_bar(total, first, desc="Label", unit="frame", shown=processes.is_main) as bar:
         for turn, row in enumerate(turns):
             if own[turn] is not None:
                 batch = preprocess(next(batches))

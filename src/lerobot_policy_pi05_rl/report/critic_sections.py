@@ -63,15 +63,22 @@ def advantage_figures(labeling: LabelingTable, fps: float) -> list[tuple[str, li
     for task in labeling.tasks[:MOST_TASKS]:
         frames = labeling.frames[labeling.frames["task"] == task]
         known = frames["advantage"].notna().any()
-        groups.append((task, _figures_of(frames, labeling.threshold(task), fps) if known else []))
+        groups.append((task, _figures_of(labeling, frames, task, fps) if known else []))
     return groups
 
 
-def _figures_of(frames: pd.DataFrame, threshold: float | None, fps: float) -> list[Figure]:
+def _figures_of(labeling: LabelingTable, frames: pd.DataFrame, task: str, fps: float) -> list[Figure]:
+    if labeling.baseline == "success":
+        check = (
+            "no frame of a failure is, by the rule of the advantage (but a person’s corrections), so whether the "
+            "critic tells good from bad is not to be seen here but in its AUC and its values over time."
+        )
+    else:
+        check = "a line for failures as high as that for successes means that the tag does not tell good from bad."
     tagged = frames[frames["advantage"].notna() | frames["intervention"]]  # without either there is no tag
     return [
         Figure(
-            charts.advantages_chart(frames, threshold),
+            charts.advantages_chart(frames, labeling.threshold(task)),
             "Frames to the right of the threshold did better than the critic expected and are tagged positive; human "
             "corrections are positive wherever they lie.",
             "Advantages and the threshold",
@@ -79,8 +86,7 @@ def _figures_of(frames: pd.DataFrame, threshold: float | None, fps: float) -> li
         ),
         Figure(
             charts.positives_chart(tagged, fps),
-            "Where in the episodes the positive frames lie; a line for failures as high as that for successes means "
-            "that the tag does not tell good from bad.",
+            f"Where in the episodes the positive frames lie; {check}",
             "When frames are positive",
             _means(set(tagged["outcome"]), "{}"),
         ),

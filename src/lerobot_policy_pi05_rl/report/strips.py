@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from ..data.labeling import OF_A_FAILURE
 from .frames import DatasetFrames
 from .labels import LabelingTable, ending
 from .statistics import extreme_moments
@@ -27,19 +28,30 @@ def cameras(pictures: DatasetFrames) -> str:
 
 
 def moments(labeling: LabelingTable, pictures: DatasetFrames, fps: float) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Heading → the moments with the most and with the least advantage, at most one of an episode in each list."""
+    """Heading → the moments with the most and with the least advantage, at most one of an episode in each list.
+
+    Where every frame of a failure has the same advantage, the least is looked for among the other episodes.
+    """
     frames = labeling.frames
     if not pictures.cameras or not frames["advantage"].notna().any():
         return []
+    least, judged = "Least advantageous", frames[frames["advantage"] > OF_A_FAILURE]
+    if labeling.baseline == "success" and len(judged):
+        least = "Least advantageous, failed episodes apart"
+    else:
+        judged = frames
     strips = {
         title: [
             (moment, strip_rows(frames, moment, fps))
-            for _, moment in extreme_moments(frames, MOMENTS, largest=largest).iterrows()
+            for _, moment in extreme_moments(candidates, MOMENTS, largest=largest).iterrows()
         ]
-        for title, largest in (("Most advantageous", True), ("Least advantageous", False))
+        for title, candidates, largest in (("Most advantageous", frames, True), (least, judged, False))
     }
     lowest = min(float(rows["value"].min()) for shown in strips.values() for _, rows in shown)
-    return [(title, [_strip(pictures, *strip, lowest, fps) for strip in shown]) for title, shown in strips.items()]
+    return [
+        (title, [_strip(labeling, pictures, *strip, lowest, fps) for strip in shown])
+        for title, shown in strips.items()
+    ]
 
 
 def strip_rows(frames: pd.DataFrame, moment: pd.Series, fps: float) -> pd.DataFrame:
@@ -61,7 +73,9 @@ def strip_steps(moment: int, length: int, fps: float) -> list[int]:
     return [step for step in steps if 0 <= step < length]
 
 
-def _strip(pictures: DatasetFrames, moment: pd.Series, rows: pd.DataFrame, low: float, fps: float) -> dict[str, Any]:
+def _strip(
+    labeling: LabelingTable, pictures: DatasetFrames, moment: pd.Series, rows: pd.DataFrame, low: float, fps: float
+) -> dict[str, Any]:
     """What the template shows of a moment, up to two cameras above each other; a bar is empty at the value ``low``."""
     steps = rows["frame_index"].tolist()
     columns = [pictures.read(int(moment["episode_index"]), steps, name) for name in pictures.cameras[:MOST_CAMERAS]]
@@ -69,7 +83,7 @@ def _strip(pictures: DatasetFrames, moment: pd.Series, rows: pd.DataFrame, low: 
         "episode": moment["episode_index"],
         "step": moment["frame_index"],
         "time": number(moment["frame_index"] / fps, 1),
-        "text": _in_words(moment),
+        "text": _in_words(moment, labeling.baseline),
         "frames": [
             {
                 "is_moment": step == moment["frame_index"],
@@ -83,12 +97,13 @@ def _strip(pictures: DatasetFrames, moment: pd.Series, rows: pd.DataFrame, low: 
     }
 
 
-def _in_words(row: pd.Series) -> str:
+def _in_words(row: pd.Series, baseline: str) -> str:
     tag = "positive" if row["positive"] else "negative"
     sign = "+" if row["advantage"] > 0 else ""
+    of_a_success = f" ({number(row['success_value'])} of a success)" if baseline == "success" else ""
     return (
-        f"advantage {sign}{number(float(row['advantage']), 3)}, tagged {tag}; value {number(row['value'])}, "
-        f"return {number(row['return'])}; the episode {ending(row['outcome'])}"
+        f"advantage {sign}{number(float(row['advantage']), 3)}, tagged {tag}; value {number(row['value'])}"
+        f"{of_a_success}, return {number(row['return'])}; the episode {ending(row['outcome'])}"
     )
 
 

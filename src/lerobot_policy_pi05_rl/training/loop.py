@@ -19,7 +19,7 @@ from ..checkpoint.saver import CheckpointSaver
 from ..data.batch import Batch
 from ..data.loaders import make_held_out_loader, make_probe_loader
 from ..recap import RecapAlgorithm
-from ..runtime.progress import StopSignal, progress_bar
+from ..runtime.progress import progress_bar
 from .evaluation import evaluate
 from .metrics import MetricsWriter, NoWriter
 from .start import Run
@@ -62,12 +62,12 @@ def train(
 ) -> Path | None:
     """Take the steps that are left, of the run or ``until`` this one; returns the last checkpoint that was written.
 
-    SIGINT and SIGTERM finish the step, save and return. All processes stop, and save, behind the same step.
+    A signal (``run.stop``) finishes the step, saves and returns. All processes stop, and save, behind the same step.
     """
     cfg, algorithm, processes = run.cfg, run.algorithm, run.algorithm.processes
     total, saved, saved_step = until or cfg.total_steps, None, algorithm.optimization_step
     device = next(algorithm.policy.parameters()).device
-    held_out, stop, stopping = HeldOut(run, total), StopSignal(), False
+    held_out, stopping = HeldOut(run, total), False
     saver = CheckpointSaver(
         cfg.run_dir,
         cfg.total_steps,
@@ -82,7 +82,7 @@ def train(
         num_processes=processes.count,
         writes=processes.is_main,
     )
-    with stop, saver, progress_bar(total, saved_step, desc=desc, shown=processes.is_main) as bar:
+    with saver, progress_bar(total, saved_step, desc=desc, shown=processes.is_main) as bar:
         speed = Speed(run)
         while algorithm.optimization_step < total and not stopping:
             saver.check()
@@ -90,7 +90,7 @@ def train(
                 ready = feed.ready()
             if ready:
                 stats = algorithm.update(feed.batches)
-            stopping = processes.any(stop.requested, device)  # read once: a later signal acts behind the next step
+            stopping = processes.any(run.stop.requested, device)  # read once: a later signal acts behind the next step
             if not ready:
                 continue
             step = algorithm.optimization_step

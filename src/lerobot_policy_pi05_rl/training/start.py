@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..data.labeling import RUN_LABELS, read_meta
 from ..distributed.processes import ALONE, Processes
 from ..processor_pi05_rl import Processors, check_prompt_lengths
 from ..recap import RecapAlgorithm, RecapConfig
+from ..runtime.progress import StopSignal
 from .build import make_policy, make_preprocess, make_processors
 from .metrics import MetricsWindow, MetricsWriter
 
@@ -38,6 +39,7 @@ class Run:
     processors: Processors  # before and after the policy
     window: MetricsWindow
     checkpoint: Path | None  # the one it goes on from
+    stop: StopSignal = field(default_factory=StopSignal)  # one for all phases: a signal between two is not lost
 
     @property
     def resumed_step(self) -> int | None:

@@ -182,8 +182,9 @@ def test_a_stop_while_labelling_costs_no_value(tmp_path, data, critic, monkeypat
 
     monkeypatch.setattr(own_run, "predict", stopped)
     cfg = config(tmp_path, data, critic)
-    with pytest.raises(UserError, match="stopped while the offline data were labelled"):
-        labelled(start(cfg))
+    run = start(cfg)
+    with run.stop, pytest.raises(UserError, match="stopped while the offline data were labelled"):
+        labelled(run)
     before = sum(asked)
     assert 0 < before < FRAMES
     run = labelled(start(changed(cfg, resume=True)))

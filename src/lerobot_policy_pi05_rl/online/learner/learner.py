@@ -61,7 +61,13 @@ def train_online(cfg: OnlineTrainConfig) -> Path:
     check_binding(cfg.policy.actor_learner_config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("the online learner runs in one process; start it without accelerate launch or torchrun")
-    run = labelled(start(cfg, check_unused=check_unused, check_compatible=check_compatible))
+    run = start(cfg, check_unused=check_unused, check_compatible=check_compatible)
+    with run.stop:
+        return train_in(labelled(run))
+
+
+def train_in(run: Run) -> Path:
+    """:func:`train_online` from its first step on."""
     cfg, data, algorithm, processors = run.cfg, run.data, run.algorithm, run.processors
     warn_of_memory(cfg, algorithm.processes)
     spec = episode_spec(data, cfg.replay, fps=cfg.env.fps)
