@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .command.help import HELP, help_of, own_options, unknown_verb, usage
 from .command.help import VERBS as VERBS
-from .command.run import BAD_INPUT, run_verb, set_up_logging, split_debug
+from .command.run import BAD_INPUT, reader_may_leave, run_verb, set_up_logging, split_debug
 from .config.arguments import split_config_path
 from .config.names import check_file, check_option_names
 
@@ -38,7 +38,13 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
-    debug, arguments = split_debug(list(sys.argv[1:] if argv is None else argv))
+    with reader_may_leave():
+        answer(list(sys.argv[1:] if argv is None else argv))
+
+
+def answer(argv: list[str]) -> None:
+    """:func:`main` of these arguments."""
+    debug, arguments = split_debug(argv)
     if not arguments or arguments in HELP:
         print(usage())
         raise SystemExit(0 if arguments else BAD_INPUT)

@@ -155,6 +155,14 @@ def test_help_lists_the_keys_that_the_verb_reads_with_their_defaults():
     assert all(len(line) <= 119 for verb in VERBS for line in help_of(verb).splitlines())
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"]])
+def test_a_reader_that_leaves_is_no_error_of_ours(arguments):
+    command = [sys.executable, "-c", "from pi05_rl import main; main()", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
 def test_every_verb_has_its_function_and_its_line():
     assert list(cli.MODULES) == list(VERBS)
     assert all(callable(cli.verb_function(verb)) for verb in VERBS)

@@ -3,8 +3,11 @@ LeRobot, so that what is wrong with a command is told at once."""
 
 import importlib.util
 import logging
+import os
+import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ..errors import BAD_INPUT, UserError, is_out_of_memory, one_line, out_of_memory_advice
 from .help import HELP, help_of
@@ -43,6 +46,31 @@ def keep_workers_from_the_main_module() -> None:
     spec = sys.modules["__main__"].__spec__
     if spec is not None and not spec.name.endswith(".__main__"):
         spec.name = f"{spec.name}.__main__"
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Who reads the output may close it, as ``head`` does: no traceback then.
+
+    Raises:
+        SystemExit: it was closed; 141, as of a program that SIGPIPE ended.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone(sys.stdout.fileno()):  # another pipe broke
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+
+
+def _reader_is_gone(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def run_verb(
