@@ -98,6 +98,9 @@ LINES = {
         "deep", "LoRA on both towers, base in bf16, critic by adapters", _BF16 | _CHECKPOINTING | ADAPTERS, lora=True
     ),
     "fsdp": Line("wide", "everything, three folds, checkpointing, FSDP of two", _CHECKPOINTING, processes=2),
+    "lora_fsdp": Line(
+        "deep", "LoRA on both towers, base in bf16, FSDP of two", _BF16 | _CHECKPOINTING, lora=True, processes=2
+    ),
 }
 STEPS = 2  # the second one meets the optimizer's state
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}

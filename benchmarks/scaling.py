@@ -147,10 +147,7 @@ def fsdp_bytes(traffic: Traffic, units: dict[str, Unit], processes: int, *, laye
     Args:
         layer_bytes: of a number of a layer's parameters on their way; gradients travel in fp32.
     """
-    gathered = sum(
-        times * units[name].numbers(processes) * (layer_bytes if units[name].is_layer else FP32)
-        for name, times in traffic.gathers.items()
-    )
+    gathered = sum(times * units[name].gathered(processes, layer_bytes) for name, times in traffic.gathers.items())
     return _share(processes) * (gathered + FP32 * scattered_numbers(traffic, processes))
 
 

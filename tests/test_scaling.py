@@ -19,8 +19,8 @@ def model_of():
 def test_a_ring_passes_every_gradient_on_twice_and_every_gather_once(model_of):
     traffic = model_of.Traffic(Counter({model_of.ROOT: 1, "layer": 4}), ((3, 10), (4,)))
     units = {
-        model_of.ROOT: model_of.Unit(((4,),), ((4,),), False),
-        "layer": model_of.Unit(((3, 10),), ((3, 10),), True),
+        model_of.ROOT: model_of.Unit(((4,),), (4,), ((4,),), False),
+        "layer": model_of.Unit(((3, 10),), (4,), ((3, 10),), True),
     }
     assert model_of.ddp_bytes(traffic, 2) == 2 * 1 / 2 * 4 * 34
     # three rows on two processes are four: 4 gathers of 40 and one of 4, 44 numbers of gradients

@@ -51,8 +51,7 @@ def train_in(processes: Processes, cfg: PI05RLTrainConfig) -> Path:
     """:func:`train_offline` as one of ``processes``; the main one alone writes and speaks."""
     if not processes.is_main:
         logging.getLogger().setLevel(logging.ERROR)
-    adapts, compiles = cfg.peft is not None, cfg.policy.compile_model
-    processes.once(partial(check_fsdp, processes.fsdp, adapts=adapts, compiles=compiles))
+    processes.once(partial(check_fsdp, processes.fsdp, compiles=cfg.policy.compile_model))
     run = start(cfg, processes)
     warn_of_memory(run.cfg, processes)
     writer = make_writer(run) if processes.is_main else NoWriter()

@@ -116,8 +116,9 @@ def jobs(dataset, alone, tmp_path_factory) -> Jobs:
         half_way(alone["td"], f"from_one_{kind}")
         add(f"from_one_{kind}", "--resume=true", config=TD, fsdp=kind == "fsdp")
     lora = {"peft": {"r": 4}, "policy__pi05_checkpoint": str(alone["plain"] / "pretrained_model")}
-    add("lora", config=lora)
-    add("lora_fsdp", config=lora, fsdp=True)
+    for kind in ("ddp", "fsdp"):
+        add(f"lora_{kind}", config=lora, fsdp=kind == "fsdp")
+    add("lora_bf16", config=lora | {"policy__dtype": "bfloat16"}, fsdp=True, bf16=True)
     add("stop", stop={"rank": 1, "step": 7})
     add("exists", run_dir=folder / "runs" / "ddp")
     add("no_dataset", "--dataset.root=/nowhere")
@@ -160,7 +161,7 @@ def test_a_critic_by_adapters_reads_the_same_layers_in_every_process(jobs, alone
     assert_near(jobs.parameters(f"adapters_{kind}"), expected)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "fifty", "td_fsdp", "bf16", "stop"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "fifty", "td_fsdp", "bf16", "lora_fsdp", "lora_bf16", "stop"])
 def test_every_process_has_the_same_parameters_and_thresholds(jobs, name):
     first, second = jobs[name]
     assert first["error"] is None and first["step"] == second["step"]
@@ -230,12 +231,27 @@ def test_two_processes_go_on_from_a_checkpoint_of_one(jobs, alone, kind):
     assert len(metrics(jobs.run_dir(f"from_one_{kind}"))) == len(metrics(alone["td"].parent.parent))
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "critic.safetensors"])
-def test_an_adapter_and_its_critic_learn_in_two_processes_what_they_do_in_one(jobs, alone, file):
+def test_an_adapter_and_its_critic_learn_in_two_processes_what_they_do_in_one(jobs, alone, kind, file):
     found, expected = (
-        load_file(path / "pretrained_model" / file) for path in (jobs.checkpoint("lora"), alone["lora"])
+        load_file(path / "pretrained_model" / file) for path in (jobs.checkpoint(f"lora_{kind}"), alone["lora"])
     )
     assert_near(found, expected)
+
+
+def test_a_layer_of_a_base_in_bf16_and_an_adapter_in_fp32_is_sharded_as_one(jobs, alone):
+    held = {tensor.dtype for tensor in jobs.parameters("lora_bf16").values()}
+    assert held == {torch.bfloat16, torch.float32}
+    for file in ("adapter_model.safetensors", "critic.safetensors"):
+        found, expected = (
+            load_file(path / "pretrained_model" / file) for path in (jobs.checkpoint("lora_bf16"), alone["lora"])
+        )
+        assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+        assert_near(found, expected, tolerance=2e-2)
+    base = load_file(alone["plain"] / "pretrained_model" / "model.safetensors")
+    frozen = next(name for name in base if name.endswith("language_model.layers.0.mlp.up_proj.weight"))
+    assert torch.equal(jobs.parameters("lora_bf16")[frozen], base[frozen].bfloat16())
 
 
 def test_layers_that_travel_in_bf16_learn_what_fp32_does_to_its_precision(jobs):
@@ -255,7 +271,6 @@ def test_a_signal_to_one_process_stops_all_behind_the_same_step_and_one_of_them_
         ("exists", "already exists"),
         ("no_dataset", "/nowhere"),
         ("compiled", "compile_model and FSDP"),
-        ("lora_fsdp", "peft and FSDP"),
     ],
 )
 def test_bad_input_is_said_by_one_process_and_ends_all(jobs, name, complaint):

@@ -78,7 +78,7 @@ def run(job: dict, out: Path) -> dict:
     tensors = {name: tensor.contiguous() for name, tensor in full_tensors(dict(local)).items()}
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors.values():
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     if algorithm.processes.is_main:
         save_file(tensors, out / f"{job['name']}.safetensors")
     groups = {name: sum(p.numel() for p in params) for name, params in algorithm.parameters.items()}

@@ -205,7 +205,8 @@ def test_beside_the_adapters_own_parameters_only_the_critic_trains():
     torch.manual_seed(0)
     policy = randomised(PI05RLPolicy(tiny_config(advantage_window=4, actor_lr=1e-3, critic_lr=1e-3)))
     chosen = [*policy.model.action_in_proj.parameters(), *policy.model.action_out_proj.parameters()]
-    policy.adapter = Adapter(None, chosen, owns_critic=True)
+    names = frozenset(name for name, parameter in policy.named_parameters() if any(parameter is p for p in chosen))
+    policy.adapter = Adapter(None, names, owns_critic=True)
     config = RecapConfig(policy_config=policy.config, seed=3, total_steps=10)
     algorithm = RecapAlgorithm(policy, config, tasks=["pick the cube"])
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}

@@ -21,7 +21,7 @@ SHAPE = Shape(2, 12)
 
 
 def test_a_shard_is_a_part_and_what_is_gathered():
-    units = {ROOT: Unit(((4,),), ((4,),), False), "layer": Unit(((8, 10), (3, 2)), ((8, 10),), True)}
+    units = {ROOT: Unit(((4,),), (4,), ((4,),), False), "layer": Unit(((8, 10), (3, 2)), (4, 4), ((8, 10),), True)}
     whole = Memory(0, 0, 0, kept_critic=600, activations=300, step=1000)
     shard = shard_of(units, whole, 2, layer_bytes=2)
     # three rows on two processes are four
@@ -70,11 +70,21 @@ def test_processes_multiply_samples_and_work_and_divide_the_labels_hours(tmp_pat
     assert any("FSDP" in line for line in sharded.assumptions)
 
 
-def test_no_change_is_proposed_that_does_not_go_with_shards(tmp_path):
+def test_an_adapter_is_proposed_beside_shards_as_well(tmp_path):
     sizes = {"policy__vocab_size": 9_000_000, "policy__llm_width": 1024, "policy__pi05_checkpoint": "org/base"}
     config = load_config(write_config(tmp_path / "c.json", tmp_path / "none", tmp_path / "run", batch_size=2, **sizes))
-    changes = plan(config, processes=2, fsdp=True).changes
-    assert changes and not any("peft" in flags for flags in changes)
+    counted = plan(config, processes=2, fsdp=True)
+    (peak,) = [memory for flags, memory in counted.changes.items() if "peft" in flags][:1]
+    assert peak < sum(counted.memory.values())
+
+
+def test_a_shard_of_a_base_in_bf16_is_half_as_large():
+    adapter = PeftConfig(method_type="LORA", r=4)
+    in_fp32, in_bf16 = (
+        sharded_step_memory(build(tiny_config(dtype=dtype), adapter), SHAPE, 2) for dtype in ("float32", "bfloat16")
+    )
+    assert in_bf16.weights < 0.8 * in_fp32.weights
+    assert (in_bf16.gradients, in_bf16.optimizer) == (in_fp32.gradients, in_fp32.optimizer)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +96,6 @@ def test_no_change_is_proposed_that_does_not_go_with_shards(tmp_path):
             ["--fsdp", "--processes=2", "--policy.compile_model=true"],
             "compile_model and FSDP do not go",
         ),
-        (["--fsdp", "--processes=2", "--peft.method_type=LORA", "--peft.r=2"], "peft and FSDP do not go together"),
     ],
 )
 def test_what_cannot_run_is_not_planned(capsys, tmp_path, arguments, said):

@@ -56,7 +56,7 @@ class Sharded:
         return self.losses(*args, train_actor=train_actor, **kwargs)
 
 
-def check_fsdp(plugin: FullyShardedDataParallelPlugin | None, *, adapts: bool, compiles: bool) -> None:
+def check_fsdp(plugin: FullyShardedDataParallelPlugin | None, *, compiles: bool) -> None:
     """Refuse what does not go together with FSDP, if that is asked for.
 
     Raises:
@@ -71,23 +71,18 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin | None, *, adapts: bool, c
             "fsdp_activation_checkpointing is true in the accelerate configuration; set it to false and "
             "policy.gradient_checkpointing to true"
         )
-    check_goes_with_fsdp(adapts=adapts, compiles=compiles)
+    check_goes_with_fsdp(compiles=compiles)
 
 
-def check_goes_with_fsdp(*, adapts: bool, compiles: bool) -> None:
+def check_goes_with_fsdp(*, compiles: bool) -> None:
     """Refuse what cannot be sharded.
 
     Args:
-        adapts: a LoRA adapter is asked for.
         compiles: layers are compiled.
 
     Raises:
-        UserError: one of them is.
+        UserError: they are.
     """
-    if adapts:
-        raise UserError(
-            "peft and FSDP do not go together: an adapter is small; launch with configs/accelerate/ddp.yaml"
-        )
     if compiles:
         raise UserError("policy.compile_model and FSDP do not go together: set it to false, or launch with ddp.yaml")
 

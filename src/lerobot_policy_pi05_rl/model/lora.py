@@ -44,7 +44,7 @@ class Adapter:
     """What PEFT has put into a policy."""
 
     model: "PeftModel"  # wraps the policy that holds this
-    parameters: list[nn.Parameter]
+    names: frozenset[str]  # of the policy's parameters; FSDP puts other objects in their places
     owns_critic: bool  # false: the critic is the base's, and stored there
 
 
@@ -110,11 +110,11 @@ def stored_state(policy: PreTrainedPolicy) -> dict[str, Tensor]:
     state = policy.state_dict(keep_vars=True)
     if policy.adapter is None:
         return state
-    base = {id(parameter) for parameter in policy.parameters()} - {id(p) for p in policy.adapter.parameters}
+    base = {name for name, _ in policy.named_parameters(remove_duplicate=False)} - policy.adapter.names
     return {
         name: tensor
         for name, tensor in state.items()
-        if (policy.adapter.owns_critic if name.startswith(CRITIC_PREFIX) else id(tensor) not in base)
+        if (policy.adapter.owns_critic if name.startswith(CRITIC_PREFIX) else name not in base)
     }
 
 
@@ -214,8 +214,8 @@ def _names(chosen: str, module: str) -> bool:
     return module == chosen or module.endswith(f".{chosen}")
 
 
-def _trainable(policy: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in policy.parameters() if parameter.requires_grad]
+def _trainable(policy: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, parameter in policy.named_parameters() if parameter.requires_grad)
 
 
 def _load(policy: PreTrainedPolicy, files: CheckpointFiles, *, trainable: bool) -> "PeftModel":

@@ -16,8 +16,8 @@ def select_trainable(policy: PreTrainedPolicy) -> dict[str, list[nn.Parameter]]:
         policy.requires_grad_(True)
     else:  # PEFT has frozen all but the adapter
         policy.requires_grad_(False)
-        for parameter in policy.adapter.parameters:
-            parameter.requires_grad_(True)
+        for name in policy.adapter.names:
+            policy.get_parameter(name).requires_grad_(True)
     if critic_module is not None:
         critic_module.requires_grad_(policy.config.trains_critic)
     for module in frozen_modules(policy):

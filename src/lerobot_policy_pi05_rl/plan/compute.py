@@ -226,7 +226,7 @@ def _adapt_critic(case: Case) -> tuple[str, Case] | None:
 
 
 def _adapt(case: Case) -> tuple[str, Case] | None:
-    if case.peft is not None or case.policy.pi05_checkpoint is None or case.fsdp:
+    if case.peft is not None or case.policy.pi05_checkpoint is None:
         return None
     return "--peft.method_type=LORA --peft.r=16", replace(case, peft=PeftConfig(method_type="LORA", r=16))
 

@@ -77,7 +77,7 @@ def make_setup(
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
     if fsdp:
-        check_goes_with_fsdp(adapts=config.peft is not None, compiles=policy.compile_model)
+        check_goes_with_fsdp(compiles=policy.compile_model)
         if processes == 1:
             raise ConfigError("--fsdp needs --processes N: among how many the model is spread")
     if cameras is not None:

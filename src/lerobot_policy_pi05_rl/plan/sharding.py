@@ -20,12 +20,23 @@ class Unit:
     """Parameters that FSDP gathers together."""
 
     shapes: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]  # bytes of a number of each: a frozen matrix may be held in bf16
     trainable: tuple[tuple[int, ...], ...]
     is_layer: bool  # of language tower, expert or critic: what travels in bf16 where the policy computes in it
 
     def numbers(self, processes: int) -> int:
         """Of an all-gather: torch pads the first dimension to a multiple of the processes."""
         return numbers(self.shapes, processes)
+
+    def held(self, processes: int) -> int:
+        """Bytes of its shards, those of all processes together."""
+        return sum(size * padded(shape, processes) for shape, size in zip(self.shapes, self.sizes, strict=True))
+
+    def gathered(self, processes: int, layer_bytes: int) -> int:
+        """Bytes of an all-gather."""
+        if self.is_layer and layer_bytes == BF16:
+            return BF16 * self.numbers(processes)
+        return self.held(processes)
 
 
 def padded(shape: tuple[int, ...], processes: int) -> int:
@@ -46,11 +57,12 @@ def units_of(model: MetaModel) -> dict[str, Unit]:
     shapes: dict[str, list] = {name: [] for name in [ROOT, *chosen]}
     for name, parameter in model.losses.named_parameters():
         owner = next((unit for unit in chosen if name.startswith(f"{unit}.")), ROOT)
-        shapes[owner].append((tuple(parameter.shape) or (1,), parameter.requires_grad))
+        shapes[owner].append((tuple(parameter.shape) or (1,), parameter.element_size(), parameter.requires_grad))
     return {
         name: Unit(
-            tuple(shape for shape, _ in held),
-            tuple(shape for shape, trains in held if trains),
+            tuple(shape for shape, _, _ in held),
+            tuple(size for _, size, _ in held),
+            tuple(shape for shape, _, trains in held if trains),
             name != ROOT and isinstance(named[name], TowerLayer),
         )
         for name, held in shapes.items()
@@ -74,21 +86,19 @@ def sharded_step_memory(model: MetaModel, shape: Shape, processes: int) -> Memor
 def shard_of(units: dict[str, Unit], whole: Memory, processes: int, layer_bytes: int) -> Memory:
     """One process's part; an upper estimate, since ``step`` adds up what does not all meet.
 
-    Its shards of weights, gradients and AdamW's averages, all fp32; the rest gathered; two layers, the one that runs
-    and the one that is fetched; the largest gradient on its way, as it is and as it is sent; activations. Before
+    Its shards of weights, and of gradients and AdamW's averages in fp32; the rest gathered; two layers, the one that
+    runs and the one that is fetched; the largest gradient on its way, as it is and as it is sent; activations. Before
     weights are cut into shards, every process has all of them on its GPU.
 
     Args:
         whole: of a step that keeps no gradients.
         layer_bytes: of a layer's number on its way.
     """
-    shapes = [shape for unit in units.values() for shape in unit.shapes]
-    weights = FP32 * numbers(shapes, processes) // processes
+    weights = sum(unit.held(processes) for unit in units.values()) // processes
     trainable = [shape for unit in units.values() for shape in unit.trainable]
     gradients = FP32 * numbers(trainable, processes) // processes
-    layers = [(layer_bytes if unit.is_layer else FP32) * unit.numbers(processes) for unit in units.values()]
-    gathered = FP32 * units[ROOT].numbers(processes) + 2 * max(
-        size for size, name in zip(layers, units, strict=True) if name != ROOT
+    gathered = units[ROOT].held(processes) + 2 * max(
+        unit.gathered(processes, layer_bytes) for name, unit in units.items() if name != ROOT
     )
     sent = FP32 * max(numbers(unit.trainable, processes) for unit in units.values())
     held = weights + ADAM_STATES * gradients + whole.kept_critic // processes
@@ -98,5 +108,5 @@ def shard_of(units: dict[str, Unit], whole: Memory, processes: int, layer_bytes:
         optimizer=ADAM_STATES * gradients,
         kept_critic=whole.kept_critic // processes,
         activations=whole.activations,
-        step=max(gradients + gathered + 2 * sent + whole.step, FP32 * numbers(shapes, 1) - held),
+        step=max(gradients + gathered + 2 * sent + whole.step, sum(unit.held(1) for unit in units.values()) - held),
     )

@@ -63,9 +63,7 @@ RL_COLUMNS = (
 )
 
 
-def make_policy(
-    config: PI05RLConfig, peft: PeftConfig | None, checkpoint: Path | None, *, tag: str, sharded: bool = False
-) -> PI05RLPolicy:
+def make_policy(config: PI05RLConfig, peft: PeftConfig | None, checkpoint: Path | None, *, tag: str) -> PI05RLPolicy:
     """The policy of the checkpoint to resume, else of ``pi05_checkpoint``, else with random weights.
 
     A run that trains no critic builds none, unless it starts from a checkpoint that has one: an untrained critic in a
@@ -76,7 +74,6 @@ def make_policy(
     Args:
         peft: of the adapter that trains; None: everything trains.
         tag: what begins a console line.
-        sharded: FSDP will shard it, a layer of which has one type: nothing is held in bf16.
     """
     config = copy.deepcopy(config)
     source = config.pi05_checkpoint if checkpoint is None else checkpoint / PRETRAINED_MODEL_DIR
@@ -93,7 +90,7 @@ def make_policy(
             config=config,
             load_critic=with_critic,
             keep_adapter=adapting,
-            purpose=None if sharded else "adapt" if adapting else "train",
+            purpose="adapt" if adapting else "train",
             full_training_modules=peft.full_training_modules or () if adapting else (),
         )
         if adapting and policy.adapter is None:

@@ -192,7 +192,7 @@ def prepare(
     torch.backends.cudnn.deterministic = cfg.cudnn_deterministic
     data = open_data(cfg, checkpoint, processes)
     logger.info("%s Data: %s", cfg.tag, data.description)
-    policy = make_policy(data.policy, cfg.peft, checkpoint, tag=cfg.tag, sharded=processes.fsdp is not None)
+    policy = make_policy(data.policy, cfg.peft, checkpoint, tag=cfg.tag)
     processors = make_processors(data, checkpoint, keeps=cfg.keeps_processors, tag=cfg.tag)
     check_prompt_lengths(processors[0], data.labels.tasks, data.policy.robot_state_feature.shape[0])
     algorithm = RecapAlgorithm(
