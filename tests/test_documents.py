@@ -66,6 +66,17 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"python benchmarks/(scaling|data_memory|control_period|slow_actor)\.py.*": MEASURES,
 }
 DEPTH = 6  # of the language tower: as many layers as the critic has where nobody says how many
+TINY = " ".join(  # of a configuration that is not there before
+    [
+        *(
+            f"--policy.{key}={value}".replace(" ", "")
+            for key, value in TINY_SIZES.items()
+            if key not in ("critic_llm_depth", "llm_depth")
+        ),
+        *(f"--policy.llm_depth={DEPTH}", "--policy.device=cpu", "--policy.dtype=float32", "--policy.tokenizer=tasks"),
+        *("--policy.offline_steps=10", "--num_workers=0", "--batch_size=4", "--policy.gradient_accumulation_steps=1"),
+    ]
+)
 SHORTER = {  # in a command, or appended to it
     r"steps=2000": "steps=3",
     r"(profile_data\.py CONFIG)": r"\1 --batches=2 --skip=1",
@@ -74,7 +85,8 @@ SHORTER = {  # in a command, or appended to it
     r"(pi05-rl cache CONFIG)": r"\1 --dataset.frame_cache=frames",
     r"(decoder_check\.py) DATASET": r"\1 outputs/demo/dataset",
     r"path=CHECKPOINT (.*)n_episodes=10": r"path=outputs/demo/recap/checkpoints/last/pretrained_model \1n_episodes=1",
-    r"=/data/": "=data/",
+    r"([= ])/data/": r"\1data/",
+    r"(pi05-rl init \S+)": rf"\1 {TINY}",
     r"CONFIG": "configs/so101.json",
     r"DIR": "recorded",
 }

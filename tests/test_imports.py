@@ -42,6 +42,7 @@ ORDER = [
     "labels",
     "report",
     "plan",
+    "init",
     "offline_learner",
     "online",
     "demo",

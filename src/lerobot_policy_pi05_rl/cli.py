@@ -16,6 +16,7 @@ from .config.names import check_file, check_option_names
 
 # Verb → the module whose `main(arguments)` is it. All of them import torch and LeRobot.
 MODULES = {
+    "init": "init.command",
     "offline": "offline_learner",
     "learner": "online.learner.learner",
     "actor": "online.actor.actor",
@@ -29,7 +30,11 @@ MODULES = {
 TRAINING = ("offline", "learner")  # plan counts what they need where memory does not suffice
 # Of these the arguments are a configuration and overrides; of the others the first may be a configuration, and options
 # of their own stand among the overrides.
-CONFIG_ALONE, CONFIG_FIRST, WITH_OWN = ("offline", "learner", "cache"), ("actor", "label", "plan"), ("demo-online",)
+CONFIG_ALONE, CONFIG_FIRST, WITH_OWN = (
+    ("offline", "learner", "cache"),
+    ("actor", "label", "plan"),
+    ("init", "demo-online"),
+)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ import textwrap
 from ..config.names import names
 
 VERBS = {
+    "init": "a configuration for your dataset and your GPU: pi05-rl init DATASET [--output FILE] [--key=value …]",
     "offline": "pretrain policy and critic on LeRobot datasets: pi05-rl offline CONFIG [--key=value …]",
     "learner": "online: train while actors collect: pi05-rl learner CONFIG [--key=value …]",
     "actor": "online: drive the environment, send episodes to the learner: pi05-rl actor CONFIG [--key=value …]",
@@ -18,6 +19,11 @@ VERBS = {
     "demo-online": "the demo's offline checkpoint → learner and actor on loopback → closed-loop comparison",
 }
 DETAILS = {
+    "init": """  DATASET               a LeRobot dataset's folder, or its name on the Hub (you/dataset)
+  --output FILE         where to write; default: the dataset's name with .json
+  --card GIB            memory of the GPU that will train; default: this machine's, else 24
+  --key=value           keys of the configuration that you decide yourself; they are written as they are
+""",
     "actor": """  --allow_unlimited_actions  drive a real robot without limits of its actions
 """,
     "label": """  CONFIG_OR_RUN         a training configuration, or a run's folder (its newest checkpoint labels)
@@ -74,7 +80,7 @@ DETAILS = {
 EARLIER_OPTIONS = {"label": ["--trace"]}  # names of before, answered with a warning
 # Verb → whose keys it lists (:class:`..config.names.KeyText`'s readers).
 KEYS_OF = {
-    **dict.fromkeys(("offline", "label", "cache", "plan"), ("runs", "offline")),
+    **dict.fromkeys(("init", "offline", "label", "cache", "plan"), ("runs", "offline")),
     **dict.fromkeys(("learner", "actor"), ("runs", "online")),
 }
 WIDTH = 119

@@ -224,7 +224,10 @@ def check_outcome_file_datasets(path: str | None, sources: list[Source]) -> None
 
 def _read_outcome_table(path: str) -> pd.DataFrame:
     if not Path(path).is_file():
-        raise DatasetError(f"reward.outcome_file {path} does not exist")
+        raise DatasetError(
+            f"reward.outcome_file {path} does not exist; outcomes set by hand, `pi05-rl label CONFIG --success 0-3 "
+            "--failure 4`, come into outcomes.csv beside the dataset"
+        )
     try:
         table = pd.read_csv(path)
     except ValueError as error:  # empty, unbalanced quotes, not text

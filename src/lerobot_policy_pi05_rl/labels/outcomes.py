@@ -30,6 +30,13 @@ logger = logging.getLogger(__name__)
 Outcomes = dict[int, Outcome]
 
 
+def unless_to_come(outcome_file: str | None, sources: list[Source]) -> str | None:
+    """The configuration's outcome file; None where it is the one that this verb writes, and is not there yet."""
+    own = outcomes_path(sources[0])
+    to_come = outcome_file is not None and Path(outcome_file).absolute() == own and not own.is_file()
+    return None if to_come else outcome_file
+
+
 def outcome_sources(cfg: PI05RLTrainConfig) -> list[Source]:
     """The datasets as far as outcomes need them: neither pictures nor what the policy reads.
 
@@ -121,12 +128,16 @@ def given_outcomes(
 def set_outcomes(options: LabelOptions, sources: list[Source], outcome_file: str | None) -> str | None:
     """Write the outcomes that the command line gives over those of ``outcome_file``; returns the outcome file of this
     command."""
-    path = outcomes_path(sources[0])
+    path, named = outcomes_path(sources[0]), outcome_file
+    outcome_file = unless_to_come(outcome_file, sources)
     if options.gives_outcomes:
         given = given_outcomes(
             sources, success=options.success, failure=options.failure, csv=options.outcomes, of=options.of
         )
-        return str(write_outcomes(sources, given, outcome_file))
+        write_outcomes(sources, given, outcome_file)
+        reads = named is not None and Path(named).absolute() == path
+        print(f"The configuration reads {path}" if reads else f"Train with them: --reward.outcome_file={path}")
+        return str(path)
     if outcome_file is None and path.is_file():
         logger.info("[LABEL] Outcomes set by hand are used; train with --reward.outcome_file=%s", path)
         return str(path)
@@ -155,7 +166,6 @@ def write_outcomes(sources: list[Source], given: list[Outcomes], outcome_file: s
     with replacing(path) as aside:
         table.to_csv(aside, index=False)
     logger.info("[LABEL] %d outcomes set, %d in %s", sum(map(len, given)), len(rows), path)
-    print(f"Train with these outcomes: --reward.outcome_file={path}")
     return path
 
 

@@ -1,0 +1,154 @@
+"""What a configuration says of a dataset and a machine: pure functions from facts to keys, each with its reason."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..plan.gpus import USABLE
+from ..plan.report import gib
+from .facts import Facts, Machine
+
+BASE, ADAPTER_RANK = "lerobot/pi05_base", 16
+SAMPLES = 32  # of a step: batch × accumulation
+BATCHES = (8, 4, 2, 1)
+PASSES, LEAST_STEPS, MOST_STEPS = 10, 3000, 30_000
+CHUNK, CHUNK_FPS = 50, 30  # π0.5's steps, which at this rate are 1.7 s
+LEAST_EPISODES = 20  # of which a tenth can be held out
+
+Keys = dict[str, Any]  # dotted → value
+Count = Callable[[Keys], int]  # bytes of a step under these keys
+
+# What trains, in the order in which it is tried: (name, keys).
+TRAINED: tuple[tuple[str, Keys], ...] = (
+    ("everything", {}),
+    ("the action expert alone", {"policy.train_expert_only": True}),
+    ("a LoRA adapter", {"peft.method_type": "LORA", "peft.r": 16}),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Keys and why they are so; without keys a remark."""
+
+    reason: str
+    keys: Keys = field(default_factory=dict)
+
+
+def choose_start(is_ours: bool) -> Keys:
+    """What the policy starts from, and how a full-size one is held.
+
+    Args:
+        is_ours: it starts from a checkpoint of this package, whose critic it takes as it is.
+    """
+    keys: Keys = {"policy.type": "pi05_rl", "policy.pi05_checkpoint": BASE}
+    keys |= {"policy.dtype": "bfloat16", "policy.gradient_checkpointing": True}
+    if not is_ours:
+        keys["policy.critic_adapter_rank"] = ADAPTER_RANK  # labels as well as layers of its own, and takes far less
+    return keys
+
+
+def choose_data(facts: Facts) -> list[Choice]:
+    """Where the data lie, and their outcomes where a person says them; what is held out."""
+    where: Keys = {"dataset.repo_id": facts.repo_id}
+    if facts.root is not None:
+        where["dataset.root"] = str(facts.root)
+    if facts.unlabelled or facts.by_hand.is_file():
+        where["reward.outcome_file"] = str(facts.by_hand)
+    found = [Choice("", where)]
+    if len(facts.lengths) < LEAST_EPISODES:
+        found.append(Choice(f"{len(facts.lengths)} episodes are too few to hold any out", {"dataset.eval_split": 0.0}))
+    return found
+
+
+def choose_chunk(facts: Facts) -> list[Choice]:
+    """Slower recordings get shorter chunks: a chunk is a stretch of time. Empty at 30 frames a second and above."""
+    if facts.fps >= CHUNK_FPS:
+        return []
+    steps = max(10, round(CHUNK * facts.fps / CHUNK_FPS))
+    keys = {"policy.chunk_size": steps, "policy.n_action_steps": steps}
+    return [Choice(f"at {facts.fps:g} fps a chunk of {steps} steps lasts {steps / facts.fps:.1f} s", keys)]
+
+
+def choose_steps(facts: Facts, given: Keys) -> Choice:
+    """As many as draw every frame about ten times, a fifth of them for the critics."""
+    if "policy.offline_steps" in given:
+        return Choice("", _saving(int(given["policy.offline_steps"])))
+    wanted = PASSES * facts.frames / SAMPLES
+    steps = int(round(min(max(wanted, LEAST_STEPS), MOST_STEPS), -2))
+    passes = f"{steps * SAMPLES / facts.frames:.0f} passes over the frames"
+    bound = " (the least)" if steps == LEAST_STEPS else " (the most)" if steps == MOST_STEPS else ""
+    return Choice(
+        f"{steps} steps{bound} of {SAMPLES} samples: {passes}", {"policy.offline_steps": steps} | _saving(steps)
+    )
+
+
+def _saving(steps: int) -> Keys:
+    return {"offline_save_freq": max(500, steps // 1000 * 100), "keep_last_checkpoints": 2}
+
+
+def choose_training(machine: Machine, given: Keys, count: Count) -> Choice:
+    """The most that trains on the card, and the largest batch with which it does.
+
+    Args:
+        given: what the user has said of batch, accumulation and what trains; it is not chosen.
+    """
+    usable = machine.card * USABLE
+    said = any(key.partition(".")[0] == "peft" or key == "policy.train_expert_only" for key in given)
+    batches = (given["batch_size"],) if "batch_size" in given else BATCHES
+    smaller = []
+    for name, trained in (("what you asked for", {}),) if said else TRAINED:
+        batch, peak = largest_batch(
+            lambda size, trained=trained: count(trained | _batch(size, given)), batches, usable
+        )
+        keys = trained | _batch(batch, given)
+        if peak <= usable:
+            fits = f"{name} trains: a step needs {gib(peak)} GiB of the {gib(usable)} that tensors can fill"
+            return Choice("; ".join([*smaller, fits]), keys)
+        smaller.append(f"{name} needs {gib(peak)} GiB")
+    return Choice("; ".join([*smaller, f"NOTHING FITS {gib(usable)} GiB: take a larger card, or several"]), keys)
+
+
+def largest_batch(count: Callable[[int], int], batches: tuple[int, ...], usable: float) -> tuple[int, int]:
+    """The largest batch that fits and its bytes; the smallest one where none does."""
+    largest, *between = batches
+    peak = count(largest)
+    if peak <= usable or not between:
+        return largest, peak
+    *between, smallest = between
+    least = count(smallest)
+    if least <= usable:
+        for batch in between:
+            if (peak := count(batch)) <= usable:
+                return batch, peak
+    return smallest, least
+
+
+def _batch(size: int, given: Keys) -> Keys:
+    accumulation = {"policy.gradient_accumulation_steps": max(1, SAMPLES // size)}
+    return {key: value for key, value in ({"batch_size": size} | accumulation).items() if key not in given}
+
+
+def missing(facts: Facts, config: str) -> list[str]:
+    """What stands between the data and a good run, each with what mends it."""
+    found, counts = [], facts.outcomes
+    if facts.unlabelled:
+        found.append(
+            f"{len(facts.unlabelled)} episodes have no outcome: `pi05-rl label {config} --success 0-3 --failure 4` "
+            f"says how they ended, `pi05-rl label {config} --list-unlabelled` which they are"
+        )
+    elif not counts.get("success") or not counts.get("failure"):
+        only = "no failure" if counts.get("success") else "no success"
+        found.append(
+            f"there is {only} among the outcomes: RL can only tell fast episodes from slow ones. Record the "
+            "other kind, too, or clone: `--policy.policy_extraction=none`"
+        )
+    for column, names in facts.constant.items():
+        if names:
+            found.append(f"{column}: {', '.join(names)} never changes; if it should, the recording lacks it")
+    if not facts.cameras:
+        found.append("there is no camera; π0.5 needs at least one")
+    if len(facts.tasks) == 1 and len(facts.tasks[0].split()) < 2:
+        found.append(
+            f"the task's text is {facts.tasks[0]!r}: a sentence is better, `--policy.task='Pick up the cube.'`"
+        )
+    return found

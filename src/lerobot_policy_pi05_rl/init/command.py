@@ -1,0 +1,177 @@
+"""``pi05-rl init DATASET``: read dataset and machine, choose, write the configuration, say what is missing."""
+
+import argparse
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token, try_to_load_from_cache
+from lerobot.utils.constants import POLICY_PREPROCESSOR_DEFAULT_NAME
+
+from ..config.arguments import assign, parse_overrides
+from ..config.earlier_keys import ALIASES
+from ..config.file import load_config
+from ..config.resolve import resolved
+from ..config.train import ConfigError, OfflineDatasetConfig, PI05RLTrainConfig
+from ..configuration_pi05_rl import TASKS_TOKENIZER, PI05RLConfig
+from ..data.dataset import open_sources
+from ..errors import UserError
+from ..plan.compute import Case, checkpoint_bytes
+from ..plan.report import gib
+from ..plan.setup import Setup, make_setup
+from ..runtime.files import replacing
+from .choices import Choice, Keys, choose_chunk, choose_data, choose_start, choose_steps, choose_training, missing
+from .facts import Facts, Machine, describe, read_facts, read_machine
+
+TOLERANCE_S = PI05RLTrainConfig.tolerance_s
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options that ``pi05-rl init --help`` names."""
+    parser = argparse.ArgumentParser(prog="pi05-rl init", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--card", type=float)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Run the verb; returns the exit code.
+
+    Raises:
+        UserError: bad input; nothing is written.
+    """
+    try:
+        options, rest = make_parser().parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from error
+    if not rest or rest[0].startswith("-"):
+        raise ConfigError("give a dataset: pi05-rl init DATASET [--output config.json] [--key=value …]")
+    if options.card is not None and not options.card > 0:
+        raise ConfigError(f"--card must be positive, got {options.card:g}")
+    dataset, given = rest[0], {ALIASES.get(key, key): value for key, value in parse_overrides(rest[1:])}
+    output = options.output or Path(f"{Path(dataset).name}.json")
+    if output.exists():
+        raise ConfigError(f"{output} exists; choose another --output, or delete it")
+    facts, machine = read_facts(dataset, tolerance_s=TOLERANCE_S), read_machine(options.card)
+    choices = choose(facts, dataset, machine, given)
+    raw = nested(choices, given)
+    with quiet():
+        config = decoded(raw)
+    with replacing(output) as aside:
+        aside.write_text(json.dumps(raw, indent=2) + "\n")
+    said = [*describe(facts), f"planned for {machine.name}", *(choice.reason for choice in choices if choice.reason)]
+    print("\n".join(f"- {line}" for line in said))
+    problems = [*missing(facts, str(output)), *problems_of(config, facts)]
+    if problems:
+        print("\nWhat is missing:\n" + "\n".join(f"- {line}" for line in problems))
+    print(f"\n{output} is written. Next: pi05-rl offline {output}")
+    return 0
+
+
+def choose(facts: Facts, dataset: str, machine: Machine, given: Keys) -> list[Choice]:
+    """Everything that the configuration says where the user does not."""
+    file = Path(str(given.get("policy.pi05_checkpoint", ""))) / "config.json"
+    is_ours = file.is_file() and "critic_folds" in json.loads(file.read_text())
+    name = Choice("", {"output_dir_offline": f"outputs/{Path(dataset).name}"})
+    start = [*choose_data(facts), name, Choice("", choose_start(is_ours))]
+    start += [] if is_ours else choose_chunk(facts)
+    cameras = len(facts.cameras) or None
+
+    def count(keys: Keys) -> int:
+        with quiet():
+            config = decoded(nested([*start, Choice("", keys)], given))
+            return case_of(make_setup(config, cameras=cameras)).memory().peak
+
+    return [*start, choose_training(machine, given, count), choose_steps(facts, given)]
+
+
+def nested(choices: list[Choice], given: Keys) -> dict[str, Any]:
+    """The configuration file: the choices that are not the defaults, and what the user says in their place."""
+    raw: dict[str, Any] = {}
+    chosen = {key: value for choice in choices for key, value in choice.keys.items()}
+    for key, value in chosen.items():
+        if key in given or value != default_of(key):
+            assign(raw, key, given.get(key, value))
+    for key, value in given.items():
+        assign(raw, key, value)
+    return raw
+
+
+def default_of(key: str) -> Any:
+    """Of a key, where it is a plain value; else None."""
+    section, _, name = key.rpartition(".")
+    owner = {"": PI05RLTrainConfig, "policy": PI05RLConfig, "dataset": OfflineDatasetConfig}.get(section)
+    return None if name == "type" else getattr(owner, name, None)
+
+
+def case_of(setup: Setup) -> Case:
+    """Its step, for counting."""
+    return Case(setup.config.policy, setup.config.peft, setup.shape)
+
+
+def decoded(raw: dict[str, Any]) -> PI05RLTrainConfig:
+    """What a run makes of it.
+
+    Raises:
+        ConfigError: it is no configuration.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(raw))
+        try:
+            return load_config(path)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(f"{path}: ", "")) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the console lines of what is read again and again."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def problems_of(config: PI05RLTrainConfig, facts: Facts) -> list[str]:
+    """What would stop the run: its data as it reads them, its tokenizer, its disk."""
+    found = []
+    try:
+        if facts.root is not None:  # of the Hub's, videos are downloaded when the run starts
+            with quiet():
+                open_sources(resolved(config, device_key=None))
+    except UserError as error:
+        found.append(str(error))
+    if lacks_tokenizer(config.policy):
+        found.append(f"the tokenizer {config.policy.tokenizer} is gated on the Hub: `hf auth login`, once")
+    return found + disk_problems(config, facts)
+
+
+def lacks_tokenizer(policy: PI05RLConfig) -> bool:
+    """Whether it is neither here nor to be had without a login."""
+    start = Path(str(policy.pi05_checkpoint)) / f"{POLICY_PREPROCESSOR_DEFAULT_NAME}.json"
+    if policy.tokenizer == TASKS_TOKENIZER or Path(policy.tokenizer).exists() or start.is_file():
+        return False
+    return get_token() is None and not isinstance(try_to_load_from_cache(policy.tokenizer, "tokenizer.json"), str)
+
+
+def disk_problems(config: PI05RLTrainConfig, facts: Facts) -> list[str]:
+    """Where the run writes: something is there, or too little room."""
+    run_dir, found = Path(config.output_dir_offline), []
+    if run_dir.is_dir() and any(run_dir.iterdir()):
+        found.append(f"{run_dir} holds a run already: another --output_dir_offline")
+    with quiet():
+        setup = make_setup(config, cameras=len(facts.cameras) or None)
+        needed = setup.checkpoints_at_once * checkpoint_bytes(case_of(setup).build())
+    disk = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(disk).free
+    if needed > free:
+        text = f"checkpoints take {gib(needed)} GiB of disk at once, and {disk} has {gib(free)}"
+        found.append(f"{text}: another --output_dir_offline")
+    return found

@@ -1,0 +1,132 @@
+"""What a dataset and a machine are, as far as a configuration depends on it. Pictures are not opened."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from lerobot.configs import FeatureType
+from lerobot.utils.constants import ACTION, OBS_STATE
+
+from ..data.files.folder import open_dataset
+from ..data.outcomes import intervention_flags, known_outcomes
+from ..data.pictures.cameras import policy_features
+from ..data.sources import Source, load_source, outcomes_path
+from ..errors import UserError, one_line
+from ..labels.outcomes import format_ranges
+from ..returns import Outcome
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One LeRobot dataset."""
+
+    repo_id: str
+    root: Path | None  # None: what LeRobot keeps of the Hub's
+    fps: float
+    lengths: list[int]  # frames of each episode
+    cameras: dict[str, tuple[int, int]]  # name → height, width
+    state: int  # dimensions
+    action: int
+    tasks: list[str]
+    outcomes: dict[str, int]  # outcome → episodes; the unlabelled are not among them
+    by_hand: Path  # where outcomes set by hand lie, or will
+    unlabelled: list[int] = field(default_factory=list)  # episode_index
+    constant: dict[str, list[str]] = field(default_factory=dict)  # column → names of dimensions that never change
+    interventions: int = 0  # frames
+
+    @property
+    def frames(self) -> int:
+        """Of all episodes."""
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the run will train."""
+
+    card: int  # bytes of its GPU
+    name: str
+    is_here: bool
+
+
+def read_facts(dataset: str, *, tolerance_s: float) -> Facts:
+    """The facts of a local folder or of a repository of the Hub.
+
+    Raises:
+        UserError: it is missing, damaged, of another format, or lacks what a policy reads.
+    """
+    folder = Path(dataset).expanduser()
+    local = folder.is_dir()
+    if not local and (folder.is_absolute() or dataset.startswith(".") or dataset.count("/") != 1):
+        raise UserError(f"{dataset} is no folder, and no repository of the Hub either (you/dataset)")
+    repo_id = f"{folder.resolve().parent.name or 'local'}/{folder.resolve().name}" if local else dataset
+    opened = open_dataset(repo_id, folder if local else None, tolerance_s=tolerance_s, pictures=False)
+    source = load_source(repo_id, opened, "pyav")
+    features = policy_features(source.features)
+    missing = [key for key in (ACTION, OBS_STATE) if key not in features]
+    if missing:
+        raise UserError(f"the dataset in {opened.root} needs the column(s) {', '.join(missing)}")
+    by_hand = outcomes_path(source)
+    outcomes = known_outcomes(source, str(by_hand) if by_hand.is_file() else None, primary=True)
+    episodes = source.columns["episode_index"][source.starts].tolist()
+    names = [outcome.value for outcome in outcomes if outcome is not None]
+    return Facts(
+        repo_id,
+        folder.resolve() if local else None,
+        float(opened.meta.fps),
+        (source.ends - source.starts).tolist(),
+        {key: feature.shape[1:] for key, feature in features.items() if feature.type is FeatureType.VISUAL},
+        features[OBS_STATE].shape[0],
+        features[ACTION].shape[0],
+        sorted(set(source.tasks)),
+        {name: names.count(name) for name in (outcome.value for outcome in Outcome) if name in names},
+        by_hand,
+        [index for index, outcome in zip(episodes, outcomes, strict=True) if outcome is None],
+        {key: constant_dimensions(source, key) for key in (OBS_STATE, ACTION)},
+        int(intervention_flags(source).sum()),
+    )
+
+
+def constant_dimensions(source: Source, key: str) -> list[str]:
+    """Names, or numbers, of the dimensions of a column that have the same value in every frame."""
+    values = source.recorded(key)
+    names = source.dataset.meta.features[key].get("names")
+    known = names if isinstance(names, list) and len(names) == values.shape[1] else range(values.shape[1])
+    return [str(name) for name, still in zip(known, (values == values[:1]).all(axis=0), strict=True) if still]
+
+
+def read_machine(card_gib: float | None) -> Machine:
+    """The GPU of this machine, or of that which is asked for; without either the card that most people have."""
+    if card_gib is not None:
+        return Machine(int(card_gib * 2**30), f"a card of {card_gib:g} GiB, as asked", False)
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return Machine(properties.total_memory, properties.name, True)
+    return Machine(24 * 2**30, "a card of 24 GiB, since no GPU is here (--card GIB)", False)
+
+
+def describe(facts: Facts) -> list[str]:
+    """In lines, what there is."""
+    seconds = np.array(facts.lengths) / facts.fps
+    cameras = ", ".join(f"{name.rsplit('.', 1)[-1]} {h}×{w}" for name, (h, w) in facts.cameras.items()) or "none"
+    tasks = "; ".join(facts.tasks[:3]) + (f" and {len(facts.tasks) - 3} more" if len(facts.tasks) > 3 else "")
+    outcomes = ", ".join(f"{count} {name}" for name, count in facts.outcomes.items()) or "none known"
+    return [
+        f"dataset {facts.root or facts.repo_id}: {len(facts.lengths)} episodes, {facts.frames} frames at "
+        f"{facts.fps:g} fps; {seconds.min():.1f} to {seconds.max():.1f} s long, half of them up to "
+        f"{np.median(seconds):.1f} s",
+        f"cameras {cameras}; state of {facts.state}, action of {facts.action}",
+        f"task: {one_line(tasks)}",
+        f"outcomes: {outcomes}"
+        + (f", {len(facts.unlabelled)} unknown" if facts.unlabelled else "")
+        + (f" (with {facts.by_hand})" if facts.by_hand.is_file() else "")
+        + (f"; {facts.interventions} frames are a person's corrections" if facts.interventions else ""),
+    ]
+
+
+def episodes_text(numbers: list[int], most: int = 12) -> str:
+    """``0-3,7``, shortened."""
+    text = format_ranges(numbers)
+    parts = text.split(",")
+    return text if len(parts) <= most else ",".join(parts[:most]) + ",…"
