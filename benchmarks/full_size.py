@@ -38,6 +38,7 @@ from lerobot_policy_pi05_rl.configuration_pi05_rl import PI05RLConfig
 from lerobot_policy_pi05_rl.offline_learner import train_phases
 from lerobot_policy_pi05_rl.plan.command import plan
 from lerobot_policy_pi05_rl.plan.meta_step import build, with_cameras
+from lerobot_policy_pi05_rl.runtime.files import replacing
 from lerobot_policy_pi05_rl.training.start import make_writer, start
 
 GIB = 2**30
@@ -70,11 +71,13 @@ def write_start(folder: Path, size: str) -> int:
         count = int(torch.tensor(shape).prod())
         place = (place + 7919) % (BLOCK // 2)
         tensors[name] = block[place:].repeat(count // (BLOCK - place) + 1)[:count].reshape(shape).clone()
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / "model.safetensors")
     stock = {field.name for field in dataclasses.fields(PI05Config)}
     keys = {key: value for key, value in sizes(size).items() if key in stock}
-    PI05Config(device="cpu", dtype="bfloat16", **keys).save_pretrained(folder)
+    with replacing(folder) as aside:  # a start that a kill cut short is not taken for one
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        save_file(tensors, aside / "model.safetensors")
+        PI05Config(device="cpu", dtype="bfloat16", **keys).save_pretrained(aside)
     return (folder / "model.safetensors").stat().st_size
 
 
@@ -187,7 +190,9 @@ def run_all(folder: Path, size: str, device: str) -> tuple[list[str], list[str]]
         written = (folder / "start" / "model.safetensors").stat().st_size
     shutil.rmtree(folder / "run", ignore_errors=True)
     if not (folder / "data").is_dir():
-        record(folder / "data", episodes=4, length=3)
+        with replacing(folder / "data") as aside:
+            shutil.rmtree(aside, ignore_errors=True)
+            record(aside, episodes=4, length=3)
     config = write_config(folder, size, device)
     predicted = plan(load_config(config, [])).memory["peak"] / GIB
     first = in_process("--train", str(config))

@@ -97,7 +97,7 @@ def describe_memory(arguments: list[str]) -> str:
         UserError: bad input, or a run that is not counted.
     """
     path, overrides = split_config_path(arguments, "plan")
-    config = load_config(path, overrides)
+    config: PI05RLTrainConfig = load_config(path, overrides)
     card = card_memory(config.policy.device)
     processes, fsdp = launched()
     counted = plan(config, card=card, processes=processes, fsdp=fsdp and processes > 1)
