@@ -86,7 +86,8 @@ def quick_check(verb: str) -> Callable[[list[str]], int]:
         if path is not None and not (verb == "label" and Path(path).is_dir()):  # a run's folder
             check_file(path)
         if verb in CONFIG_FIRST + WITH_OWN:
-            check_option_names(arguments, {"--config_path", *own_options(verb)})
+            mine = [each for each in arguments if verb != "init" or not each.startswith(("--robot.", "--teleop."))]
+            check_option_names(mine, {"--config_path", *own_options(verb)})
         return 0
 
     return look

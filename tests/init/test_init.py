@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from recordings import make_dataset
 from runs import metrics
@@ -98,6 +100,58 @@ def test_a_chunk_is_a_stretch_of_time(data):
     assert facts.fps == 10 and choice.keys == {"policy.chunk_size": 17, "policy.n_action_steps": 17}
     object.__setattr__(facts, "fps", 30.0)
     assert choose_chunk(facts) == []
+
+
+ROBOT = ["--robot.type=so101_follower", "--robot.port=/dev/null", "--robot.id=arm"]
+ROBOT += ["--teleop.type=so101_leader", "--teleop.port=/dev/null"]
+
+
+def named(root: Path, names: list[str]) -> Path:
+    """The dataset, its actions with names."""
+    path = root / INFO_PATH
+    info = json.loads(path.read_text())
+    info["features"]["action"]["names"] = names
+    path.write_text(json.dumps(info))
+    return root
+
+
+def test_the_robot_goes_no_further_and_no_faster_than_the_recording(data, base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    joints = named(Path(shutil.copytree(data, tmp_path / "joints")), ["pan.pos", "lift.pos", "gripper.pos"])
+    start = f"--policy.pi05_checkpoint={base}"
+    init(
+        joints,
+        start,
+        *OWN,
+        *ROBOT,
+        "--robot.cameras={front: {type: opencv, index_or_path: 0, width: 32, height: 32, fps: 10}}",
+    )
+    said = capsys.readouterr().out
+    assert "pi05-rl actor joints.json" in said and "the robot's cameras" not in said
+    config = load_config("joints.json")
+    assert (config.env.robot.type, config.env.teleop.type, config.env.fps) == ("so101_follower", "so101_leader", 10)
+    assert config.env.processor.control_mode == "leader" and config.env.robot.cameras["front"].index_or_path == 0
+    table = pq.read_table(next((joints / "data").rglob("*.parquet"))).to_pandas()
+    actions = np.stack(table["action"])
+    steps = np.abs(np.diff(actions, axis=0))[np.diff(table["episode_index"]) == 0].max(axis=0)
+    for number, name in enumerate(("pan.pos", "lift.pos", "gripper.pos")):
+        least, greatest = config.actor.action_clamp_limits[name]
+        assert least <= actions[:, number].min() and greatest >= actions[:, number].max()
+        assert greatest - least < 1.02 * np.ptp(actions[:, number]) + 1e-3
+        assert steps[number] <= config.actor.max_action_step[name] < 1.02 * steps[number]
+
+
+def test_without_cameras_or_names_it_says_so(data, base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    init(data, f"--policy.pi05_checkpoint={base}", *OWN, *ROBOT)
+    said = capsys.readouterr().out
+    assert "--robot.cameras='{front: {type: opencv, index_or_path: 0, width: 32, height: 32, fps: 10}, wrist:" in said
+    assert "gives its actions no names" in said
+
+
+@pytest.mark.parametrize(("value", "down", "up"), [(1.2345, 1.23, 1.24), (-135.61, -136, -135), (0, 0, 0)])
+def test_limits_are_rounded_outward(value, down, up):
+    assert (choices._outward(value, -1), choices._outward(value, 1)) == (down, up)
 
 
 def test_facts_are_the_datasets(data):

@@ -22,6 +22,7 @@ DETAILS = {
     "init": """  DATASET               a LeRobot dataset's folder, or its name on the Hub (you/dataset)
   --output FILE         where to write; default: the dataset's name with .json
   --card GIB            memory of the GPU that will train; default: this machine's, else 24
+  --robot.K, --teleop.K for going on online, as lerobot-record takes them: --robot.type=so101_follower …
   --key=value           keys of the configuration that you decide yourself; they are written as they are
 """,
     "actor": """  --allow_unlimited_actions  drive a real robot without limits of its actions

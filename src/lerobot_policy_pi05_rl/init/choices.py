@@ -1,5 +1,6 @@
 """What a configuration says of a dataset and a machine: pure functions from facts to keys, each with its reason."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +70,47 @@ def choose_chunk(facts: Facts) -> list[Choice]:
     return [Choice(f"at {facts.fps:g} fps a chunk of {steps} steps lasts {steps / facts.fps:.1f} s", keys)]
 
 
+def choose_robot(facts: Facts, given: Keys) -> list[Choice]:
+    """For going on online with the robot that the user names; empty without one.
+
+    The policy may go no further and no faster than whoever recorded the data.
+    """
+    if "env.robot.type" not in given:
+        return []
+    longest = math.ceil(1.5 * max(facts.lengths) / facts.fps)
+    keys: Keys = {"env.type": "gym_manipulator", "env.name": "real_robot", "env.task": facts.name}
+    keys |= {"env.fps": round(facts.fps), "env.processor.reset.control_time_s": float(longest)}
+    keys["output_dir"] = f"outputs/{facts.name}_online"
+    if str(given.get("env.teleop.type", "")).endswith("_leader"):
+        keys["env.processor.control_mode"] = "leader"
+    found = [Choice(f"online, an episode lasts {longest} s at most, half as long again as the longest", keys)]
+    if facts.limits:
+        clamps = {name: [_outward(low, -1), _outward(high, 1)] for name, (low, high, _) in facts.limits.items()}
+        steps = {name: _outward(step, 1) or 1.0 for name, (*_, step) in facts.limits.items()}  # 0: the clamp holds it
+        limits = {"actor.action_clamp_limits": clamps, "actor.max_action_step": steps}
+        found.append(Choice("the actor goes no further and no faster than the recording", limits))
+    return found
+
+
+def _outward(value: float, direction: int) -> float:
+    """Rounded to three digits, up or down."""
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+    rounded = (math.ceil if direction > 0 else math.floor)(value / unit) * unit
+    return float(f"{rounded:.6g}")
+
+
+def robot_cameras(facts: Facts) -> str:
+    """As ``--robot.cameras`` takes them, with whatever the dataset says of them."""
+    each = [
+        f"{name.rsplit('.', 1)[-1]}: {{type: opencv, index_or_path: {number}, width: {width}, height: {height}, "
+        f"fps: {facts.fps:g}}}"
+        for number, (name, (height, width)) in enumerate(facts.cameras.items())
+    ]
+    return "{" + ", ".join(each) + "}"
+
+
 def choose_steps(facts: Facts, given: Keys) -> Choice:
     """As many as draw every frame about ten times, a fifth of them for the critics."""
     if "policy.offline_steps" in given:
@@ -128,9 +170,13 @@ def _batch(size: int, given: Keys) -> Keys:
     return {key: value for key, value in ({"batch_size": size} | accumulation).items() if key not in given}
 
 
-def missing(facts: Facts, config: str) -> list[str]:
+def missing(facts: Facts, given: Keys, config: str) -> list[str]:
     """What stands between the data and a good run, each with what mends it."""
     found, counts = [], facts.outcomes
+    if "env.robot.type" in given and not any(key.startswith("env.robot.cameras") for key in given):
+        found.append(f"the robot's cameras, under the dataset's names: --robot.cameras='{robot_cameras(facts)}'")
+    if "env.robot.type" in given and not facts.limits:
+        found.append("the dataset gives its actions no names, so the robot has no limits: actor.action_clamp_limits")
     if facts.unlabelled:
         found.append(
             f"{len(facts.unlabelled)} episodes have no outcome: `pi05-rl label {config} --success 0-3 --failure 4` "

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +26,17 @@ from ..plan.compute import Case, checkpoint_bytes
 from ..plan.report import gib
 from ..plan.setup import Setup, make_setup
 from ..runtime.files import replacing
-from .choices import Choice, Keys, choose_chunk, choose_data, choose_start, choose_steps, choose_training, missing
+from .choices import (
+    Choice,
+    Keys,
+    choose_chunk,
+    choose_data,
+    choose_robot,
+    choose_start,
+    choose_steps,
+    choose_training,
+    missing,
+)
 from .facts import Facts, Machine, describe, read_facts, read_machine
 
 TOLERANCE_S = PI05RLTrainConfig.tolerance_s
@@ -53,12 +64,13 @@ def main(arguments: list[str]) -> int:
         raise ConfigError("give a dataset: pi05-rl init DATASET [--output config.json] [--key=value …]")
     if options.card is not None and not options.card > 0:
         raise ConfigError(f"--card must be positive, got {options.card:g}")
-    dataset, given = rest[0], {ALIASES.get(key, key): value for key, value in parse_overrides(rest[1:])}
-    output = options.output or Path(f"{Path(dataset).name}.json")
+    dataset, given = rest[0], dict(parse_overrides([below_env(argument) for argument in rest[1:]]))
+    given = {ALIASES.get(key, key): value for key, value in given.items()}
+    facts, machine = read_facts(dataset, tolerance_s=TOLERANCE_S), read_machine(options.card)
+    output = options.output or Path(f"{facts.name}.json")
     if output.exists():
         raise ConfigError(f"{output} exists; choose another --output, or delete it")
-    facts, machine = read_facts(dataset, tolerance_s=TOLERANCE_S), read_machine(options.card)
-    choices = choose(facts, dataset, machine, given)
+    choices = choose(facts, machine, given)
     raw = nested(choices, given)
     with quiet():
         config = decoded(raw)
@@ -66,20 +78,28 @@ def main(arguments: list[str]) -> int:
         aside.write_text(json.dumps(raw, indent=2) + "\n")
     said = [*describe(facts), f"planned for {machine.name}", *(choice.reason for choice in choices if choice.reason)]
     print("\n".join(f"- {line}" for line in said))
-    problems = [*missing(facts, str(output)), *problems_of(config, facts)]
+    problems = [*missing(facts, given, str(output)), *problems_of(config, facts)]
     if problems:
         print("\nWhat is missing:\n" + "\n".join(f"- {line}" for line in problems))
     print(f"\n{output} is written. Next: pi05-rl offline {output}")
+    if config.env is not None:
+        last = f"--policy.pi05_checkpoint={config.output_dir_offline}/checkpoints/last/pretrained_model"
+        print(f"Then, side by side:\npi05-rl learner {output} {last}\npi05-rl actor {output} {last}")
     return 0
 
 
-def choose(facts: Facts, dataset: str, machine: Machine, given: Keys) -> list[Choice]:
+def below_env(argument: str) -> str:
+    """``--robot.type`` and ``--teleop.type``, as LeRobot's recording takes them, are the environment's."""
+    return re.sub(r"^--(robot|teleop)\.", r"--env.\1.", argument)
+
+
+def choose(facts: Facts, machine: Machine, given: Keys) -> list[Choice]:
     """Everything that the configuration says where the user does not."""
     file = Path(str(given.get("policy.pi05_checkpoint", ""))) / "config.json"
     is_ours = file.is_file() and "critic_folds" in json.loads(file.read_text())
-    name = Choice("", {"output_dir_offline": f"outputs/{Path(dataset).name}"})
+    name = Choice("", {"output_dir_offline": f"outputs/{facts.name}"})
     start = [*choose_data(facts), name, Choice("", choose_start(is_ours))]
-    start += [] if is_ours else choose_chunk(facts)
+    start += [*([] if is_ours else choose_chunk(facts)), *choose_robot(facts, given)]
     cameras = len(facts.cameras) or None
 
     def count(keys: Keys) -> int:

@@ -9,6 +9,7 @@ from lerobot.configs import FeatureType
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from ..data.files.folder import open_dataset
+from ..data.names import dimension_names
 from ..data.outcomes import intervention_flags, known_outcomes
 from ..data.pictures.cameras import policy_features
 from ..data.sources import Source, load_source, outcomes_path
@@ -34,6 +35,12 @@ class Facts:
     unlabelled: list[int] = field(default_factory=list)  # episode_index
     constant: dict[str, list[str]] = field(default_factory=dict)  # column → names of dimensions that never change
     interventions: int = 0  # frames
+    limits: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # least, greatest, step
+
+    @property
+    def name(self) -> str:
+        """Of the dataset, without whose it is."""
+        return self.repo_id.rpartition("/")[-1]
 
     @property
     def frames(self) -> int:
@@ -85,14 +92,27 @@ def read_facts(dataset: str, *, tolerance_s: float) -> Facts:
         [index for index, outcome in zip(episodes, outcomes, strict=True) if outcome is None],
         {key: constant_dimensions(source, key) for key in (OBS_STATE, ACTION)},
         int(intervention_flags(source).sum()),
+        action_limits(source),
     )
+
+
+def action_limits(source: Source) -> dict[str, tuple[float, float, float]]:
+    """Name → the least and the greatest that was recorded of it, and the largest step; empty where actions have no
+    names."""
+    names, values = dimension_names(source.dataset.meta.features[ACTION]), source.recorded(ACTION).astype(np.float64)
+    if names is None or len(names) != values.shape[1]:
+        return {}
+    steps = np.abs(np.diff(values, axis=0, prepend=values[:1]))
+    steps[source.starts] = 0.0  # between two episodes there is none
+    found = zip(values.min(axis=0), values.max(axis=0), steps.max(axis=0), strict=True)
+    return {name: tuple(map(float, limits)) for name, limits in zip(names, found, strict=True)}
 
 
 def constant_dimensions(source: Source, key: str) -> list[str]:
     """Names, or numbers, of the dimensions of a column that have the same value in every frame."""
     values = source.recorded(key)
-    names = source.dataset.meta.features[key].get("names")
-    known = names if isinstance(names, list) and len(names) == values.shape[1] else range(values.shape[1])
+    names = dimension_names(source.dataset.meta.features[key]) or []
+    known = names if len(names) == values.shape[1] else range(values.shape[1])
     return [str(name) for name, still in zip(known, (values == values[:1]).all(axis=0), strict=True) if still]
 
 
