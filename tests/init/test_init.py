@@ -129,7 +129,7 @@ def test_the_robot_goes_no_further_and_no_faster_than_the_recording(data, base, 
     said = capsys.readouterr().out
     assert "pi05-rl actor joints.json" in said and "the robot's cameras" not in said
     config = load_config("joints.json")
-    assert (config.env.robot.type, config.env.teleop.type, config.env.fps) == ("so101_follower", "so101_leader", 10)
+    assert (config.env.robot.id, config.env.teleop.port, config.env.fps) == ("arm", "/dev/null", 10)
     assert config.env.processor.control_mode == "leader" and config.env.robot.cameras["front"].index_or_path == 0
     table = pq.read_table(next((joints / "data").rglob("*.parquet"))).to_pandas()
     actions = np.stack(table["action"])
