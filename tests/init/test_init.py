@@ -240,6 +240,9 @@ def damaged(root: Path, data: Path, **info) -> Path:
         (["DATA", "--output=there.json"], "there.json exists"),
         (["DATA", "--policy.offline_step=3"], "did you mean"),
         (["DATA", "--policy.offline_steps=many"], "policy.offline_steps"),
+        (["DATA", "--batch_size=many"], "batch_size"),
+        (["DATA", "--batch_size=0"], "batch_size must be at least 1"),
+        (["DATA", "--output=/proc/nothing/c.json"], "/proc/nothing/c.json cannot be written"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(data, tmp_path, monkeypatch, capsys, arguments, said):

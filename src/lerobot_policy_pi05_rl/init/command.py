@@ -74,8 +74,11 @@ def main(arguments: list[str]) -> int:
     raw = nested(choices, given)
     with quiet():
         config = decoded(raw)
-    with replacing(output) as aside:
-        aside.write_text(json.dumps(raw, indent=2) + "\n")
+    try:
+        with replacing(output) as aside:
+            aside.write_text(json.dumps(raw, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}") from error
     said = [*describe(facts), f"planned for {machine.name}", *(choice.reason for choice in choices if choice.reason)]
     print("\n".join(f"- {line}" for line in said))
     problems = [*missing(facts, given, str(output)), *problems_of(config, facts)]
@@ -94,7 +97,13 @@ def below_env(argument: str) -> str:
 
 
 def choose(facts: Facts, machine: Machine, given: Keys) -> list[Choice]:
-    """Everything that the configuration says where the user does not."""
+    """Everything that the configuration says where the user does not.
+
+    Raises:
+        ConfigError: what the user says is no configuration.
+    """
+    with quiet():
+        decoded(nested([Choice("", choose_start(True)), *choose_data(facts), *choose_robot(facts, given)], given))
     file = Path(str(given.get("policy.pi05_checkpoint", ""))) / "config.json"
     is_ours = file.is_file() and "critic_folds" in json.loads(file.read_text())
     name = Choice("", {"output_dir_offline": f"outputs/{facts.name}"})
