@@ -104,6 +104,8 @@ def choose(facts: Facts, machine: Machine, given: Keys) -> list[Choice]:
     """
     with quiet():
         decoded(nested([Choice("", choose_start(True)), *choose_data(facts), *choose_robot(facts, given)], given))
+    if given.get("batch_size", 1) < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {given['batch_size']}")
     file = Path(str(given.get("policy.pi05_checkpoint", ""))) / "config.json"
     is_ours = file.is_file() and "critic_folds" in json.loads(file.read_text())
     name = Choice("", {"output_dir_offline": f"outputs/{facts.name}"})
