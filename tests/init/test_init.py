@@ -57,7 +57,7 @@ def test_what_the_user_says_is_not_chosen():
     assert trained(24, batch_size=2) == {"policy.train_expert_only": True, "policy.gradient_accumulation_steps": 16}
     assert trained(24, peft__r=4) == {"batch_size": 1, "policy.gradient_accumulation_steps": 32}
     asked = choose_training(Machine(24 * GIB, "a card", False), {"policy.train_expert_only": False}, counted)
-    assert "NOTHING FITS" in asked.reason
+    assert asked.fails and "nothing fits" in asked.reason
 
 
 def test_the_count_is_asked_no_more_often_than_needed():
@@ -88,10 +88,11 @@ def base(tmp_path_factory) -> Path:
 def test_steps_follow_the_amount_of_data(data, monkeypatch, frames, steps):
     facts = read_facts(str(data), tolerance_s=1e-4)
     monkeypatch.setattr(type(facts), "frames", frames)
-    found = choose_steps(facts, {})
+    found = choose_steps(facts, {}, 32)
     assert found.keys["policy.offline_steps"] == steps
     assert found.keys["offline_save_freq"] == max(500, steps // 10)
-    assert "policy.offline_steps" not in choose_steps(facts, {"policy.offline_steps": 7}).keys
+    asked = choose_steps(facts, {"policy.offline_steps": 7}, 16)
+    assert asked.keys == {"policy.offline_steps": 7} and f"{7 * 16 / frames:.1f} times" in asked.reason
 
 
 def test_a_chunk_is_a_stretch_of_time(data):
@@ -191,7 +192,7 @@ def test_a_recording_without_outcomes_needs_no_file_written_by_hand(base, tmp_pa
     make_dataset(tmp_path / "raw", EPISODES, columns=())
     monkeypatch.chdir(tmp_path)
     init("raw", f"--policy.pi05_checkpoint={base}", "--output=c.json", *OWN)
-    assert "24 episodes have no outcome: `pi05-rl label c.json" in capsys.readouterr().out
+    assert "24 episodes have no outcome: `pi05-rl label c.json --success …" in capsys.readouterr().out
     with pytest.raises(SystemExit) as exit_:
         cli(["offline", "c.json"])
     assert exit_.value.code == 2 and "pi05-rl label CONFIG --success" in capsys.readouterr().err
@@ -234,6 +235,11 @@ def damaged(root: Path, data: Path, **info) -> Path:
         ([], "give a dataset"),
         (["/nowhere/at/all"], "is no folder, and no repository"),
         (["you/nothing_there"], "you/nothing_there"),
+        ([""], "give a dataset"),
+        (["there.json"], "is a file"),
+        (["empty"], "no LeRobot dataset's folder"),
+        (["DATA", "--output=empty"], "empty is a folder"),
+        (["DATA", "--dataset.root=elsewhere"], "another dataset than the first argument"),
         (["OLD"], "v2.1"),
         (["DATA", "--card=0"], "--card must be positive"),
         (["DATA", "--card=big"], "invalid float value"),
@@ -249,6 +255,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(data, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     old = damaged(tmp_path / "old", data, codebase_version="v2.1")
     Path("there.json").write_text("{}")
+    Path("empty").mkdir()
     before = sorted(os.listdir())
     names = {"DATA": str(data), "OLD": str(old)}
     with pytest.raises(SystemExit) as exit_:
@@ -264,7 +271,31 @@ def test_what_would_stop_the_run_is_listed(data, base, tmp_path, monkeypatch, ca
     next((tmp_path / "wins/videos").rglob("*.mp4")).unlink()
     Path("outputs/wins").mkdir(parents=True)
     Path("outputs/wins/metrics.jsonl").write_text("")
-    init("wins", f"--policy.pi05_checkpoint={base}", "--policy.offline_steps=10")
+    init("wins", f"--policy.pi05_checkpoint={base}", "--policy.offline_steps=10", "--policy.tokenizer=/nope")
     said = capsys.readouterr().out.partition("What is missing")[2]
+    assert "/nope is no folder" in said
     assert "there is no failure" in said and ".mp4" in said and "holds a run already" in said
     assert json.loads(Path("wins.json").read_text())["dataset"]["eval_split"] == 0.0
+
+
+@pytest.mark.parametrize("way", [".", "..", "../raw", "link"])
+def test_a_dataset_is_where_it_lies_by_whichever_path(base, tmp_path, monkeypatch, way):
+    """Outcomes set by hand lie beside it, where `label` puts them and `offline` looks."""
+    make_dataset(tmp_path / "raw", EPISODES, columns=())
+    (tmp_path / "link").symlink_to(tmp_path / "raw")
+    monkeypatch.chdir({"..": tmp_path / "raw/meta", "link": tmp_path}.get(way, tmp_path / "raw"))
+    output = tmp_path / "c.json"
+    init(way, f"--policy.pi05_checkpoint={base}", f"--output={output}", *OWN)
+    raw = json.loads(output.read_text())
+    assert raw["dataset"]["root"] == str(tmp_path / "raw") and raw["output_dir_offline"] == "outputs/raw"
+    assert raw["reward"]["outcome_file"] == str(tmp_path / "raw.labels" / "outcomes.csv")
+    with pytest.raises(SystemExit) as exit_:
+        cli(["label", str(output), "--success=0-11", "--failure=12-23"])
+    assert exit_.value.code == 0 and (tmp_path / "raw.labels" / "outcomes.csv").is_file()
+
+
+def test_a_start_that_is_not_there_is_missing(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    init(data, "--policy.pi05_checkpoint=/nope", "--card=4")
+    said = capsys.readouterr().out.partition("What is missing")[2]
+    assert "/nope does not exist" in said and "nothing fits" in said

@@ -29,10 +29,11 @@ TRAINED: tuple[tuple[str, Keys], ...] = (
 
 @dataclass(frozen=True)
 class Choice:
-    """Keys and why they are so; without keys a remark."""
+    """Keys and why they are so."""
 
     reason: str
     keys: Keys = field(default_factory=dict)
+    fails: bool = False  # the reason is one why the run will fail
 
 
 def choose_start(is_ours: bool) -> Keys:
@@ -111,21 +112,21 @@ def robot_cameras(facts: Facts) -> str:
     return "{" + ", ".join(each) + "}"
 
 
-def choose_steps(facts: Facts, given: Keys) -> Choice:
-    """As many as draw every frame about ten times, a fifth of them for the critics."""
-    if "policy.offline_steps" in given:
-        return Choice("", _saving(int(given["policy.offline_steps"])))
-    wanted = PASSES * facts.frames / SAMPLES
-    steps = int(round(min(max(wanted, LEAST_STEPS), MOST_STEPS), -2))
-    passes = f"{steps * SAMPLES / facts.frames:.0f} passes over the frames"
-    bound = " (the least)" if steps == LEAST_STEPS else " (the most)" if steps == MOST_STEPS else ""
-    return Choice(
-        f"{steps} steps{bound} of {SAMPLES} samples: {passes}", {"policy.offline_steps": steps} | _saving(steps)
-    )
+def choose_steps(facts: Facts, given: Keys, samples: int) -> Choice:
+    """As many as draw every frame about ten times, a fifth of them for the critics.
 
-
-def _saving(steps: int) -> Keys:
-    return {"offline_save_freq": max(500, steps // 1000 * 100), "keep_last_checkpoints": 2}
+    Args:
+        samples: of a step.
+    """
+    wanted = min(max(PASSES * facts.frames / samples, LEAST_STEPS), MOST_STEPS)
+    steps = int(given.get("policy.offline_steps", round(wanted, -2)))
+    bound = {LEAST_STEPS: " (the least)", MOST_STEPS: " (the most)"}.get(steps, "")
+    reason = f"{steps} steps{bound} of {samples} samples draw each frame {steps * samples / facts.frames:.1f} times"
+    keys: Keys = {"policy.offline_steps": steps}
+    every = max(500, steps // 1000 * 100)
+    if every < steps:
+        keys |= {"offline_save_freq": every, "keep_last_checkpoints": 2}
+    return Choice(reason, keys)
 
 
 def choose_training(machine: Machine, given: Keys, count: Count) -> Choice:
@@ -144,10 +145,13 @@ def choose_training(machine: Machine, given: Keys, count: Count) -> Choice:
         )
         keys = trained | _batch(batch, given)
         if peak <= usable:
-            fits = f"{name} trains: a step needs {gib(peak)} GiB of the {gib(usable)} that tensors can fill"
+            fits = (
+                f"{name} trains, with a batch of {batch}: {gib(peak)} of the {gib(usable)} GiB that tensors can fill"
+            )
             return Choice("; ".join([*smaller, fits]), keys)
-        smaller.append(f"{name} needs {gib(peak)} GiB")
-    return Choice("; ".join([*smaller, f"NOTHING FITS {gib(usable)} GiB: take a larger card, or several"]), keys)
+        smaller.append(f"{name} needs {gib(peak)} GiB with a batch of {batch}")
+    nothing = f"nothing fits the {gib(usable)} GiB that tensors can fill: a larger card, or several"
+    return Choice("; ".join([*smaller, nothing]), keys, fails=True)
 
 
 def largest_batch(count: Callable[[int], int], batches: tuple[int, ...], usable: float) -> tuple[int, int]:
@@ -179,8 +183,8 @@ def missing(facts: Facts, given: Keys, config: str) -> list[str]:
         found.append("the dataset gives its actions no names, so the robot has no limits: actor.action_clamp_limits")
     if facts.unlabelled:
         found.append(
-            f"{len(facts.unlabelled)} episodes have no outcome: `pi05-rl label {config} --success 0-3 --failure 4` "
-            f"says how they ended, `pi05-rl label {config} --list-unlabelled` which they are"
+            f"{len(facts.unlabelled)} episodes have no outcome: `pi05-rl label {config} --success … --failure …` says "
+            f"how they ended (numbers such as 0-40,52), `pi05-rl label {config} --list-unlabelled` which they are"
         )
     elif not counts.get("success") or not counts.get("failure"):
         only = "no failure" if counts.get("success") else "no success"

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import re
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from lerobot.utils.constants import POLICY_PREPROCESSOR_DEFAULT_NAME
 
 from ..config.arguments import assign, parse_overrides
@@ -26,6 +28,7 @@ from ..plan.compute import Case, checkpoint_bytes
 from ..plan.report import gib
 from ..plan.setup import Setup, make_setup
 from ..runtime.files import replacing
+from ..stored.files import CheckpointError, find_file
 from .choices import (
     Choice,
     Keys,
@@ -60,14 +63,16 @@ def main(arguments: list[str]) -> int:
         options, rest = make_parser().parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
-    if not rest or rest[0].startswith("-"):
+    if not rest or rest[0].startswith("-") or not rest[0].strip():
         raise ConfigError("give a dataset: pi05-rl init DATASET [--output config.json] [--key=value …]")
     if options.card is not None and not options.card > 0:
         raise ConfigError(f"--card must be positive, got {options.card:g}")
     dataset, given = rest[0], dict(parse_overrides([below_env(argument) for argument in rest[1:]]))
     given = {ALIASES.get(key, key): value for key, value in given.items()}
     facts, machine = read_facts(dataset, tolerance_s=TOLERANCE_S), read_machine(options.card)
-    output = options.output or Path(f"{facts.name}.json")
+    output = Path(f"{facts.name}.json") if options.output is None else options.output
+    if output.is_dir():
+        raise ConfigError(f"--output must be a file, and {output} is a folder")
     if output.exists():
         raise ConfigError(f"{output} exists; choose another --output, or delete it")
     choices = choose(facts, machine, given)
@@ -79,9 +84,10 @@ def main(arguments: list[str]) -> int:
             aside.write_text(json.dumps(raw, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}") from error
-    said = [*describe(facts), f"planned for {machine.name}", *(choice.reason for choice in choices if choice.reason)]
-    print("\n".join(f"- {line}" for line in said))
-    problems = [*missing(facts, given, str(output)), *problems_of(config, facts)]
+    reasons = [choice.reason for choice in choices if choice.reason and not choice.fails]
+    print("\n".join(f"- {line}" for line in [*describe(facts), f"planned for {machine.name}", *reasons]))
+    problems = [choice.reason for choice in choices if choice.fails]
+    problems += [*missing(facts, given, str(output)), *problems_of(config, facts)]
     if problems:
         print("\nWhat is missing:\n" + "\n".join(f"- {line}" for line in problems))
     print(f"\n{output} is written. Next: pi05-rl offline {output}")
@@ -104,6 +110,8 @@ def choose(facts: Facts, machine: Machine, given: Keys) -> list[Choice]:
     """
     with quiet():
         decoded(nested([Choice("", choose_start(True)), *choose_data(facts), *choose_robot(facts, given)], given))
+    for key in [key for key in ("dataset.root", "dataset.repo_id") if key in given]:
+        raise ConfigError(f"--{key} names another dataset than the first argument; give one of them, as that")
     if given.get("batch_size", 1) < 1:
         raise ConfigError(f"batch_size must be at least 1, got {given['batch_size']}")
     file = Path(str(given.get("policy.pi05_checkpoint", ""))) / "config.json"
@@ -118,7 +126,9 @@ def choose(facts: Facts, machine: Machine, given: Keys) -> list[Choice]:
             config = decoded(nested([*start, Choice("", keys)], given))
             return case_of(make_setup(config, cameras=cameras)).memory().peak
 
-    return [*start, choose_training(machine, given, count), choose_steps(facts, given)]
+    training = choose_training(machine, given, count)
+    samples = math.prod((training.keys | given)[key] for key in ("batch_size", "policy.gradient_accumulation_steps"))
+    return [*start, training, choose_steps(facts, given, samples)]
 
 
 def nested(choices: list[Choice], given: Keys) -> dict[str, Any]:
@@ -179,9 +189,23 @@ def problems_of(config: PI05RLTrainConfig, facts: Facts) -> list[str]:
                 open_sources(resolved(config, device_key=None))
     except UserError as error:
         found.append(str(error))
-    if lacks_tokenizer(config.policy):
-        found.append(f"the tokenizer {config.policy.tokenizer} is gated on the Hub: `hf auth login`, once")
-    return found + disk_problems(config, facts)
+    return found + source_problems(config.policy) + disk_problems(config, facts)
+
+
+def source_problems(policy: PI05RLConfig) -> list[str]:
+    """What the policy starts from and is not here: weights, a tokenizer."""
+    start, found = policy.pi05_checkpoint, []
+    try:
+        if start is not None and find_file(start, "config.json") is None:
+            found.append(f"policy.pi05_checkpoint: there is no config.json in {start}")
+    except CheckpointError as error:
+        found.append(f"policy.pi05_checkpoint: {error}")
+    try:
+        if lacks_tokenizer(policy):
+            found.append(f"the tokenizer {policy.tokenizer} is gated on the Hub: `hf auth login`, once")
+    except HFValidationError:
+        found.append(f"policy.tokenizer: {policy.tokenizer} is no folder, and no name on the Hub")
+    return found
 
 
 def lacks_tokenizer(policy: PI05RLConfig) -> bool:

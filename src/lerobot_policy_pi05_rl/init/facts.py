@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lerobot.configs import FeatureType
+from lerobot.datasets.utils import INFO_PATH
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from ..data.files.folder import open_dataset
@@ -63,11 +64,15 @@ def read_facts(dataset: str, *, tolerance_s: float) -> Facts:
     Raises:
         UserError: it is missing, damaged, of another format, or lacks what a policy reads.
     """
-    folder = Path(dataset).expanduser()
+    folder = Path(dataset).expanduser().resolve()
     local = folder.is_dir()
-    if not local and (folder.is_absolute() or dataset.startswith(".") or dataset.count("/") != 1):
+    if folder.is_file():
+        raise UserError(f"{dataset} is a file; give the dataset's folder, that which has {INFO_PATH}")
+    if local and not (folder / INFO_PATH).is_file():
+        raise UserError(f"there is no {INFO_PATH} in {folder}: it is no LeRobot dataset's folder")
+    if not local and (dataset.startswith((".", "/", "~")) or dataset.count("/") != 1):
         raise UserError(f"{dataset} is no folder, and no repository of the Hub either (you/dataset)")
-    repo_id = f"{folder.resolve().parent.name or 'local'}/{folder.resolve().name}" if local else dataset
+    repo_id = f"{folder.parent.name or 'local'}/{folder.name}" if local else dataset
     opened = open_dataset(repo_id, folder if local else None, tolerance_s=tolerance_s, pictures=False)
     source = load_source(repo_id, opened, "pyav")
     features = policy_features(source.features)
@@ -80,7 +85,7 @@ def read_facts(dataset: str, *, tolerance_s: float) -> Facts:
     names = [outcome.value for outcome in outcomes if outcome is not None]
     return Facts(
         repo_id,
-        folder.resolve() if local else None,
+        folder if local else None,
         float(opened.meta.fps),
         (source.ends - source.starts).tolist(),
         {key: feature.shape[1:] for key, feature in features.items() if feature.type is FeatureType.VISUAL},

@@ -33,7 +33,7 @@ Outcomes = dict[int, Outcome]
 def unless_to_come(outcome_file: str | None, sources: list[Source]) -> str | None:
     """The configuration's outcome file; None where it is the one that this verb writes, and is not there yet."""
     own = outcomes_path(sources[0])
-    to_come = outcome_file is not None and Path(outcome_file).absolute() == own and not own.is_file()
+    to_come = outcome_file is not None and Path(outcome_file).resolve() == own.resolve() and not own.is_file()
     return None if to_come else outcome_file
 
 
@@ -135,7 +135,7 @@ def set_outcomes(options: LabelOptions, sources: list[Source], outcome_file: str
             sources, success=options.success, failure=options.failure, csv=options.outcomes, of=options.of
         )
         write_outcomes(sources, given, outcome_file)
-        reads = named is not None and Path(named).absolute() == path
+        reads = named is not None and Path(named).resolve() == path.resolve()
         print(f"The configuration reads {path}" if reads else f"Train with them: --reward.outcome_file={path}")
         return str(path)
     if outcome_file is None and path.is_file():
