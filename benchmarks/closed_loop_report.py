@@ -39,12 +39,18 @@ def write_report(output: Path, labels: dict[str, str], main: tuple[str, ...]) ->
 def read_results(output: Path) -> dict[str, dict[str, Cells]]:
     """mix → variant → seed → a cell for each training seed."""
     results: dict[str, dict[str, Cells]] = {}
-    for file in sorted(output.glob("*/seed*/eval_*.json")):  # "eval_bc.json" before "eval_bc.training1.json"
-        mix, seed = file.parts[-3], int(file.parts[-2].removeprefix("seed"))
+    files = [(seed_of(file), file) for file in output.glob("*/seed*/eval_*.json")]
+    for seed, file in sorted(files):  # "eval_bc.json" before "eval_bc.training1.json"
+        mix = file.parts[-3]
         data, variant = json.loads(file.read_text()), file.stem.removeprefix("eval_").partition(".")[0]
         cell = (np.array(data["success"], dtype=bool), np.array(data["steps"]))
         results.setdefault(mix, {}).setdefault(variant, {}).setdefault(seed, []).append(cell)
     return results
+
+
+def seed_of(file: Path) -> int:
+    """Of an evaluation, by its folder."""
+    return int(file.parent.name.removeprefix("seed"))
 
 
 def every(cells: Cells) -> list[Cell]:

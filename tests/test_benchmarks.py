@@ -125,3 +125,20 @@ def test_the_full_size_start_has_stocks_names_and_shapes_and_ours_loads_all_of_i
     ours = {name: tuple(tensor.shape) for name, tensor in ours.items() if "advantage_embedding" not in name}
     assert {our_key(name): shape for name, shape in held.items() if our_key(name) in ours} == ours
     assert all(is_unused(our_key(name)) or our_key(name) in {*ours, ACTOR_HEAD} for name in held)
+
+
+def test_the_closed_loop_table_names_each_seed_above_its_own_number(tmp_path, monkeypatch):
+    """Seed 10 comes behind seed 3, whatever its folder's name does; trainings of a seed stay in their order."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import closed_loop_report
+
+    for seed, steps in ((10, 20), (3, 10), (4, 5)):
+        folder = tmp_path / "demo" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        for name, length in (("eval_recap.json", steps), ("eval_recap.training1.json", 2 * steps)):
+            (folder / name).write_text(json.dumps({"success": [True], "steps": [length]}))
+    cells = closed_loop_report.read_results(tmp_path)["demo"]["recap"]
+    assert list(cells) == [3, 4, 10]
+    row = closed_loop_report.summarize("recap", cells, {"recap": cells})
+    assert [trainings[0] for trainings in row["per_training"].values()] == pytest.approx([100, 200, 50])
+    assert closed_loop_report.per_seed(row) == "66.7, 133.3, 33.3"
