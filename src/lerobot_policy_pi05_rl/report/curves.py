@@ -29,7 +29,8 @@ CURVES = (
     Curve(
         "Critic loss",
         "cross-entropy (nats)",
-        "Lower is better; if the held-out line rises while the training line falls, the critic memorises.",
+        "Lower is better; if the held-out line rises while the training line falls, the critic memorises. While the "
+        "policy trains, positive samples are drawn more often and weighed back: the training line is noisy there.",
         "loss_critic",
         "eval/loss_critic",
     ),
