@@ -100,8 +100,7 @@ def make_setup(
         held = "each holds its shard (FSDP; an upper estimate)" if fsdp else "each holds all of the model (DDP)"
         assumptions.append(f"{processes} processes, {held}, what they send is hidden behind compute")
     if policy.dtype == "bfloat16":
-        frozen = "" if fsdp else "what does not train held in bf16, "
-        assumptions.append(f"bf16 compute, {frozen}fused attention, fused AdamW")
+        assumptions.append("bf16 compute, what does not train held in bf16, fused attention, fused AdamW")
     else:
         assumptions.append("fp32 compute (policy.dtype), fused attention, fused AdamW")
     if config.labels_itself and frames is None:
