@@ -241,6 +241,7 @@ def damaged(root: Path, data: Path, **info) -> Path:
         (["DATA", "--output=empty"], "empty is a folder"),
         (["DATA", "--dataset.root=elsewhere"], "another dataset than the first argument"),
         (["OLD"], "v2.1"),
+        (["BLIND"], "has no camera"),
         (["DATA", "--card=0"], "--card must be positive"),
         (["DATA", "--card=big"], "invalid float value"),
         (["DATA", "--output=there.json"], "there.json exists"),
@@ -254,10 +255,14 @@ def damaged(root: Path, data: Path, **info) -> Path:
 def test_bad_input_is_one_line_and_nothing_is_written(data, tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
     old = damaged(tmp_path / "old", data, codebase_version="v2.1")
+    blind = damaged(tmp_path / "blind", data)
+    info = json.loads((blind / INFO_PATH).read_text())
+    info["features"] = {key: value for key, value in info["features"].items() if "images" not in key}
+    (blind / INFO_PATH).write_text(json.dumps(info))
     Path("there.json").write_text("{}")
     Path("empty").mkdir()
     before = sorted(os.listdir())
-    names = {"DATA": str(data), "OLD": str(old)}
+    names = {"DATA": str(data), "OLD": str(old), "BLIND": str(blind)}
     with pytest.raises(SystemExit) as exit_:
         cli(["init", *(names.get(argument, argument) for argument in arguments)])
     error = capsys.readouterr().err.strip().splitlines()

@@ -195,8 +195,6 @@ def missing(facts: Facts, given: Keys, config: str) -> list[str]:
     for column, names in facts.constant.items():
         if names:
             found.append(f"{column}: {', '.join(names)} never changes; if it should, the recording lacks it")
-    if not facts.cameras:
-        found.append("there is no camera; π0.5 needs at least one")
     if len(facts.tasks) == 1 and len(facts.tasks[0].split()) < 2:
         found.append(
             f"the task's text is {facts.tasks[0]!r}: a sentence is better, `--policy.task='Pick up the cube.'`"

@@ -119,12 +119,11 @@ def choose(facts: Facts, machine: Machine, given: Keys) -> list[Choice]:
     name = Choice("", {"output_dir_offline": f"outputs/{facts.name}"})
     start = [*choose_data(facts), name, Choice("", choose_start(is_ours))]
     start += [*([] if is_ours else choose_chunk(facts)), *choose_robot(facts, given)]
-    cameras = len(facts.cameras) or None
 
     def count(keys: Keys) -> int:
         with quiet():
             config = decoded(nested([*start, Choice("", keys)], given))
-            return case_of(make_setup(config, cameras=cameras)).memory().peak
+            return case_of(setup_of(config, facts)).memory().peak
 
     training = choose_training(machine, given, count)
     samples = math.prod((training.keys | given)[key] for key in ("batch_size", "policy.gradient_accumulation_steps"))
@@ -148,6 +147,11 @@ def default_of(key: str) -> Any:
     section, _, name = key.rpartition(".")
     owner = {"": PI05RLTrainConfig, "policy": PI05RLConfig, "dataset": OfflineDatasetConfig}.get(section)
     return None if name == "type" else getattr(owner, name, None)
+
+
+def setup_of(config: PI05RLTrainConfig, facts: Facts) -> Setup:
+    """As `plan` counts it, which reads the features of a dataset that is here."""
+    return make_setup(config, cameras=len(facts.cameras) if facts.root is None else None)
 
 
 def case_of(setup: Setup) -> Case:
@@ -222,7 +226,7 @@ def disk_problems(config: PI05RLTrainConfig, facts: Facts) -> list[str]:
     if run_dir.is_dir() and any(run_dir.iterdir()):
         found.append(f"{run_dir} holds a run already: another --output_dir_offline")
     with quiet():
-        setup = make_setup(config, cameras=len(facts.cameras) or None)
+        setup = setup_of(config, facts)
         needed = setup.checkpoints_at_once * checkpoint_bytes(case_of(setup).build())
     disk = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     free = shutil.disk_usage(disk).free

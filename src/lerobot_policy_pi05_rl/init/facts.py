@@ -76,6 +76,8 @@ def read_facts(dataset: str, *, tolerance_s: float) -> Facts:
     opened = open_dataset(repo_id, folder if local else None, tolerance_s=tolerance_s, pictures=False)
     source = load_source(repo_id, opened, "pyav")
     features = policy_features(source.features)
+    if not any(feature.type is FeatureType.VISUAL for feature in features.values()):
+        raise UserError(f"the dataset in {opened.root} has no camera; π0.5 needs at least one")
     missing = [key for key in (ACTION, OBS_STATE) if key not in features]
     if missing:
         raise UserError(f"the dataset in {opened.root} needs the column(s) {', '.join(missing)}")
@@ -134,7 +136,7 @@ def read_machine(card_gib: float | None) -> Machine:
 def describe(facts: Facts) -> list[str]:
     """In lines, what there is."""
     seconds = np.array(facts.lengths) / facts.fps
-    cameras = ", ".join(f"{name.rsplit('.', 1)[-1]} {h}×{w}" for name, (h, w) in facts.cameras.items()) or "none"
+    cameras = ", ".join(f"{name.rsplit('.', 1)[-1]} {h}×{w}" for name, (h, w) in facts.cameras.items())
     tasks = "; ".join(facts.tasks[:3]) + (f" and {len(facts.tasks) - 3} more" if len(facts.tasks) > 3 else "")
     outcomes = ", ".join(f"{count} {name}" for name, count in facts.outcomes.items()) or "none known"
     return [
