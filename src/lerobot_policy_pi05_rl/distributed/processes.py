@@ -129,10 +129,16 @@ def start_processes(device: str | None) -> Processes:
         logger.warning(
             "mixed_precision of the accelerate configuration has no effect: policy.dtype says what computes"
         )
-    atexit.register(time.sleep, GRACE_S)
+    atexit.unregister(give_way)  # once, however often a process joins
+    atexit.register(give_way)
     # accelerate knows FSDP on accelerators alone; torch's own runs on CPUs as well, with the same configuration.
     plugin = FullyShardedDataParallelPlugin() if wanted else None
     return Processes(accelerator.process_index, accelerator.num_processes, plugin)
+
+
+def give_way() -> None:
+    """Leave the interpreter to gloo's threads, before it ends."""
+    time.sleep(GRACE_S)
 
 
 def lost_peer(error: BaseException) -> bool:
