@@ -36,7 +36,7 @@ def counted(keys: dict) -> int:
 
 def trained(gib: float, **given) -> dict:
     given = {key.replace("__", "."): value for key, value in given.items()}
-    return choose_training(Machine(int(gib * GIB), "a card", False), given, counted).keys
+    return choose_training(Machine(int(gib * GIB), "a card"), given, counted).keys
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_the_most_trains_that_the_card_holds_with_the_largest_batch(gib, expecte
 def test_what_the_user_says_is_not_chosen():
     assert trained(24, batch_size=2) == {"policy.train_expert_only": True, "policy.gradient_accumulation_steps": 16}
     assert trained(24, peft__r=4) == {"batch_size": 1, "policy.gradient_accumulation_steps": 32}
-    asked = choose_training(Machine(24 * GIB, "a card", False), {"policy.train_expert_only": False}, counted)
+    asked = choose_training(Machine(24 * GIB, "a card"), {"policy.train_expert_only": False}, counted)
     assert asked.fails and "nothing fits" in asked.reason
 
 
 def test_the_count_is_asked_no_more_often_than_needed():
     asked = []
-    machine = Machine(24 * GIB, "a card", False)
+    machine = Machine(24 * GIB, "a card")
     choose_training(machine, {}, lambda keys: asked.append(keys) or counted(keys))
     assert [keys["batch_size"] for keys in asked] == [8, 1, 8]
 

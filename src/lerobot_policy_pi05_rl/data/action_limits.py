@@ -41,6 +41,18 @@ def warn_of_clipping(actor: ActorConfig, sources: Sequence[Source], tag: str) ->
             logger.warning("%s %s (dataset %s)", tag, text, source.name)
 
 
+def recorded_steps(actions: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(N − episodes, A) float64: how far each action lies from the one before it in its episode.
+
+    Args:
+        actions: (N, A) as recorded, episode after episode.
+        starts: (episodes,) the first row of each.
+    """
+    within = np.ones(len(actions), dtype=bool)
+    within[starts] = False
+    return np.abs(np.diff(actions.astype(np.float64), axis=0, prepend=actions[:1]))[within]
+
+
 def clipping_texts(actor: ActorConfig, names: Sequence[str], actions: np.ndarray, starts: np.ndarray) -> list[str]:
     """One sentence for each limit that cuts too much.
 
@@ -49,9 +61,7 @@ def clipping_texts(actor: ActorConfig, names: Sequence[str], actions: np.ndarray
         actions: (N, A) as recorded, episode after episode.
         starts: (episodes,) the first row of each.
     """
-    texts = []
-    within = np.ones(len(actions), dtype=bool)
-    within[starts] = False
+    texts, every = [], recorded_steps(actions, starts)
     for index, name in enumerate(names):
         values = actions[:, index].astype(np.float64)
         if name in (actor.action_clamp_limits or {}):
@@ -63,7 +73,7 @@ def clipping_texts(actor: ActorConfig, names: Sequence[str], actions: np.ndarray
                     f"{values.min():.4g} to {values.max():.4g}, the limits from {least:.4g} to {greatest:.4g}"
                 )
         if name in actor.max_action_step:
-            steps = np.abs(np.diff(values, prepend=values[:1]))[within]
+            steps = every[:, index]
             share = float(np.mean(steps > actor.max_action_step[name])) if len(steps) else 0.0
             if share > TOLERATED:
                 texts.append(

@@ -108,17 +108,17 @@ def choose(facts: Facts, machine: Machine, given: Keys) -> list[Choice]:
     Raises:
         ConfigError: what the user says is no configuration.
     """
+    data, robot = choose_data(facts), choose_robot(facts, given)
     with quiet():
-        decoded(nested([Choice("", choose_start(True)), *choose_data(facts), *choose_robot(facts, given)], given))
-    for key in [key for key in ("dataset.root", "dataset.repo_id") if key in given]:
-        raise ConfigError(f"--{key} names another dataset than the first argument; give one of them, as that")
+        decoded(nested([Choice("", choose_start(True)), *data, *robot], given))
+    if twice := [f"--{key}" for key in ("dataset.root", "dataset.repo_id") if key in given]:
+        raise ConfigError(f"{twice[0]} names another dataset than the first argument; give one of them, as that")
     if given.get("batch_size", 1) < 1:
         raise ConfigError(f"batch_size must be at least 1, got {given['batch_size']}")
     file = Path(str(given.get("policy.pi05_checkpoint", ""))) / "config.json"
     is_ours = file.is_file() and "critic_folds" in json.loads(file.read_text())
     name = Choice("", {"output_dir_offline": f"outputs/{facts.name}"})
-    start = [*choose_data(facts), name, Choice("", choose_start(is_ours))]
-    start += [*([] if is_ours else choose_chunk(facts)), *choose_robot(facts, given)]
+    start = [*data, name, Choice("", choose_start(is_ours)), *([] if is_ours else choose_chunk(facts)), *robot]
 
     def count(keys: Keys) -> int:
         with quiet():

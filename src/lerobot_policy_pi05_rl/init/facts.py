@@ -9,13 +9,14 @@ from lerobot.configs import FeatureType
 from lerobot.datasets.utils import INFO_PATH
 from lerobot.utils.constants import ACTION, OBS_STATE
 
+from ..data.action_limits import recorded_steps
 from ..data.files.folder import open_dataset
 from ..data.names import dimension_names
 from ..data.outcomes import intervention_flags, known_outcomes
 from ..data.pictures.cameras import policy_features
 from ..data.sources import Source, load_source, outcomes_path
 from ..errors import UserError, one_line
-from ..labels.outcomes import format_ranges
+from ..plan.card import card_memory
 from ..returns import Outcome
 
 
@@ -55,7 +56,6 @@ class Machine:
 
     card: int  # bytes of its GPU
     name: str
-    is_here: bool
 
 
 def read_facts(dataset: str, *, tolerance_s: float) -> Facts:
@@ -109,9 +109,8 @@ def action_limits(source: Source) -> dict[str, tuple[float, float, float]]:
     names, values = dimension_names(source.dataset.meta.features[ACTION]), source.recorded(ACTION).astype(np.float64)
     if names is None or len(names) != values.shape[1]:
         return {}
-    steps = np.abs(np.diff(values, axis=0, prepend=values[:1]))
-    steps[source.starts] = 0.0  # between two episodes there is none
-    found = zip(values.min(axis=0), values.max(axis=0), steps.max(axis=0), strict=True)
+    steps = recorded_steps(values, source.starts).max(axis=0, initial=0.0)
+    found = zip(values.min(axis=0), values.max(axis=0), steps, strict=True)
     return {name: tuple(map(float, limits)) for name, limits in zip(names, found, strict=True)}
 
 
@@ -126,11 +125,11 @@ def constant_dimensions(source: Source, key: str) -> list[str]:
 def read_machine(card_gib: float | None) -> Machine:
     """The GPU of this machine, or of that which is asked for; without either the card that most people have."""
     if card_gib is not None:
-        return Machine(int(card_gib * 2**30), f"a card of {card_gib:g} GiB, as asked", False)
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return Machine(properties.total_memory, properties.name, True)
-    return Machine(24 * 2**30, "a card of 24 GiB, since no GPU is here (--card GIB)", False)
+        return Machine(int(card_gib * 2**30), f"a card of {card_gib:g} GiB, as asked")
+    card = card_memory(None)
+    if card is not None:
+        return Machine(card, torch.cuda.get_device_name())
+    return Machine(24 * 2**30, "a card of 24 GiB, since no GPU is here (--card GIB)")
 
 
 def describe(facts: Facts) -> list[str]:
@@ -150,10 +149,3 @@ def describe(facts: Facts) -> list[str]:
         + (f" (with {facts.by_hand})" if facts.by_hand.is_file() else "")
         + (f"; {facts.interventions} frames are a person's corrections" if facts.interventions else ""),
     ]
-
-
-def episodes_text(numbers: list[int], most: int = 12) -> str:
-    """``0-3,7``, shortened."""
-    text = format_ranges(numbers)
-    parts = text.split(",")
-    return text if len(parts) <= most else ",".join(parts[:most]) + ",…"
