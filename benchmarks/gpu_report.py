@@ -48,8 +48,8 @@ def training(peak: float | None, lines: list) -> str:
     }
     rows = [
         f"| training step | batch | samples/s | × stock | share of peak (plan assumes {EFFICIENCY:.0%}) "
-        "| first step (s) | peak, GiB | predicted | ratio | taken of the card |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| first step (s) | graphs (s) | peak, GiB | predicted | ratio | taken of the card |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for line, found in lines:
         base = stock.get((line.batch, line.policy.get("gradient_checkpointing", True)))
@@ -64,8 +64,8 @@ def training(peak: float | None, lines: list) -> str:
             compared = f"{predicted / found['allocated']:.3f}" if found["allocated"] else ""
         rows.append(
             f"| {line.name} | {line.batch} | {line.batch / found['seconds']:.1f} | {ratio} | {share} "
-            f"| {found['first_s']:.0f} | {found['allocated'] / GIB:.2f} | {guess} | {compared} "
-            f"| {found['reserved'] / GIB:.2f} |"
+            f"| {found['first_s']:.0f} | {seconds_of_graphs(found)} | {found['allocated'] / GIB:.2f} "
+            f"| {guess} | {compared} | {found['reserved'] / GIB:.2f} |"
         )
     return "\n".join(rows)
 
@@ -73,8 +73,9 @@ def training(peak: float | None, lines: list) -> str:
 def acting(lines: list) -> str:
     """Milliseconds of a chunk, and what guidance costs in the same round."""
     rows = [
-        "| action chunk | plain, ms | guided, ms | guided × plain | first (s) | weights, GiB | peak, GiB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| action chunk | plain, ms | guided, ms | guided × plain | first (s) | graphs (s) | weights, GiB "
+        "| peak, GiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for line, found in lines:
         chunks = found["chunks"]
@@ -85,9 +86,14 @@ def acting(lines: list) -> str:
             ratio = f"{median(times):.2f} ({times[len(times) // 4]:.2f} to {times[-1 - len(times) // 4]:.2f})"
         rows.append(
             f"| {line.name} | {median(chunks['plain']) * 1e3:.1f} | {guided} | {ratio} | {found['first_s']:.1f} "
-            f"| {found['held'] / GIB:.2f} | {found['allocated'] / GIB:.2f} |"
+            f"| {seconds_of_graphs(found)} | {found['held'] / GIB:.2f} | {found['allocated'] / GIB:.2f} |"
         )
     return "\n".join(rows)
+
+
+def seconds_of_graphs(found: dict) -> str:
+    """Until the first step where no graph was in torch's cache, beside the other lines' graphs."""
+    return f"{found['graphs_s']:.0f}" if "graphs_s" in found else ""
 
 
 def labelling(lines: list) -> str:

@@ -42,9 +42,9 @@ def trained(gib: float, **given) -> dict:
 @pytest.mark.parametrize(
     ("gib", "expected"),
     [
-        (80, {"batch_size": 8, "policy.gradient_accumulation_steps": 4}),
+        (80, {"batch_size": 32, "policy.gradient_accumulation_steps": 1}),
         (59, {"batch_size": 4, "policy.gradient_accumulation_steps": 8}),
-        (24, {"policy.train_expert_only": True, "batch_size": 8, "policy.gradient_accumulation_steps": 4}),
+        (24, {"policy.train_expert_only": True, "batch_size": 16, "policy.gradient_accumulation_steps": 2}),
         (12, {"policy.train_expert_only": True, "batch_size": 2, "policy.gradient_accumulation_steps": 16}),
         (8, {"peft.method_type": "LORA", "peft.r": 16, "batch_size": 8, "policy.gradient_accumulation_steps": 4}),
     ],
@@ -64,7 +64,7 @@ def test_the_count_is_asked_no_more_often_than_needed():
     asked = []
     machine = Machine(24 * GIB, "a card")
     choose_training(machine, {}, lambda keys: asked.append(keys) or counted(keys))
-    assert [keys["batch_size"] for keys in asked] == [8, 1, 8]
+    assert [keys["batch_size"] for keys in asked] == [32, 1, 32, 1, 16]
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_a_full_size_policy_is_planned_for_the_card(data, tmp_path, monkeypatch,
     assert "the action expert alone trains" in said and "a chunk of 17 steps" in said
     config = load_config("pick.json")
     assert config.policy.train_expert_only and config.policy.dtype == "bfloat16"
-    assert (config.batch_size, config.policy.gradient_accumulation_steps) == (8, 4)
+    assert (config.batch_size, config.policy.gradient_accumulation_steps) == (32, 1)
     assert config.policy.pi05_checkpoint == "lerobot/pi05_base" and config.policy.critic_adapter_rank == 16
 
 

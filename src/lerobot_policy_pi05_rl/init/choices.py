@@ -11,7 +11,9 @@ from .facts import Facts, Machine
 
 BASE, ADAPTER_RANK = "lerobot/pi05_base", 16
 SAMPLES = 32  # of a step: batch × accumulation
-BATCHES = (8, 4, 2, 1)
+# A GPU is the faster the larger the batch, and a step of several batches holds its gradients beside the next one's
+# activations: 32 at once need less memory than four times 8, and took half the time (docs/performance.md).
+BATCHES = (32, 16, 8, 4, 2, 1)
 PASSES, LEAST_STEPS, MOST_STEPS = 10, 3000, 30_000
 CHUNK, CHUNK_FPS = 50, 30  # π0.5's steps, which at this rate are 1.7 s
 LEAST_EPISODES = 20  # of which a tenth can be held out

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
@@ -59,5 +60,8 @@ def compile_in_place(layer: nn.Module, mode: str) -> None:
 
 def _options(mode: str) -> dict:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    # On a GPU inductor's analysis of coalesced accesses asserts on the backward graph of a layer whose lengths are
+    # dynamic, for which it is not made: https://github.com/pytorch/pytorch/issues/197077
+    torch._inductor.config.triton.coalesce_tiling_analysis = False
     # fullgraph: a part of a layer that cannot be compiled is an error, not a slow layer.
     return {"backend": BACKEND, "mode": _WITHOUT_CUDA_GRAPHS.get(mode, mode), "dynamic": True, "fullgraph": True}

@@ -109,5 +109,5 @@ def describe_memory(arguments: list[str]) -> str:
         fit = [f"{flags}: {gib(peak)}" for flags, peak in counted.changes.items() if peak <= card * USABLE]
         found = "these fit, what changes least first: " + "; ".join(fit) if fit else "no change that it knows fits"
         return f"{needs}; {describe_card(card)}; {found}"
-    less = sorted((peak, change) for change, peak in counted.changes.items() if peak < counted.memory["peak"])
+    less = sorted((peak, change) for change, peak in counted.changes.items())
     return needs + "".join(f"; {change}: {gib(peak)}" for peak, change in less)

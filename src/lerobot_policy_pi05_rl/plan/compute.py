@@ -81,7 +81,7 @@ class Plan:
     acting: dict[str, int]  # of an actor that samples a chunk: its "weights" and "peak"
     pushed: int  # one version of the weights on its way to an online actor
     fits: dict[int, bool]  # GiB → whether the step fits
-    changes: dict[str, int]  # flags → what they alone would bring the peak to
+    changes: dict[str, int]  # flags → what they alone would bring the peak down to
 
 
 def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY, card: int | None = None) -> Plan:
@@ -178,7 +178,8 @@ def usable(gib: float) -> float:
 
 def peaks_after_changes(case: Case, known: dict[bool, Memory]) -> dict[str, int]:
     """What each single change brings the peak to, and what saves most together; by the flags that make it, those first
-    that change least of what is learnt."""
+    that change least of what is learnt. What needs no less is no help: several small batches hold their gradients
+    beside the next one's activations, which can be more than one large batch."""
     peaks: dict[str, int] = {}
     for change in CHANGES:
         made = change(case)
@@ -196,7 +197,8 @@ def peaks_after_changes(case: Case, known: dict[bool, Memory]) -> dict[str, int]
                 together = made[1]
         if len(flags) > 1 and " ".join(flags) not in peaks:
             peaks[" ".join(flags)] = together.memory().peak
-    return peaks
+    now = known[case.policy.gradient_checkpointing].peak
+    return {flags: peak for flags, peak in peaks.items() if peak < now}
 
 
 def _set(name: str, value: object, *, of_base: bool = False) -> Change:

@@ -20,8 +20,9 @@ GPUS = (
     GPU("L40S", 48, 362.0e12, 91.6e12, "NVIDIA L40S data sheet (733 with sparsity)"),
     GPU("A100 80GB", 80, 312.0e12, 19.5e12, "NVIDIA A100 data sheet"),
     GPU("H100 SXM", 80, 989.4e12, 66.9e12, "NVIDIA H100 data sheet (1,979 with sparsity)"),
+    GPU("H200 SXM", 139, 989.4e12, 66.9e12, "NVIDIA H200 data sheet (1,979 with sparsity); 141 GB"),
 )
-CAPACITIES_GIB = (12, 16, 24, 48, 80)
+CAPACITIES_GIB = (12, 16, 24, 48, 80, 139)
 # Share of a card that tensors can fill; the rest is the CUDA context and what the allocator cannot use. An assumption.
 USABLE = 0.92
 # Full training of π0.5's size, samples/s of one H100, as published (the comparison of codebases of LingBot-VLA, arXiv
