@@ -192,7 +192,7 @@ def test_a_recording_without_outcomes_needs_no_file_written_by_hand(base, tmp_pa
     make_dataset(tmp_path / "raw", EPISODES, columns=())
     monkeypatch.chdir(tmp_path)
     init("raw", f"--policy.pi05_checkpoint={base}", "--output=c.json", *OWN)
-    assert "24 episodes have no outcome: `pi05-rl label c.json --success …" in capsys.readouterr().out
+    assert "24 episodes have no outcome: `pi05-rl label c.json --browser` shows each one" in capsys.readouterr().out
     with pytest.raises(SystemExit) as exit_:
         cli(["offline", "c.json"])
     assert exit_.value.code == 2 and "pi05-rl label CONFIG --success" in capsys.readouterr().err

@@ -19,12 +19,12 @@ from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.data import labeling
 from lerobot_policy_pi05_rl.data.files.metadata import read_info
+from lerobot_policy_pi05_rl.data.pictures.stored_frames import DatasetFrames
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.offline_learner import train_offline
 from lerobot_policy_pi05_rl.report import labels, statistics
 from lerobot_policy_pi05_rl.report.build import main as report
 from lerobot_policy_pi05_rl.report.curves import CURVES, thinned
-from lerobot_policy_pi05_rl.report.frames import DatasetFrames
 from lerobot_policy_pi05_rl.report.labels import read_labeling_table
 from lerobot_policy_pi05_rl.report.strips import strip_steps
 from lerobot_policy_pi05_rl.report.svg import nice_ticks

@@ -44,6 +44,8 @@ DETAILS = {
   --of DATASET          of this one of dataset.additional_offline_dataset_paths instead
   --outcomes CSV        episode_index,outcome[,dataset]
   --list-unlabelled     print the episodes without an outcome, and stop
+  --browser             a page on this machine to say how each episode ended; with --from NAME beside a critic's values
+  --port N              of the page; default: any that is free
   --key=value           overrides of the configuration
 """,
     "report": """  RUN_OR_DATASET        a run directory or a dataset's folder

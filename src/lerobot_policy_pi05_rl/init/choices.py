@@ -185,8 +185,8 @@ def missing(facts: Facts, given: Keys, config: str) -> list[str]:
         found.append("the dataset gives its actions no names, so the robot has no limits: actor.action_clamp_limits")
     if facts.unlabelled:
         found.append(
-            f"{len(facts.unlabelled)} episodes have no outcome: `pi05-rl label {config} --success … --failure …` says "
-            f"how they ended (numbers such as 0-40,52), `pi05-rl label {config} --list-unlabelled` which they are"
+            f"{len(facts.unlabelled)} episodes have no outcome: `pi05-rl label {config} --browser` shows each one and "
+            f"takes a key, `pi05-rl label {config} --success … --failure …` takes numbers such as 0-40,52"
         )
     elif not counts.get("success") or not counts.get("failure"):
         only = "no failure" if counts.get("success") else "no success"

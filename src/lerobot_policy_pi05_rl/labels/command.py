@@ -20,17 +20,21 @@ from ..data.dataset import open_sources
 from ..data.episodes import LabelledEpisodes, label_episodes
 from ..data.labeling import (
     VALUES,
+    Labeling,
     find_labeling,
     labeling_path,
     outcomes_if_labelled,
+    read_labelings,
     read_meta,
     replaceable_labeling,
+    run_labels,
     write_labeling,
 )
 from ..data.sources import Source, dataset_fingerprint
 from ..data.workers import Workers
 from ..errors import INTERRUPTED, UserError
 from ..runtime.progress import StopSignal
+from .browser.command import browse
 from .critic import Critic, find_critic, load_value_function, no_critic
 from .making import AskedCritic, Values, make_labelings, say_unseen, source_values
 from .options import LabelOptions, parse_options
@@ -90,7 +94,7 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
     """
     cfg = resolved(cfg, device_key=None)  # outcomes are set on any machine
     check_baseline("--baseline", options.baseline or cfg.baseline, cfg.reward)
-    wants_critic = options.from_name is None and not options.list_unlabelled
+    wants_critic = options.from_name is None and not options.list_unlabelled and not options.browser
     directory = run or cfg.output_dir_offline or cfg.output_dir
     run = Path(directory) if directory else None
     critic = find_critic(options, run, cfg.policy.pi05_checkpoint) if wants_critic else None
@@ -102,6 +106,11 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
     cfg = changed(cfg, reward=changed(cfg.reward, outcome_file=outcome_file))
     if options.list_unlabelled:
         print("\n".join(describe_unlabelled(sources, outcome_file)))
+        return None
+    if options.browser:
+        browse(
+            sources, cfg.reward.outcome_file, labelings=shown_labelings(options, cfg, run, sources), port=options.port
+        )
         return None
     if critic is None and options.from_name is None:
         if options.gives_outcomes:
@@ -120,6 +129,28 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
         logger.info("%s Critic: %s (%s), %d fold(s)", TAG, critic.path, critic.fingerprint, critic.folds)
         values = values_of_critic(cfg, critic, sources, labels, name)
     return write_labelings(cfg, options, sources, labels, values, name)
+
+
+def shown_labelings(
+    options: LabelOptions, cfg: PI05RLTrainConfig, run: Path | None, sources: list[Source]
+) -> list[Labeling]:
+    """Whose values stand beside the pictures: those that the command names, else those that the run was or would be
+    trained from, if they are there.
+
+    Raises:
+        UserError: those that the command names are missing or of other frames.
+    """
+    if options.from_name is not None:
+        return read_labelings(sources, options.from_name)
+    own = None if run is None else run_labels(str(run))
+    implied = cfg.dataset.labeling or (str(run) if own is not None and own.is_dir() else None)
+    if implied is None:
+        return []
+    try:
+        return read_labelings(sources, implied)
+    except UserError as error:
+        logger.warning("%s No values are shown: %s", TAG, error)
+        return []
 
 
 def values_of_labeling(sources: list[Source], from_name: str, name: str) -> list[Values]:

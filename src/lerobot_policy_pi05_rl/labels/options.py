@@ -36,6 +36,8 @@ class LabelOptions:
     outcomes: str | None = None
     of: str | None = None
     list_unlabelled: bool = False
+    browser: bool = False
+    port: int | None = None
 
     @property
     def gives_outcomes(self) -> bool:
@@ -60,6 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--smoothing", type=float)
     parser.add_argument("--positive-fraction", dest="fraction", type=float)
     parser.add_argument("--list-unlabelled", action="store_true")
+    parser.add_argument("--browser", action="store_true")
+    parser.add_argument("--port", type=int)
     return parser
 
 
@@ -86,7 +90,13 @@ def check_options(options: LabelOptions) -> None:
     """
     if options.name is not None and not re.fullmatch(r"\w[\w.-]*", options.name):
         raise ConfigError(f"--name {options.name!r} is not a file's name: letters, digits, '_', '-' and '.' only")
-    if options.from_name is not None and options.name is None:
+    if options.port is not None and not options.browser:
+        raise ConfigError("--port is that of the page; give --browser, too")
+    if options.port is not None and not 0 <= options.port < 2**16:
+        raise ConfigError(f"--port must be from 0 (any that is free) to {2**16 - 1}, got {options.port}")
+    if options.browser and options.list_unlabelled:
+        raise ConfigError("--browser and --list-unlabelled exclude each other; the page has a filter for them")
+    if options.from_name is not None and options.name is None and not options.browser:
         raise ConfigError("--from needs --name: what the derived labeling is called")
     if options.from_name is not None and options.checkpoint is not None:
         raise ConfigError("--from takes the values of a labeling and --checkpoint those of a critic; give one")

@@ -135,13 +135,18 @@ def set_outcomes(options: LabelOptions, sources: list[Source], outcome_file: str
             sources, success=options.success, failure=options.failure, csv=options.outcomes, of=options.of
         )
         write_outcomes(sources, given, outcome_file)
-        reads = named is not None and Path(named).resolve() == path.resolve()
-        print(f"The configuration reads {path}" if reads else f"Train with them: --reward.outcome_file={path}")
+        print(use_with(path, named))
         return str(path)
     if outcome_file is None and path.is_file():
         logger.info("[LABEL] Outcomes set by hand are used; train with --reward.outcome_file=%s", path)
         return str(path)
     return outcome_file
+
+
+def use_with(path: Path, outcome_file: str | None) -> str:
+    """How a run reads the outcomes in ``path``, where the configuration names ``outcome_file``."""
+    reads = outcome_file is not None and Path(outcome_file).resolve() == path.resolve()
+    return f"The configuration reads {path}" if reads else f"Train with them: --reward.outcome_file={path}"
 
 
 def write_outcomes(sources: list[Source], given: list[Outcomes], outcome_file: str | None) -> Path:
@@ -150,22 +155,37 @@ def write_outcomes(sources: list[Source], given: list[Outcomes], outcome_file: s
     Returns:
         The outcome file.
     """
-    path = outcomes_path(sources[0])
-    earlier = [str(path) if path.is_file() else None, outcome_file]
-    rows = []
+    merged = [before | now for before, now in zip(earlier_outcomes(sources, outcome_file), given, strict=True)]
+    path = save_outcomes(sources, merged)
+    logger.info("[LABEL] %d outcomes set, %d in %s", sum(map(len, given)), sum(map(len, merged)), path)
+    return path
+
+
+def earlier_outcomes(sources: list[Source], outcome_file: str | None) -> list[Outcomes]:
+    """Per source those of ``outcome_file`` over those that this verb has set before.
+
+    Raises:
+        DatasetError: one of the files is not what it should be.
+    """
+    own = outcomes_path(sources[0])
+    files = [str(own) if own.is_file() else None, outcome_file]
+    found: list[Outcomes] = []
     for number, source in enumerate(sources):
-        merged: Outcomes = {}
-        for file in earlier:
-            merged |= read_outcome_file(file, source, primary=number == 0)
-        merged |= given[number]
-        dataset = None if number == 0 else source.name
-        rows += [(episode, merged[episode].value, dataset) for episode in sorted(merged)]
+        before, over = (read_outcome_file(file, source, primary=number == 0) for file in files)
+        found.append(before | over)
+    return found
+
+
+def save_outcomes(sources: list[Source], outcomes: list[Outcomes]) -> Path:
+    """Write these outcomes of each source, and no others, whole or not at all; returns the file."""
+    path, rows = outcomes_path(sources[0]), []
+    for number, (source, own) in enumerate(zip(sources, outcomes, strict=True)):
+        rows += [(episode, own[episode].value, source.name if number else None) for episode in sorted(own)]
     table = pd.DataFrame(rows, columns=["episode_index", "outcome", "dataset"])
     if table["dataset"].isna().all():
         table = table.drop(columns="dataset")
     with replacing(path) as aside:
         table.to_csv(aside, index=False)
-    logger.info("[LABEL] %d outcomes set, %d in %s", sum(map(len, given)), len(rows), path)
     return path
 
 

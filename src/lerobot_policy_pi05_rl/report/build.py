@@ -16,11 +16,11 @@ from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
 from ..checkpoint.write import last_checkpoint
 from ..data.labeling import RUN_LABELS, labels_folder
+from ..data.pictures.stored_frames import DatasetFrames
 from ..errors import UserError
 from ..labels.critic import load_critic
 from ..runtime.files import replacing
 from . import critic_sections, curves, sections, strips
-from .frames import DatasetFrames
 from .inputs import Subject, open_subject, read_metrics
 from .labels import LabelingTable, newest_labeling, read_labeling_table
 from .video import write_overlay_video

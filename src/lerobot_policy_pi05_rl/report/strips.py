@@ -8,7 +8,7 @@ import pandas as pd
 from PIL import Image
 
 from ..data.labeling import OF_A_FAILURE
-from .frames import DatasetFrames
+from ..data.pictures.stored_frames import DatasetFrames
 from .labels import LabelingTable, ending
 from .statistics import extreme_moments
 from .svg import number

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from .frames import DatasetFrames
+from ..data.pictures.stored_frames import DatasetFrames
 from .labels import ending
 from .strips import MOST_CAMERAS
 

@@ -9,11 +9,11 @@ from lerobot.datasets.video_utils import FrameTimestampError
 from PIL import Image
 from torch import Tensor
 
-from ..data.files.metadata import read_episodes
-from ..data.pictures.cameras import is_camera, is_depth, picture_shape
-from ..data.pictures.decoding import EXACT, STORED_ERRORS, check_size, open_stored, rgb
-from ..data.pictures.video import PYAV, ROUNDING_S, VIDEO_ERRORS, Segment, frame_times, read_frames
-from ..errors import UserError, typed_line
+from ...errors import UserError, typed_line
+from ..files.metadata import read_episodes
+from .cameras import is_camera, is_depth, picture_shape
+from .decoding import EXACT, STORED_ERRORS, check_size, open_stored, rgb
+from .video import PYAV, ROUNDING_S, VIDEO_ERRORS, Segment, frame_times, read_frames
 
 
 class DatasetFrames:
