@@ -51,7 +51,7 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"openssl .*": "tests/online/transport/test_online_transport.py makes a certificate so",
     r"python -m lerobot\.rl\.gym_manipulator": "LeRobot's, for a person at a keyboard",
     r"pi05-rl label RUN( --from RUN --name OTHER --horizon F --smoothing F)?": "getting-started's of outputs/pick",
-    r"pi05-rl label (CONFIG|RUN|pick\.json) --browser( --from NAME)?": "tests/labels/browser; it serves until it is ended",
+    r"pi05-rl label (CONFIG|RUN|pick\.json) --browser( --from NAME)?": "serves until it is ended",
     r"pi05-rl report <output_dir>": "the README's `pi05-rl report outputs/pick`",
     r"python examples/own_policy_extraction\.py .*": OTHER.format("tests/test_advantage.py"),
     r"python benchmarks/(closed_loop|demo_seeds|online_seeds)\.py( .*)?": HOURS,

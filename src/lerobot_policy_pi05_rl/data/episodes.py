@@ -88,8 +88,8 @@ def label_episodes(
     if needs_returns and unknown and unlabelled is None:
         advice = (
             "Say how they ended: pi05-rl label CONFIG --browser shows them, pi05-rl label CONFIG --success 0-3 "
-            "--failure 4 takes numbers of episodes; or give a CSV episode_index,outcome as reward.outcome_file, or set "
-            "reward.unlabelled to success or failure"
+            "--failure 4 takes numbers of episodes; or give a CSV episode_index,outcome as reward.outcome_file, or "
+            "set reward.unlabelled to success or failure"
         )
         beside = use_outcomes_beside(sources[0], reward.outcome_file)
         raise DatasetError(

@@ -132,7 +132,7 @@ def test_two_tabs_know_of_each_other(browser, config):
             await first.until(OUTCOMES, "success failure - - - -")
             await second.press("t")  # of the same episode: the last word counts
             await second.until("document.getElementById('said').textContent", "episode 0: truncated, saved")
-            await first.look("document.dispatchEvent(new Event('visibilitychange'))")
+            await first.call("Page.bringToFront")
             await first.until(OUTCOMES, "truncated failure - - - -")
 
     with served(config) as address:
