@@ -64,7 +64,7 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"python benchmarks/(gpu|full_size)\.py.*": OTHER.format("tests/test_benchmarks.py, at the demo's size"),
     r"python -m torch\.distributed\.run .*scaling_check\.py": OTHER.format("tests/test_scaling.py"),
     r"python benchmarks/(vs_lerobot|compile|processes|flops|plan|guidance)\.py.*": MEASURES,
-    r"python benchmarks/(scaling|data_memory|control_period|slow_actor)\.py.*": MEASURES,
+    r"python benchmarks/(scaling|data_memory|control_period|slow_actor|label_page)\.py.*": MEASURES,
 }
 DEPTH = 6  # of the language tower: as many layers as the critic has where nobody says how many
 TINY = " ".join(  # of a configuration that is not there before
