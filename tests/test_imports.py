@@ -20,6 +20,7 @@ ORDER = [
     "extraction_checks",
     "data.batch",
     "runtime",
+    "cards",
     "stored",
     "configuration_pi05_rl",
     "config",

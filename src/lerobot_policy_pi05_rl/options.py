@@ -159,7 +159,7 @@ _READ = {
         "num_inference_steps": Option(NOTE, least=1, acts=True),
         "input_features output_features action_feature_names": Option(FILLED),
         "pretrained_path": Option(START),
-        "device gradient_checkpointing compile_model repo_id private rtc_config": Option(NOTE),
+        "device gradient_checkpointing compile_model repo_id private tags license rtc_config": Option(NOTE),
         "dtype time_sampling_scale time_sampling_offset optimizer_betas": Option(LEARNING),
         "time_sampling_beta_alpha time_sampling_beta_beta min_period max_period": Option(LEARNING, above=0),
         "optimizer_lr optimizer_eps optimizer_grad_clip_norm": Option(LEARNING, above=0),
@@ -184,8 +184,6 @@ _WARNED = {
     "wandb.disable_artifact": "checkpoints never go to W&B; save_checkpoint_to_hub=true sends them to the Hub",
     "policy.use_amp": "policy.dtype=bfloat16 computes in bf16, and holds what trains in fp32",
     "policy.use_peft": "the peft section asks for an adapter (peft.r, peft.target_modules, …)",
-    "policy.tags": "write them into the README.md of policy.repo_id on the Hub",
-    "policy.license": "write it into the README.md of policy.repo_id on the Hub",
     "policy.empty_cameras": "a camera that a dataset lacks is left out, not replaced by a black picture",
 }
 _REFUSED = {

@@ -71,6 +71,7 @@ def test_the_checkpoint_has_lerobots_layout(tmp_path, mixed_dataset):
     names = {str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file()}
     assert names == {
         "manifest.json",
+        "pretrained_model/README.md",
         "pretrained_model/config.json",
         "pretrained_model/model.safetensors",
         "pretrained_model/train_config.json",

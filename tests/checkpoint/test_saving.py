@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from httpx import Request, Response
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from lerobot.common import train_utils
 from safetensors.torch import load_file
 from tiny import batches, make_algorithm, write_config
 
 from lerobot_policy_pi05_rl import cli
+from lerobot_policy_pi05_rl.cards.text import sealed
+from lerobot_policy_pi05_rl.checkpoint import hub as hub_card
 from lerobot_policy_pi05_rl.checkpoint import saver as saving
 from lerobot_policy_pi05_rl.checkpoint import write as checkpointing
+from lerobot_policy_pi05_rl.checkpoint.hub import show_card
 from lerobot_policy_pi05_rl.checkpoint.saver import CheckpointSaver, SaveError
 from lerobot_policy_pi05_rl.checkpoint.snapshot import collect
 from lerobot_policy_pi05_rl.checkpoint.write import remove_leftovers
@@ -280,6 +285,7 @@ def hub(monkeypatch):
     class Api:
         uploads: list = []  # noqa: RUF012
         fails = False
+        card: Path | None = None  # at the top of the repository
 
         def create_repo(self, **kwargs):
             if Api.fails:
@@ -294,15 +300,61 @@ def hub(monkeypatch):
         def create_tag(self, *, tag, **kwargs):
             Api.uploads.append(tag)
 
+        def hf_hub_download(self, *, filename, **kwargs):
+            if Api.card is None:
+                request = Request("GET", f"https://huggingface.co/{filename}")
+                raise RemoteEntryNotFoundError(filename, response=Response(404, request=request))
+            return str(Api.card)
+
+        def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id, **kwargs):
+            Api.card = path_or_fileobj
+            Api.uploads.append((repo_id, path_in_repo))
+
+    Api.uploads = []
     monkeypatch.setattr(train_utils, "HfApi", Api)
+    monkeypatch.setattr(hub_card, "HfApi", Api)
     return Api
 
 
 def test_each_checkpoint_goes_to_the_hub_once_it_is_whole(tmp_path, mixed_dataset, hub):
     options = {"save_checkpoint_to_hub": True, "policy__repo_id": "you/pick", **SAVES}
     run(write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", **options))
-    steps = ["000002", "000004"]
-    assert hub.uploads == [x for step in steps for x in (("you/pick", f"checkpoints/{step}"), step)]
+    sent = [[("you/pick", f"checkpoints/{step}"), step, ("you/pick", "README.md")] for step in ("000002", "000004")]
+    assert hub.uploads == sent[0] + sent[1]
+    card = hub.card.read_text()
+    assert hub.card == tmp_path / "run/checkpoints/000004/pretrained_model/README.md"
+    assert "hf download you/pick --include 'checkpoints/000004/pretrained_model/*' --local-dir pick" in card
+    assert "lerobot-eval --policy.path=pick/checkpoints/000004/pretrained_model " in card
+
+
+@pytest.mark.parametrize("edited", [True, False])
+def test_a_card_that_somebody_wrote_stays_on_the_hub(tmp_path, hub, edited):
+    checkpoint = tmp_path / "000002"
+    card, there = checkpoint / "pretrained_model" / "README.md", tmp_path / "README.md"
+    card.parent.mkdir(parents=True)
+    card.write_text(sealed("new"))
+    there.write_text(sealed("old") + ("Ten of ten on my robot.\n" if edited else ""))
+    hub.card = there
+    show_card(checkpoint, "you/pick")
+    assert hub.card == (there if edited else card) and len(hub.uploads) == (not edited)
+
+
+def test_a_checkpoint_without_a_card_leaves_the_hubs_alone(tmp_path, hub):
+    (tmp_path / "000002" / "pretrained_model").mkdir(parents=True)
+    show_card(tmp_path / "000002", "you/pick")
+    assert hub.uploads == []
+
+
+def test_a_card_that_the_hub_does_not_take_is_one_warning(tmp_path, mixed_dataset, hub, monkeypatch, caplog):
+    def broken(self, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(hub, "upload_file", broken)
+    options = {"save_checkpoint_to_hub": True, "policy__repo_id": "you/pick"}
+    checkpoint = run(write_config(tmp_path / "c.json", mixed_dataset, tmp_path / "run", **options))
+    assert checkpoint.name == "000004" and len(hub.uploads) == 2 * len(names(tmp_path / "run")[:-1])
+    said = {r.getMessage() for r in caplog.records if r.name == hub_card.__name__}
+    assert said == {"The card of you/pick was not updated (ConnectionError: no route to host); the run goes on"}
 
 
 def test_a_hub_that_does_not_answer_is_one_warning_a_checkpoint(tmp_path, mixed_dataset, hub, caplog):

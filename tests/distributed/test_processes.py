@@ -5,6 +5,7 @@ All runs of two processes are jobs of one launch (``in_processes.py``), since a 
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -132,6 +133,14 @@ def jobs(dataset, alone, tmp_path_factory) -> Jobs:
     return Jobs(folder, log)
 
 
+def batch_and_rest(card: str) -> tuple[str, str]:
+    """A card without what it says of the batch and its measured numbers; and the batch."""
+    lines = [line for line in card.splitlines() if not re.match(r"\| `(batch_size|\w+` \| -?[\d.e-]+ \|)|<!--", line)]
+    (batch,) = [line for line in lines if line.startswith("- **Batch:**")]
+    lines.remove(batch)
+    return "\n".join(lines), batch.removeprefix("- **Batch:** ").rpartition(" × ")[0]
+
+
 def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 2e-5) -> None:
     """The same parameters to rounding: sums are taken in another order (see ``policy__optimizer_eps``)."""
     assert found.keys() == expected.keys()
@@ -214,6 +223,9 @@ def test_a_checkpoint_of_two_processes_has_the_tensors_of_one_and_one_goes_on_fr
         for path in (jobs.checkpoint(source), alone[name])
     )
     assert found["sample_position"] == expected["sample_position"] == 12 * 2 * 8
+    cards = [path / "pretrained_model" / "README.md" for path in (jobs.checkpoint(source), alone[name])]
+    (ours, batch), (others, whole) = (batch_and_rest(card.read_text()) for card in cards)
+    assert (batch, whole) == ("4 samples × 2 processes", "8 samples × 1 process") and ours == others
     target = tmp_path / "run"
     shutil.copytree(jobs.run_dir(source), target, symlinks=True)
     step_back(target, "000006")

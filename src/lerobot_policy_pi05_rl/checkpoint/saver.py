@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from ..errors import UserError, one_line, typed_line
 from ..recap import RecapAlgorithm
 from ..stored.files import CheckpointError
+from .hub import show_card
 from .snapshot import collect
 from .write import PARTIAL, finish_checkpoint, hidden, prune, remove_leftovers, write_files
 
@@ -63,10 +64,13 @@ class CheckpointSaver:
     def _directory(self, step: int) -> Path:
         return get_step_checkpoint_dir(self.run_dir, self.total_steps, step)
 
-    def save(self, algorithm: RecapAlgorithm, metrics_state: dict[str, Any]) -> Path:
+    def save(self, algorithm: RecapAlgorithm, metrics_state: dict[str, Any], card: str | None = None) -> Path:
         """Save the algorithm's present state; the directory is whole when the context ends, or at the next save.
 
         Every process calls it.
+
+        Args:
+            card: the text of its README.md, from the process that writes.
 
         Raises:
             SaveError: this checkpoint, or the one before, could not be written.
@@ -77,7 +81,7 @@ class CheckpointSaver:
         if snapshot is None:
             return final
         size = snapshot.nbytes
-        write = partial(write_files, snapshot, final, policy=algorithm.policy, **self.constants)
+        write = partial(write_files, snapshot, final, policy=algorithm.policy, card=card, **self.constants)
         if not self.in_background:
             self._try(write, final, size)
             write = None  # nor is what it refers to held while training goes on
@@ -147,7 +151,7 @@ class CheckpointSaver:
 
 
 def upload(checkpoint: Path, repo_id: str, *, private: bool | None) -> None:
-    """Send a whole checkpoint to ``checkpoints/<step>`` of the Hub repository.
+    """Send a whole checkpoint to ``checkpoints/<step>`` of the Hub repository, and show its card.
 
     A failure is one warning: the checkpoint is safe on the disk, and the next one is another attempt."""
     try:
@@ -161,6 +165,7 @@ def upload(checkpoint: Path, repo_id: str, *, private: bool | None) -> None:
         )
     else:
         logger.info("The checkpoint %s is on the Hub, in %s", checkpoint.name, repo_id)
+        show_card(checkpoint, repo_id)
 
 
 def free_bytes(path: Path) -> int:

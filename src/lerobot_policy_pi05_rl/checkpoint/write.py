@@ -34,6 +34,7 @@ from lerobot.utils.random_utils import load_rng_state
 from lerobot.utils.utils import flatten_dict
 from safetensors.torch import load_file, save_file
 
+from ..cards.text import CARD
 from ..distributed.fsdp import optimizer_shards
 from ..errors import typed_line
 from ..processor_pi05_rl import Processors
@@ -63,6 +64,7 @@ def write_files(
     data_state: dict[str, Any],
     critic_data: dict[str, Any] | None = None,
     num_processes: int = 1,
+    card: str | None = None,
 ) -> None:
     """Write ``snapshot`` under the hidden name of ``final``. Of the other arguments only what is constant during a run
     is read.
@@ -71,6 +73,7 @@ def write_files(
         config: for its train_config.json.
         data_state: which data the run learns from (resume.py).
         critic_data: which episodes the critic has seen (critic_data.py); None: no critic was trained.
+        card: the text of its README.md.
 
     Raises:
         OSError, SafetensorError: it cannot be written. What was written is left under its hidden name.
@@ -86,6 +89,8 @@ def write_files(
         processor.save_pretrained(pretrained)
     if critic_data is not None:
         (pretrained / CRITIC_DATA).write_text(json.dumps(critic_data))
+    if card is not None:  # PEFT has written one of its own
+        (pretrained / CARD).write_text(card, encoding="utf-8")
     save_training_step(snapshot.step, state, num_processes=num_processes, batch_size=config.batch_size)
     save_optimizer_state(None, state, optim_state_dict=snapshot.optimizer)
     write_json(snapshot.scheduler, state / SCHEDULER_STATE)
@@ -103,7 +108,7 @@ def finish_checkpoint(final: Path) -> None:
         OSError: the disk fails. What was written is left under its hidden name.
     """
     partial = hidden(final, PARTIAL)
-    write_manifest(partial)
+    write_manifest(partial, free={CARD})
     flush(partial, forget=True)  # so that it is read back from the disk
     found = damages(partial)
     if found:

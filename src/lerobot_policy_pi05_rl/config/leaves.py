@@ -1,8 +1,9 @@
 """The configuration's classes as a list of keys, each with what is said of it (:mod:`..options`)."""
 
 import dataclasses
+import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any, NamedTuple
 
 import draccus
@@ -62,6 +63,28 @@ def answered(config: Any, status: str) -> list[tuple[list[str], str]]:
         if not absent and value != leaf.default:
             found.setdefault(leaf.node, ([], leaf.option.advice))[0].append(leaf.name)
     return list(found.values())
+
+
+def differing(config: Any, meanings: Set[str], readers: Set[str]) -> list[tuple[Leaf, Any]]:
+    """Keys that differ from their defaults, with their values as a file has them: those that mean one of ``meanings``
+    to a run that goes on (:mod:`..options`) or with which a policy acts, and are read by one of ``readers``."""
+    found = []
+    fresh = PI05RLConfig(device="cpu")  # some of LeRobot's fields are filled in by its own fields' default
+    for leaf in leaves(type(config)):
+        section, _, last = leaf.name.rpartition(".")
+        if leaf.option is None or leaf.option.readers not in readers or (section and _value(config, section) is None):
+            continue
+        if leaf.option.on_resume not in meanings and not leaf.option.acts:
+            continue
+        default = getattr(fresh, last) if section == "policy" else leaf.default
+        value = _plain(_value(config, leaf.name))
+        if value != _plain(default):
+            found.append((leaf, value))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(draccus.encode(value)))
 
 
 def _value(config: Any, name: str) -> Any:

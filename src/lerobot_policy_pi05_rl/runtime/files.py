@@ -9,7 +9,7 @@ find torn writes and flipped bits, not forgeries. Checkpoints of versions that w
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +17,16 @@ MANIFEST = "manifest.json"
 CHUNK = 1 << 24
 
 
-def write_manifest(directory: Path) -> None:
-    """Note every file below ``directory``; the last thing that is written there."""
+def write_manifest(directory: Path, *, free: Collection[str] = ()) -> None:
+    """Note every file below ``directory``; the last thing that is written there.
+
+    Args:
+        free: names of files that people may change; they are not noted.
+    """
     files = {
         str(path.relative_to(directory)): {"bytes": path.stat().st_size, "crc32": checksum(path)}
         for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name not in free
     }
     (directory / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
 

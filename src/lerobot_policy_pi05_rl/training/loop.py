@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from lerobot.common.train_utils import should_save_checkpoint
 
+from ..cards.model import OnlineEpisodes
 from ..checkpoint.critic_provenance import critic_data
 from ..checkpoint.resume import data_state
 from ..checkpoint.saver import CheckpointSaver
@@ -20,8 +21,9 @@ from ..data.batch import Batch
 from ..data.loaders import make_held_out_loader, make_probe_loader
 from ..recap import RecapAlgorithm
 from ..runtime.progress import progress_bar
+from .card import checkpoint_card
 from .evaluation import evaluate
-from .metrics import MetricsWriter, NoWriter
+from .metrics import EVAL, MetricsWriter, NoWriter
 from .start import Run
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,10 @@ class Feed:
     def news(self) -> tuple[dict[str, float], str]:
         """What is logged beside training's own numbers, and those of it that a person looks at."""
         return {}, ""
+
+    def online(self) -> OnlineEpisodes | None:
+        """What actors have sent, for the card of a checkpoint; here there are none."""
+        return None
 
     def close(self) -> None:
         """Called behind the last step."""
@@ -104,9 +110,9 @@ def train(
             if step == total and algorithm.early_stopping is not None:
                 algorithm.early_stopping.restore_best()  # the best critic labels, and lies in the last checkpoint
             if cfg.save_checkpoint and should_save_checkpoint(step, cfg.checkpoint_freq, total):
-                saved, saved_step = save(run, saver, writer), step
+                saved, saved_step = save(run, saver, writer, feed), step
         if stopping and cfg.save_checkpoint and algorithm.optimization_step > saved_step:
-            saved = save(run, saver, writer)
+            saved = save(run, saver, writer, feed)
         feed.close()
     if stopping and algorithm.optimization_step < total:
         logger.info("%s Stopped at step %d; resume=true goes on from there", cfg.tag, algorithm.optimization_step)
@@ -130,7 +136,7 @@ class HeldOut:
             return
         means = evaluate(algorithm, self.loader, self.data.held_out.frames, self.probe)
         algorithm.on_evaluate(means)
-        writer.log(step, means, mode="eval")
+        writer.log(step, means, mode=EVAL)
         logger.info("%s Held out at step %d: %s", cfg.tag, step, summary(means))
 
 
@@ -147,11 +153,13 @@ def log_window(
     logger.info("%s Optimization step: %d/%d %s", cfg.tag, step, cfg.total_steps, text)
 
 
-def save(run: Run, saver: CheckpointSaver, writer: MetricsWriter | NoWriter) -> Path:
+def save(run: Run, saver: CheckpointSaver, writer: MetricsWriter | NoWriter, feed: Feed) -> Path:
     """Save a checkpoint of the present step, which must not outlive the lines before it; returns its directory."""
     logger.info("%s Saving checkpoint at step %d", run.cfg.tag, run.algorithm.optimization_step)
     writer.sync()
-    return saver.save(run.algorithm, run.window.state_dict())
+    writes = run.algorithm.processes.is_main
+    card = checkpoint_card(run, writer.held_out, feed.online()) if writes else None
+    return saver.save(run.algorithm, run.window.state_dict(), card)
 
 
 class Speed:

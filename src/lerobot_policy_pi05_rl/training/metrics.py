@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 STEP_KEY = "Optimization step"
 METRICS_FILE = "metrics.jsonl"
+EVAL = "eval"  # mode of a held-out evaluation's numbers
 HISTOGRAM_BINS = 64  # W&B's default
 ROUNDING = 1e-6  # relative; fp32 has 1.2e-7, and a value is a sum over some bins
 
@@ -67,18 +68,23 @@ class MetricsWriter:
 
     Attributes:
         wandb_run_id: of the W&B run; what the configuration says where W&B is not enabled.
+        held_out: step and numbers of the last held-out evaluation, also of one before the checkpoint that the run
+            goes on from; None: there was none.
     """
 
     def __init__(self, cfg: TrainPipelineConfig, run_dir: Path, *, project: str | None, resumed_step: int | None):
         """``project``: of W&B."""
         self.path = run_dir / METRICS_FILE
-        drop_lines_after(self.path, resumed_step or 0)  # a run killed before its first checkpoint has left lines, too
+        # A run killed before its first checkpoint has left lines, too.
+        self.held_out = last_held_out(drop_lines_after(self.path, resumed_step or 0))
         self._file = self.path.open("a")
         self._wandb, self.wandb_run_id = _make_wandb(cfg, run_dir, project)
 
     def log(self, step: int, values: dict[str, float], *, mode: str = "train") -> None:
         """Write scalars of ``step``."""
         prefix = "" if mode == "train" else f"{mode}/"
+        if mode == EVAL:
+            self.held_out = step, values
         line = {"step": step, **{f"{prefix}{name}": value for name, value in sorted(values.items())}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -123,6 +129,7 @@ class NoWriter:
     """Takes the place of :class:`MetricsWriter` in the processes that do not write."""
 
     wandb_run_id: str | None = None
+    held_out: tuple[int, dict[str, float]] | None = None
 
     def log(self, step: int, values: dict[str, float], *, mode: str = "train") -> None:
         """Nothing."""
@@ -148,19 +155,33 @@ def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.histogram(values, bins=HISTOGRAM_BINS, range=(low, high))
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Forget lines that a run wrote after the checkpoint it resumes from (and a half-written last line)."""
+def last_held_out(lines: list[dict[str, Any]]) -> tuple[int, dict[str, float]] | None:
+    """Step and numbers of the last held-out evaluation that these lines tell of; None: of none."""
+    prefix = f"{EVAL}/"
+    for line in reversed(lines):
+        found = {name.removeprefix(prefix): value for name, value in line.items() if name.startswith(prefix)}
+        if found:
+            return line["step"], found
+    return None
+
+
+def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Forget lines that a run wrote after the checkpoint it resumes from (and a half-written last line); what the
+    others say."""
     if not path.exists():
-        return
-    kept = []
+        return []
+    kept, said = [], []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            values = json.loads(line)
+            if values["step"] <= step:
                 kept.append(line)
+                said.append(values)
         except json.JSONDecodeError:
             logger.warning("%s: a half-written line was dropped", path)
     with replacing(path, path.with_suffix(".partial")) as aside:
         aside.write_text("".join(f"{line}\n" for line in kept))
+    return said
 
 
 def _make_wandb(cfg: TrainPipelineConfig, run_dir: Path, project: str | None) -> tuple[WandBLogger | None, str | None]:
