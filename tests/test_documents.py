@@ -42,7 +42,7 @@ LISTED = {  # pattern of the whole command → why it is not run
     r"make configuration": "rewrites docs/configuration.md, which tests/config/test_config_keys.py compares",
     r"pip install -e \.": "is how this suite was installed",
     r"pip install 'lerobot\[hilserl\]'": "installs another package",
-    r"hf auth login": "needs the Hub",
+    r"hf (auth login|download .*)": "needs the Hub",
     r"lerobot-rollout .*": ROBOT,
     r"lerobot-eval --policy.path=outputs/pick_lora\S* …": "of another robot; tests/test_main_job.py evaluates LoRA",
     r"pi05-rl actor configs/so101\.json .*": ROBOT,

@@ -164,6 +164,9 @@ def test_a_resumed_learner_is_the_same_to_an_actor_that_goes_on(tmp_path, correc
     assert inbox.store(episode.uid, pack(episode))
     checkpoint = train_online(cfg)
     assert checkpoint.name == "000002" and (checkpoint / "pretrained_model" / "adapter_model.safetensors").is_file()
+    card = (checkpoint / "pretrained_model" / "README.md").read_text()
+    assert "actors had sent 1 episode by this step, 8 transitions" in card and "a LoRA adapter of rank 4" in card
+    assert "| frames | 8 |" in (cfg.run_dir / "replay" / "README.md").read_text()
 
     later = ("--policy.online_steps=9", "--policy.episode_logging_freq=3", "--resume=true")
     resumed = Learner(configured(tmp_path, corrected_dataset, bases[0], *PEFT, *later), checkpoint)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from ...advantage import TAG_POSITIVE
+from ...cards.model import OnlineEpisodes
 from ...configuration_pi05_rl import PI05RLConfig
 from ...data.dataset import OfflineData
 from ...data.frames import FrameDataset
@@ -76,6 +77,11 @@ class OnlineFeed(Feed):
             (labels,) = self._frames.precomputed
             online["replay_positive_fraction"] = float((labels.tags == TAG_POSITIVE).mean())
         return online, self.monitor.summary(online)
+
+    def online(self) -> OnlineEpisodes:
+        """What actors have sent."""
+        replay = self.replay
+        return OnlineEpisodes(replay.episodes_received, replay.transitions_received, replay.outcomes_received())
 
     def close(self) -> None:
         """The actors end with the last weights."""

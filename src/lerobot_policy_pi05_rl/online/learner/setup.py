@@ -78,6 +78,7 @@ def open_replay(cfg: OnlineTrainConfig, data: OfflineData, spec: EpisodeSpec) ->
         robot_type=data.sources[0].dataset.meta.robot_type,
         capacity=cfg.policy.online_buffer_capacity,
         encoder=cfg.replay.rgb_encoder,
+        started_from=cfg.policy.pi05_checkpoint,
     )
     logger.info("[LEARNER] Replay: %d transitions of %d episodes in %s", len(replay), replay.episodes, replay.root)
     return replay

@@ -157,6 +157,9 @@ class Ledger:
             receipt = Receipt(**json.loads(line))
             self.receipts[receipt.uid] = receipt
         self.transitions = sum(receipt.length for receipt in self.receipts.values())
+        self.outcomes = dict.fromkeys((outcome.value for outcome in Outcome), 0)  # → episodes
+        for receipt in self.receipts.values():
+            self.outcomes[receipt.outcome] += 1
 
     def add(self, receipt: Receipt) -> None:
         """Enter an episode; it is on the disk on return."""
@@ -169,3 +172,4 @@ class Ledger:
             sync(self.path.parent)
         self.receipts[receipt.uid] = receipt
         self.transitions += receipt.length
+        self.outcomes[receipt.outcome] += 1

@@ -14,10 +14,13 @@ from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.datasets.utils import INFO_PATH, STATS_PATH, DatasetInfo, serialize_dict
 from lerobot.datasets.video_utils import get_video_info
 
+from ...cards.replay import replay_card
+from ...cards.text import CARD, replace_card
 from ...data.sources import CUT_OFF, SUCCESS, Source
 from ...returns import Outcome, episode_outcome
 from ..episode import Episode, EpisodeSpec
 from . import files
+from .card import Acted, replay_facts
 from .compaction import build_compacted
 from .files import Ledger, Receipt
 from .memory import Held, Memory
@@ -60,6 +63,7 @@ class Replay:
         repo_id: str,
         capacity: int,
         encoder: RGBEncoderConfig,
+        started_from: str | None = None,
     ):
         """Use :meth:`open`."""
         self.root, self.repo_id, self.capacity = root, repo_id, capacity
@@ -70,6 +74,8 @@ class Replay:
         self._stats = aggregate_stats([row_stats(row) for row in rows]) if rows else None
         self._uids = set(ledger.receipts) | {row[UID] for row in rows}
         self._doomed: list[Path] = []  # videos of evicted episodes that an old snapshot may still read
+        self._acted: dict[str, Acted] = {}  # uid → for the card
+        self._started_from = started_from
         self._damaged = False
         self._write_lock, self._lock = threading.Lock(), threading.Lock()
         self._number = 0  # of the next episode, as it is called in memory
@@ -89,12 +95,14 @@ class Replay:
         robot_type: str | None,
         capacity: int,
         encoder: RGBEncoderConfig,
+        started_from: str | None = None,
     ) -> "Replay":
         """Create the replay, or recover it: exactly the episodes whose :meth:`append` was committed are in it.
 
         Args:
             names: LeRobot's feature names of state and action, for a new replay.
             capacity: transitions; older episodes are dropped.
+            started_from: the checkpoint that the policy started from, for the card.
 
         Raises:
             ReplayError: ``root`` holds something else, or a replay of other features or another rate.
@@ -102,8 +110,10 @@ class Replay:
         av.logging.set_libav_level(av.logging.ERROR)  # the encoder describes every video otherwise
         info, rows, tasks = open_folder(root, spec, names, robot_type)
         ledger = Ledger(root / files.LEDGER)
-        replay = cls(root, spec, info, rows, ledger, tasks, repo_id=repo_id, capacity=capacity, encoder=encoder)
+        constants: dict[str, Any] = {"repo_id": repo_id, "capacity": capacity, "encoder": encoder}
+        replay = cls(root, spec, info, rows, ledger, tasks, **constants, started_from=started_from)
         replay._load()
+        replay._write_card()
         return replay
 
     def __len__(self) -> int:
@@ -124,6 +134,10 @@ class Replay:
     def episodes_received(self) -> int:
         """Episodes that were ever stored."""
         return len(self._ledger.receipts)
+
+    def outcomes_received(self) -> dict[str, int]:
+        """success, failure, truncated → episodes that were ever stored."""
+        return dict(self._ledger.outcomes)
 
     @property
     def episodes(self) -> int:
@@ -162,6 +176,7 @@ class Replay:
             shutil.rmtree(staging)
             if self._info.total_frames > SLACK * self.capacity or self._tables >= MOST_TABLES:
                 self._compact()
+            self._write_card()
             return True
 
     def compact(self) -> None:
@@ -170,6 +185,7 @@ class Replay:
             evicted = len(self._rows) > len(self._memory.episodes)
             if evicted or self._tables >= MANY_TABLES:
                 self._compact()
+                self._write_card()
 
     def _row_videos(self, row: Row) -> dict[str, Path]:
         """Camera → the episode's file."""
@@ -193,7 +209,18 @@ class Replay:
     def _hold(self, row: Row, outcome: Outcome, columns: dict) -> None:
         held = Held(self._number, row["length"], outcome, row["tasks"][0], self._row_videos(row))
         self._memory.add(held, columns)
+        self._acted[row[UID]] = Acted.of(columns)
         self._number += 1
+
+    def _write_card(self) -> None:
+        """Say in the folder's README.md what is in it, unless a person has edited that."""
+        facts = replay_facts(
+            self.repo_id, self._info, self._rows, self._acted, self._ledger.receipts, self._started_from
+        )
+        try:
+            replace_card(self.root / CARD, replay_card(facts))
+        except OSError as error:  # the episodes are safe, and the next one writes it again
+            logger.warning("[LEARNER] The card of the replay in %s was not written: %s", self.root, error.strerror)
 
     def _store(self, episode: Episode, staging: Path) -> None:
         """Write everything beside the dataset, then give it its names; ``info.json`` is last, and counts it."""
@@ -242,6 +269,7 @@ class Replay:
         files.commit_compaction(self.root)
         with self._lock:
             self._rows = [without_stats(row) for row in rows]
+            self._acted = {row[UID]: self._acted[row[UID]] for row in rows}
             self._stats, self._tables = aggregate_stats([row_stats(row) for row in rows]), 1
         for path in self._doomed:
             path.unlink(missing_ok=True)
