@@ -43,7 +43,10 @@ def finished(tmp_path_factory, mixed_dataset) -> Path:
 def test_the_card_says_what_the_run_did(finished, mixed_dataset):
     checkpoint = finished / "checkpoints" / "000006"
     text = card_of(checkpoint)
-    assert "# pick\n" in text and "at step 6 of 6, trained by offline reinforcement" in text
+    assert (
+        "# pick\n" in text
+        and "policy with a value critic, at step 6 of 6, trained by offline reinforcement learning\nwith" in text
+    )
     assert "- **Started from:** random weights" in text and "- **Trains:** the whole policy, and the critic" in text
     assert "- **Batch:** 4 samples × 1 process × 3 accumulation = 12 a step" in text
     policy = PI05RLPolicy.from_pretrained(checkpoint / "pretrained_model")
@@ -152,6 +155,7 @@ def test_a_cloning_says_that_it_asked_for_no_outcome(tmp_path):
     make_dataset(tmp_path / "data", MIXED_EPISODES, columns=())
     options = {"policy__policy_extraction": "none", "policy__train_expert_only": True}
     text = card_of(run(write_config(tmp_path / "c.json", tmp_path / "data", tmp_path / "run", **options)))
+    assert "A π0.5 policy, at step 4 of 4, trained by cloning\nwith [LeRobot]" in text
     assert "- **Method:** cloning" in text and "- **Trains:** the action expert; no critic" in text
     assert "truncated or unknown" in text and "guidance_scale" not in section(text, "Use")
     assert "Not measured up to this step." in section(text, "Held-out episodes")
