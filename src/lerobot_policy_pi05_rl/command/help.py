@@ -13,7 +13,7 @@ VERBS = {
     "actor": "online: drive the environment, send episodes to the learner: pi05-rl actor CONFIG [--key=value …]",
     "label": "outcomes and advantages of a dataset as a side-car: pi05-rl label CONFIG_OR_RUN [--name NAME …]",
     "cache": "decode a configuration's frames to dataset.frame_cache: pi05-rl cache CONFIG [--key=value …]",
-    "report": "one self-contained HTML page: pi05-rl report RUN_OR_DATASET [--labels NAME …] [--video-episodes I,J]",
+    "report": "what a run learnt, or a dataset is worth, on one page: pi05-rl report RUN_OR_DATASET [--output FILE]",
     "plan": "parameters, memory, FLOPs, what would fit; runs no step: pi05-rl plan CONFIG [--key=value …]",
     "demo": "simulator → dataset → offline pretraining → closed-loop comparison",
     "demo-online": "the demo's offline checkpoint → learner and actor on loopback → closed-loop comparison",
@@ -48,10 +48,12 @@ DETAILS = {
   --port N              of the page; default: any that is free
   --key=value           overrides of the configuration
 """,
-    "report": """  RUN_OR_DATASET        a run directory or a dataset's folder
-  --labels NAME …       labelings to show; more than one are compared with the first; default: the run's own, or the
-                        newest
-  --output FILE         default: report.html in the run, or NAME.html beside the labeling
+    "report": """\
+  RUN_OR_DATASET        a run's directory; or a LeRobot dataset's folder, or its name on the Hub (you/dataset): what
+                        its data are worth for RL, a line with a verdict (ok, look, harms RL) for each check
+  --labels NAME …       labelings to show; more than one are compared with the first; default: the run's own
+  --output FILE         default: report.html in the run; DATASET.report.html beside the dataset, or here if it is the
+                        Hub's; NAME.html beside the labeling
   --video-episodes I,J  also write value-overlay videos of these
 """,
     "plan": """  CONFIG                a training configuration; its dataset and weights need not be there

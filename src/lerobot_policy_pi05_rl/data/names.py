@@ -37,6 +37,12 @@ def dimension_names(feature: Mapping[str, Any], *, qualified: bool = False) -> l
     return chosen if len(set(chosen)) == size else None
 
 
+def dimension_labels(feature: Mapping[str, Any], size: int) -> list[str]:
+    """(size,) what to call a feature's dimensions: their names, or where it has none, their numbers."""
+    names = dimension_names(feature) or []
+    return names if len(names) == size else [str(number) for number in range(size)]
+
+
 def _numbered(names: list[str]) -> list[str]:
     """Names that come several times with a number behind each."""
     often, seen = Counter(names), Counter()

@@ -6,16 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from lerobot.configs import FeatureType
-from lerobot.datasets.utils import INFO_PATH
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from ..data.action_limits import recorded_steps
-from ..data.files.folder import open_dataset
-from ..data.names import dimension_names
-from ..data.outcomes import intervention_flags, known_outcomes
-from ..data.pictures.cameras import policy_features
-from ..data.sources import Source, load_source, outcomes_path
-from ..errors import UserError, one_line
+from ..data.named import open_named, outcomes_as_told
+from ..data.names import dimension_labels, dimension_names
+from ..data.outcomes import intervention_flags
+from ..data.sources import Source, outcomes_path
+from ..errors import one_line
 from ..plan.card import card_memory
 from ..returns import Outcome
 
@@ -64,38 +62,21 @@ def read_facts(dataset: str, *, tolerance_s: float) -> Facts:
     Raises:
         UserError: it is missing, damaged, of another format, or lacks what a policy reads.
     """
-    folder = Path(dataset).expanduser().resolve()
-    local = folder.is_dir()
-    if folder.is_file():
-        raise UserError(f"{dataset} is a file; give the dataset's folder, that which has {INFO_PATH}")
-    if local and not (folder / INFO_PATH).is_file():
-        raise UserError(f"there is no {INFO_PATH} in {folder}: it is no LeRobot dataset's folder")
-    if not local and (dataset.startswith((".", "/", "~")) or dataset.count("/") != 1):
-        raise UserError(f"{dataset} is no folder, and no repository of the Hub either (you/dataset)")
-    repo_id = f"{folder.parent.name or 'local'}/{folder.name}" if local else dataset
-    opened = open_dataset(repo_id, folder if local else None, tolerance_s=tolerance_s, pictures=False)
-    source = load_source(repo_id, opened, "pyav")
-    features = policy_features(source.features)
-    if not any(feature.type is FeatureType.VISUAL for feature in features.values()):
-        raise UserError(f"the dataset in {opened.root} has no camera; π0.5 needs at least one")
-    missing = [key for key in (ACTION, OBS_STATE) if key not in features]
-    if missing:
-        raise UserError(f"the dataset in {opened.root} needs the column(s) {', '.join(missing)}")
-    by_hand = outcomes_path(source)
-    outcomes = known_outcomes(source, str(by_hand) if by_hand.is_file() else None, primary=True)
+    repo_id, folder, source, features = open_named(dataset, tolerance_s=tolerance_s)
+    outcomes = outcomes_as_told(source)
     episodes = source.columns["episode_index"][source.starts].tolist()
     names = [outcome.value for outcome in outcomes if outcome is not None]
     return Facts(
         repo_id,
-        folder if local else None,
-        float(opened.meta.fps),
+        folder,
+        float(source.dataset.meta.fps),
         (source.ends - source.starts).tolist(),
         {key: feature.shape[1:] for key, feature in features.items() if feature.type is FeatureType.VISUAL},
         features[OBS_STATE].shape[0],
         features[ACTION].shape[0],
         sorted(set(source.tasks)),
         {name: names.count(name) for name in (outcome.value for outcome in Outcome) if name in names},
-        by_hand,
+        outcomes_path(source),
         [index for index, outcome in zip(episodes, outcomes, strict=True) if outcome is None],
         {key: constant_dimensions(source, key) for key in (OBS_STATE, ACTION)},
         int(intervention_flags(source).sum()),
@@ -117,9 +98,8 @@ def action_limits(source: Source) -> dict[str, tuple[float, float, float]]:
 def constant_dimensions(source: Source, key: str) -> list[str]:
     """Names, or numbers, of the dimensions of a column that have the same value in every frame."""
     values = source.recorded(key)
-    names = dimension_names(source.dataset.meta.features[key]) or []
-    known = names if len(names) == values.shape[1] else range(values.shape[1])
-    return [str(name) for name, still in zip(known, (values == values[:1]).all(axis=0), strict=True) if still]
+    names = dimension_labels(source.dataset.meta.features[key], values.shape[1])
+    return [name for name, still in zip(names, (values == values[:1]).all(axis=0), strict=True) if still]
 
 
 def read_machine(card_gib: float | None) -> Machine:

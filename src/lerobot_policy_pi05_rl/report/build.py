@@ -1,6 +1,8 @@
 """``pi05-rl report RUN_OR_DATASET``: find what there is, write the page and, if asked, overlay videos.
 
 python -m lerobot_policy_pi05_rl.report.build outputs/offline --labels recap
+
+A run's page, or that of a dataset's labeling, is made here; what a dataset is worth before that, in dataset.py.
 """
 
 import argparse
@@ -11,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
 from ..checkpoint.write import last_checkpoint
@@ -20,9 +21,12 @@ from ..data.pictures.stored_frames import DatasetFrames
 from ..errors import UserError
 from ..labels.critic import load_critic
 from ..runtime.files import replacing
-from . import critic_sections, curves, sections, strips
-from .inputs import Subject, open_subject, read_metrics
+from . import critic_sections, curves, sections, statistics, strips
+from .checks.finding import summary
+from .dataset import report_dataset
+from .inputs import Subject, is_dataset, open_subject, read_metrics
 from .labels import LabelingTable, newest_labeling, read_labeling_table
+from .page import render
 from .video import write_overlay_video
 
 logger = logging.getLogger(__name__)
@@ -36,7 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = make_parser().parse_args(argv)
     names, episodes = split_names(args.labels), split_episodes(args.video_episodes)
-    report(args.subject, labels=names, output=args.output, video_episodes=episodes)
+    if names or episodes or not is_dataset(args.subject):
+        report(args.subject, labels=names, output=args.output, video_episodes=episodes)
+        return 0
+    found = report_dataset(args.subject, args.output)
+    print("\n".join([*(finding.line for finding in found.findings), summary(found.findings), f"page: {found.page}"]))
+    if found.labelings:
+        print(
+            f"labelings of it: {', '.join(found.labelings)}; `pi05-rl report {args.subject} --labels NAME` shows one"
+        )
     return 0
 
 
@@ -47,17 +59,22 @@ def report(
     output: str | Path | None = None,
     video_episodes: Sequence[int] = (),
 ) -> Path:
-    """Write one self-contained HTML page about a run's directory or a dataset's folder; returns the file.
+    """Write one self-contained HTML page about a run's directory or a dataset; returns the file.
+
+    A dataset's page says what its data are worth; with ``labels`` or ``video_episodes`` it is that of a labeling.
 
     Args:
-        labels: names of labelings; more than one are compared with the first. Empty: the run's own, or the newest; a
-            run that trained no critic has none, and its page says so in place of what needs values.
-        output: None: report.html in the run, or NAME.html beside the labeling.
+        run_or_dataset: a run's folder, a dataset's, or a dataset of the Hub.
+        labels: names of labelings; more than one are compared with the first. Empty: the run's own; a run that
+            trained no critic has none, and its page says so in place of what needs values.
+        output: None: report.html in the run, DATASET.report.html beside the dataset, or NAME.html beside the labeling.
         video_episodes: of these, value-overlay videos are written beside the page.
 
     Raises:
         UserError: the input is not what it should be.
     """
+    if not labels and not video_episodes and is_dataset(run_or_dataset):
+        return report_dataset(run_or_dataset, output).page
     subject = open_subject(run_or_dataset)
     name = None if labels else default_labeling(subject)
     names = list(labels) if name is None else [name]
@@ -92,17 +109,17 @@ def render_page(
     """
     labeling = labelings[0]
     of_values = {} if labeling.no_values else values_sections(subject, labeling, pictures)
-    environment = Environment(
-        loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    return environment.get_template("page.html.jinja").render(
+    episodes = statistics.episode_table(labeling.frames, by_task=True)
+    return render(
+        "page.html.jinja",
+        name=subject.name,
         subject=subject,
         tasks=labeling.tasks,
         most_tasks=sections.MOST_TASKS,
         facts=sections.facts(subject, labeling),
         tiles=sections.tiles(labeling),
         data=sections.data_table(subject, labeling),
-        lengths=sections.lengths_figures(subject, labeling),
+        lengths=sections.lengths_figures(episodes, labeling.tasks, subject.fps),
         curves=sections.curve_figures(metrics),
         note=labeling.note,
         no_values=labeling.no_values,
@@ -128,16 +145,20 @@ def values_sections(subject: Subject, labeling: LabelingTable, pictures: Dataset
 def make_parser() -> argparse.ArgumentParser:
     """The verb's options."""
     parser = argparse.ArgumentParser(prog="pi05-rl report", description="Write one self-contained HTML page.")
-    parser.add_argument("subject", metavar="RUN_OR_DATASET", type=Path, help="a run directory or a dataset's folder")
+    parser.add_argument(
+        "subject", metavar="RUN_OR_DATASET", help="a run's folder, or a dataset's, or its name on the Hub"
+    )
     parser.add_argument(
         "--labels",
         metavar="NAME",
         nargs="+",
         default=[],
-        help="labelings to show; more than one are compared with the first (default: the run's own, or the newest)",
+        help="labelings to show; more than one are compared with the first (default: the run's own)",
     )
     parser.add_argument(
-        "--output", type=Path, help="HTML file (default: report.html in the run, or NAME.html beside the labeling)"
+        "--output",
+        type=Path,
+        help="HTML file (default: report.html in the run, DATASET.report.html, or NAME.html beside the labeling)",
     )
     parser.add_argument(
         "--video-episodes", metavar="I,J", nargs="+", default=[], help="also write value-overlay videos of these"

@@ -6,12 +6,15 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from .checks.recording import UNKNOWN
+from .checks.timing import Lag
 from .labels import OUTCOMES
 from .statistics import CalibrationBin
 from .svg import Axis, Plot, axis_around, number
 
 LINE_POINTS = 100  # more cannot be told apart at the size of a chart
 SHARE_BINS = 10
+ENDINGS = (*OUTCOMES, UNKNOWN)  # of an episode; a labeling knows them all
 
 
 def lengths_chart(episodes: pd.DataFrame, fps: float) -> Markup:
@@ -19,7 +22,7 @@ def lengths_chart(episodes: pd.DataFrame, fps: float) -> Markup:
     seconds = episodes["length"].to_numpy() / fps
     edges = _bin_edges(seconds, 20, step=1 / fps)
     counts = {
-        outcome: np.histogram(seconds[(episodes["outcome"] == outcome).to_numpy()], edges)[0] for outcome in OUTCOMES
+        outcome: np.histogram(seconds[(episodes["outcome"] == outcome).to_numpy()], edges)[0] for outcome in ENDINGS
     }
     most = int(sum(counts.values()).max())
     plot = Plot(
@@ -28,7 +31,7 @@ def lengths_chart(episodes: pd.DataFrame, fps: float) -> Markup:
         "Histogram of episode lengths by outcome",
     )
     base = np.zeros(len(edges) - 1)
-    for outcome in OUTCOMES:
+    for outcome in ENDINGS:
         for low, high, bottom, count in zip(edges, edges[1:], base, counts[outcome], strict=False):
             text = f"{number(low, 1)} to {number(high, 1)} s: {count} {outcome}"
             plot.bar(low, high, bottom, bottom + count, f"bar {outcome}", text)
@@ -97,6 +100,20 @@ def positives_chart(frames: pd.DataFrame, fps: float) -> Markup:
         middles = [max(0.0, float(edges[number] + edges[number + 1]) / 2) for number in shares.index]
         plot.line(middles, shares.tolist(), f"mean {outcome}")
     return plot.render("positives")
+
+
+def lag_chart(found: Lag, fps: float) -> Markup:
+    """How well the state matches the action, over the time by which it is later."""
+    known = found.match > -1
+    seconds, match = (found.shifts[known] / fps).tolist(), found.match[known].tolist()
+    plot = Plot(
+        Axis("state later than action (s)", min(seconds), max(seconds)),
+        axis_around("correlation", match),
+        "Correlation of action and state over the shift between them",
+    )
+    plot.line(seconds, match, "curve train")
+    plot.vertical(found.best / fps, "threshold", f"{number(found.best / fps)} s")
+    return plot.render("lag")
 
 
 def calibration_chart(bins: Sequence[CalibrationBin]) -> Markup:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files.metadata import read_info
+from ..data.named import could_be_repository
 from ..errors import UserError, typed_line
 
 LAST_TRAIN_CONFIG = Path("checkpoints/last/pretrained_model/train_config.json")
 INFO = Path("meta/info.json")
+RUN_FOLDER = "checkpoints"
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -41,6 +43,26 @@ class Subject:
         return int(name) if name.isdigit() else None
 
 
+def is_dataset(subject: str | Path) -> bool:
+    """Whether a command's argument names a dataset: its folder, or a repository of the Hub; else it is a run's.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    path = Path(subject)
+    if path.is_dir():
+        if not (path / INFO).is_file() and not (path / RUN_FOLDER).is_dir():
+            what = f"neither a run (it has no {RUN_FOLDER}/) nor a LeRobot dataset (it has no {INFO.as_posix()})"
+            raise UserError(f"{path} is {what}")
+        return (path / INFO).is_file()
+    if path.exists() or not could_be_repository(str(subject)):
+        raise UserError(
+            f"{subject} is not a folder; give a run directory, a LeRobot dataset's folder, or a dataset of the Hub "
+            "(you/dataset)"
+        )
+    return True
+
+
 def open_subject(path: str | Path) -> Subject:
     """Tell a run from a dataset and read what both need.
 
@@ -50,12 +72,8 @@ def open_subject(path: str | Path) -> Subject:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; give a run directory or a LeRobot dataset's folder")
-    if (path / INFO).is_file():
+    if is_dataset(path):
         return Subject(None, path, None, read_info(path, path.name))
-    if not (path / "checkpoints").is_dir():
-        raise UserError(
-            f"{path} is neither a run (it has no checkpoints/) nor a LeRobot dataset (it has no {INFO.as_posix()})"
-        )
     dataset = run_dataset(path)
     repo_id, root = dataset["repo_id"], dataset["root"]
     if not (root / INFO).is_file():

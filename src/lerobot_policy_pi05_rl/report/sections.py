@@ -135,18 +135,22 @@ def _episode_cells(episodes: pd.DataFrame, fps: float) -> list[object]:
     return [len(episodes), *counts, int(episodes["interventions"].sum()), *spread]
 
 
-def lengths_figures(subject: Subject, labeling: LabelingTable) -> list[Figure]:
-    """How long the episodes of each task are."""
-    episodes, tasks = statistics.episode_table(labeling.frames, by_task=True), labeling.tasks
+def lengths_figures(episodes: pd.DataFrame, tasks: Sequence[str], fps: float) -> list[Figure]:
+    """How long the episodes of each task are.
+
+    Args:
+        episodes: columns task, outcome, length (frames).
+        tasks: those with charts first.
+    """
     figures = []
     for task in tasks[:MOST_TASKS]:
         of_task = episodes[episodes["task"] == task]
         figures.append(
             Figure(
-                charts.lengths_chart(of_task, subject.fps),
+                charts.lengths_chart(of_task, fps),
                 "Each bar counts the episodes of that length; the parts of a bar are their outcomes.",
                 task if len(tasks) > 1 else "Episode lengths",
-                [("bar", name, name) for name in OUTCOMES if name in set(of_task["outcome"])],
+                [("bar", name, name) for name in charts.ENDINGS if name in set(of_task["outcome"])],
             )
         )
     return figures

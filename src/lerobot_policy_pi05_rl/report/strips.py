@@ -4,6 +4,7 @@ import base64
 import io
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -51,6 +52,16 @@ def moments(labeling: LabelingTable, pictures: DatasetFrames, fps: float) -> lis
     return [
         (title, [_strip(labeling, pictures, *strip, lowest, fps) for strip in shown])
         for title, shown in strips.items()
+    ]
+
+
+def film(pictures: DatasetFrames, episode: int, length: int, fps: float) -> list[dict[str, Any]]:
+    """What the template shows of a whole episode: evenly spaced frames, up to two cameras above each other."""
+    steps = np.unique(np.linspace(0, length - 1, min(length, STRIP_FRAMES)).round().astype(int)).tolist()
+    columns = [pictures.read(episode, steps, name) for name in pictures.cameras[:MOST_CAMERAS]]
+    return [
+        {"jpegs": [jpeg_uri(fitted(picture, CELL_WIDTH)) for picture in cell], "time": number(step / fps, 1)}
+        for step, *cell in zip(steps, *columns, strict=True)
     ]
 
 
