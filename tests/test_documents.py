@@ -87,7 +87,7 @@ SHORTER = {  # in a command, or appended to it
     r"(decoder_check\.py) DATASET": r"\1 outputs/demo/dataset",
     r"path=CHECKPOINT (.*)n_episodes=10": r"path=outputs/demo/recap/checkpoints/last/pretrained_model \1n_episodes=1",
     r"([= ])/data/": r"\1data/",
-    r"(pi05-rl init) DATASET": r"\1 data/your_dataset",
+    r"(pi05-rl (?:init|report)) DATASET": r"\1 data/your_dataset",
     r"(pi05-rl init \S+)": rf"\1 {TINY}",
     r"CONFIG": "configs/so101.json",
     r"DIR": "recorded",

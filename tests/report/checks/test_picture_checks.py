@@ -18,7 +18,7 @@ def reader(change=lambda picture, episode, camera: picture) -> Read:
     def read(episode, steps, camera):
         moving = [np.roll(TEXTURE, 3 * step, axis=1) for step in steps]
         shown = [change(picture, episode, camera) for picture in moving]
-        return [np.clip(picture + rng.normal(0, 0.5, picture.shape), 0, 255).astype(np.uint8) for picture in shown]
+        return [np.clip(picture + rng.normal(0, 0.3, picture.shape), 0, 255).astype(np.uint8) for picture in shown]
 
     return read
 
@@ -36,7 +36,7 @@ def test_cameras_that_work_are_ok():
     seen = look(recording, CAMERAS, reader())
     for check in (frozen, dark):
         found = check(recording, seen)
-        assert found.verdict is Verdict.OK and "frames of 2 camera(s) in 12 of 30 episodes" in found.text
+        assert found.verdict is Verdict.OK and "frames of 2 camera(s) in 24 of 30 episodes" in found.text
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_camera_that_shows_nothing_is_named(check, make, said):
     assert found.verdict is Verdict.LOOK and found.value == 0.1 and f"{said} episode 4" in found.text
     found = check(recording, always)
     assert found.verdict is Verdict.HARMS and found.value == 1.0 and f"{said} episodes 0-9" in found.text
-    assert make is dimmed or other(recording, always).verdict is Verdict.OK
+    assert other(recording, always).verdict is Verdict.OK  # what is dark is not called frozen, too
 
 
 def test_one_colour_is_as_good_as_dark():
@@ -66,7 +66,7 @@ def test_a_robot_at_rest_does_not_freeze_its_cameras():
     assert frozen(recording, look(recording, CAMERAS, stuck(*range(10)))).verdict is Verdict.OK
 
 
-@pytest.mark.parametrize("count", [1, 12, 400])
+@pytest.mark.parametrize("count", [1, 24, 400])
 def test_what_is_decoded_does_not_grow_with_the_dataset(count):
     asked = []
 

@@ -8,9 +8,9 @@ import numpy as np
 from .finding import Finding, Verdict
 from .recording import Recording, numbered
 
-MOST_EPISODES = 12  # that are looked at, evenly chosen
+MOST_EPISODES = 24  # that are looked at, evenly chosen
 FRAMES = 5  # of each, evenly spaced, of each camera
-UNCHANGED = 6.0  # of 255: a camera's noise and a codec's are below, a moving arm's edges far above
+UNCHANGED = 3.0  # of 255: a picture that comes again differs less, a live camera's noise alone by more
 EDGE = 0.999  # the quantile over pixels that is compared: a small arm moves few of them
 MOVED = 0.05  # of a dimension's range
 DARK = 12.0  # of 255, mean
@@ -32,8 +32,8 @@ class Seen(NamedTuple):
 
     @property
     def frozen(self) -> bool:
-        """The robot moved, and no picture shows it."""
-        return self.change < UNCHANGED
+        """The robot moved, and no picture shows it, dark ones apart."""
+        return self.change < UNCHANGED and not self.dark
 
     @property
     def dark(self) -> bool:
