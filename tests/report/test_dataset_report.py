@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from damage import change_info, data_file, drop_column, set_entry, set_values
+from damage import change_column, change_info, data_file, drop_column, set_entry, set_values
 from recordings import make_dataset
 from tiny import CAMERAS
 
@@ -156,7 +157,11 @@ DAMAGES = {
         lambda root: change_info(root, lambda info: [info["features"].pop(camera) for camera in CAMERAS]),
         "no camera",
     ),
-    "no pictures": (lambda root: drop_column(root, "observation.images.front"), "cannot be decoded"),
+    "pictures as text": (
+        lambda root: change_column(root, CAMERAS[0], lambda column: pa.array(["a picture"] * len(column))),
+        "cannot be decoded",
+    ),
+    "no pictures": (lambda root: drop_column(root, CAMERAS[0]), "cannot be decoded"),
 }
 
 

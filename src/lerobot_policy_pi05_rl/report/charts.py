@@ -108,7 +108,7 @@ def lag_chart(found: Lag, fps: float) -> Markup:
     seconds, match = (found.shifts[known] / fps).tolist(), found.match[known].tolist()
     plot = Plot(
         Axis("state later than action (s)", min(seconds), max(seconds)),
-        axis_around("correlation", match),
+        axis_around("correlation", [*match, max(match) + 0.25 * (max(match) - min(match))]),  # room for the note
         "Correlation of action and state over the shift between them",
     )
     plot.line(seconds, match, "curve train")

@@ -11,7 +11,7 @@ from .checks import motion
 from .checks.finding import Finding, Verdict
 from .checks.pictures import Seen
 from .checks.recording import UNKNOWN, Recording
-from .checks.timing import Lag
+from .checks.timing import FOLLOWS, Lag
 from .frames import DatasetFrames
 from .labels import OUTCOMES, ending
 from .svg import number, percent
@@ -97,12 +97,12 @@ def _short(value: float) -> str:
 
 
 def lag_figures(found: Lag | None, fps: float) -> list[sections.Figure]:
-    """Which state matches an action best."""
-    if found is None or not (found.match > -1).any():
+    """Which state matches an action best; nothing where none does."""
+    if found is None or found.match.max() < FOLLOWS:
         return []
     caption = (
         "How well the state of so many seconds later matches an action, as the mean correlation over "
-        f"{', '.join(found.dimensions)}. The dashed line is the best match: that long the robot takes to follow."
+        f"{', '.join(found.dimensions)}. The dashed line is the best match: right of 0 the robot follows its action."
     )
     return [sections.Figure(charts.lag_chart(found, fps), caption, "Action against state")]
 

@@ -73,7 +73,7 @@ def open_stored(cell: dict[str, Any] | None, root: Path) -> Image.Image:
     Raises:
         one of STORED_ERRORS: it is missing, or no picture.
     """
-    if not cell or not (cell.get("bytes") or cell.get("path")):
+    if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):  # null, or text
         raise ValueError("there is no picture")
     if not cell.get("bytes") and "://" not in cell["path"]:
         cell = {**cell, "path": str(root / cell["path"])}
