@@ -85,6 +85,8 @@ def _seen(camera: str, episode: int, pictures: Sequence[np.ndarray], moved: np.n
 def frozen(recording: Recording, seen: Sequence[Seen]) -> Finding:
     """Cameras whose picture stands still while the state moves."""
     words = "every camera's picture changes while the robot moves", "stand still while the robot moves"
+    if all(np.isnan(each.change) for each in seen):
+        words = "the robot does not move between the frames that were looked at: not judged", words[1]
     return _finding("frozen cameras", recording, seen, [each for each in seen if each.frozen], words)
 
 
