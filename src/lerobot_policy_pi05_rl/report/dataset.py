@@ -16,6 +16,7 @@ from ..data.files.picture_files import check_times
 from ..data.labeling import labeling_names, labels_folder
 from ..data.named import NamedDataset, open_named, outcomes_as_told
 from ..data.names import dimension_labels, dimension_names
+from ..data.pictures.stored_frames import DatasetFrames
 from ..data.sources import Source, without_episodes
 from ..errors import DatasetError, UserError
 from ..runtime.files import replacing
@@ -23,7 +24,6 @@ from . import dataset_sections, sections
 from .checks import duplicates, motion, outcomes, pictures, timing
 from .checks.finding import Finding, Verdict
 from .checks.recording import UNKNOWN, Recording, Signal, numbered
-from .frames import DatasetFrames
 from .page import render
 
 TOLERANCE_S = 1e-4  # a run's default

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.pictures.stored_frames import DatasetFrames
 from . import charts, sections, strips
 from .checks import motion
 from .checks.finding import Finding, Verdict
 from .checks.pictures import Seen
 from .checks.recording import UNKNOWN, Recording
 from .checks.timing import FOLLOWS, Lag
-from .frames import DatasetFrames
 from .labels import OUTCOMES, ending
 from .svg import number, percent
 
