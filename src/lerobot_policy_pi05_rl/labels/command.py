@@ -102,15 +102,15 @@ def label(cfg: PI05RLTrainConfig, options: LabelOptions, run: Path | None) -> La
         cfg.check_device("learner_device")
         cfg = changed(cfg, policy=critic.reading(cfg.policy))
     sources = outcome_sources(cfg)
-    outcome_file = set_outcomes(options, sources, cfg.reward.outcome_file)
+    named = cfg.reward.outcome_file
+    outcome_file = set_outcomes(options, sources, named)
     cfg = changed(cfg, reward=changed(cfg.reward, outcome_file=outcome_file))
     if options.list_unlabelled:
         print("\n".join(describe_unlabelled(sources, outcome_file)))
         return None
     if options.browser:
-        browse(
-            sources, cfg.reward.outcome_file, labelings=shown_labelings(options, cfg, run, sources), port=options.port
-        )
+        labelings = shown_labelings(options, cfg, run, sources)
+        browse(sources, named, labelings=labelings, port=options.port)
         return None
     if critic is None and options.from_name is None:
         if options.gives_outcomes:

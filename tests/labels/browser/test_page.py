@@ -59,7 +59,7 @@ def served(config: Path):
     finally:
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "unlabelled" in rest
+    assert process.returncode == 0 and "unlabelled" in rest and "The configuration reads" in rest
 
 
 def outcomes_of(config: Path) -> dict[str, str]:

@@ -36,7 +36,7 @@ def test_a_clean_recording_is_ok():
         (["success"] * 9 + ["failure"] * 4, Verdict.LOOK, 4 / 13, "fewer than 5"),
         (["success"] * 9 + ["failure"] * 5 + ["truncated"], Verdict.OK, 5 / 14, "1 more were cut"),
         (["success", UNKNOWN, UNKNOWN, "failure"], Verdict.HARMS, 0.5, "have no outcome (episodes 1-2)"),
-        ([UNKNOWN] * 3, Verdict.HARMS, 1.0, "`pi05-rl label tiny.json --success … --failure …`"),
+        ([UNKNOWN] * 3, Verdict.HARMS, 1.0, "`pi05-rl label tiny.json --browser`"),
         (["truncated"] * 3, Verdict.HARMS, 0.0, "all 3 episodes were cut"),
     ],
 )

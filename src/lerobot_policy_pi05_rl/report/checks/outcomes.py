@@ -18,7 +18,7 @@ def outcomes(recording: Recording) -> Finding:
     total, failed = len(recording.outcomes), counts["failure"]
     label = f"pi05-rl label {recording.name}.json"
     by_label = (
-        f"`pi05-rl init` writes {recording.name}.json; then `{label} --success … --failure …` says how they ended"
+        f"`pi05-rl init` writes {recording.name}.json; then `{label} --browser` shows each and takes a key for its end"
     )
     if counts[UNKNOWN]:
         unknown = numbered(recording.episodes[recording.ended_as(UNKNOWN)])
@@ -82,7 +82,8 @@ def spread(recording: Recording) -> Finding:
             found.append((float(slow / fast), task, lengths / recording.fps))
     check = "spread of successes"
     if not found:
-        return Finding(check, Verdict.LOOK, float("nan"), "no task has two successes to compare", "record more")
+        advice = "say how the episodes ended" if UNKNOWN in recording.outcomes else "record more"
+        return Finding(check, Verdict.LOOK, float("nan"), "no task has two successes to compare", advice)
     ratio, task, seconds = min(found, key=lambda each: each[0])
     several = f" in “{task}”" if len(set(recording.tasks)) > 1 else ""
     text = (
