@@ -21,7 +21,7 @@ from lerobot_policy_pi05_rl.checkpoint import saver as saving
 from lerobot_policy_pi05_rl.checkpoint import write as checkpointing
 from lerobot_policy_pi05_rl.checkpoint.hub import show_card
 from lerobot_policy_pi05_rl.checkpoint.saver import CheckpointSaver, SaveError
-from lerobot_policy_pi05_rl.checkpoint.snapshot import collect, copied_bytes
+from lerobot_policy_pi05_rl.checkpoint.snapshot import collect
 from lerobot_policy_pi05_rl.checkpoint.write import remove_leftovers
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.config.train import ConfigError
@@ -107,41 +107,6 @@ def test_a_copied_snapshot_does_not_follow_the_training(frozen):
     shared = {n for n, p in algorithm.policy.named_parameters() if p.data_ptr() == snapshot.model[n].data_ptr()}
     assert shared == {name for name, p in algorithm.policy.named_parameters() if not p.requires_grad}
     assert any("vision_tower" in name for name in shared) == frozen
-
-
-@pytest.mark.parametrize("room", [True, False])
-def test_without_a_word_training_goes_on_where_there_is_room_for_a_copy(saver, monkeypatch, room):
-    gate, written, real = threading.Event(), [], saving.write_files
-
-    def slow(snapshot, *args, **kwargs):
-        if room:
-            gate.wait(30)
-        written.append(snapshot.step)
-        return real(snapshot, *args, **kwargs)
-
-    monkeypatch.setattr(saving, "write_files", slow)
-    algorithm = make_algorithm()
-    algorithm.update(batches())
-    needed = int(saving.ROOM * copied_bytes(algorithm)) + 1
-    monkeypatch.setattr(saving, "available_memory", lambda: needed if room else needed - 2)
-    with saver() as running:
-        assert running.in_background is None
-        running.save(algorithm, {})
-        assert written == ([] if room else [1])
-        gate.set()
-    assert written == [1]
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_what_a_copy_takes_is_known_before(frozen):
-    algorithm = make_algorithm(critic_early_stop=2, freeze_vision_encoder=frozen)
-    algorithm.update(batches())
-    live = {tensor.data_ptr() for tensor in algorithm.policy.parameters()}
-    snapshot = collect(algorithm, {}, copied=True)
-    state = [value for entry in snapshot.optimizer["state"].values() for value in entry.values()]
-    tensors = [*snapshot.model.values(), *snapshot.recap.values(), *state]
-    copied = sum(tensor.nbytes for tensor in tensors if tensor.data_ptr() not in live)
-    assert copied_bytes(algorithm) == pytest.approx(copied, rel=0.01)
 
 
 def test_a_second_save_waits_for_the_first_and_the_end_for_both(tmp_path, saver, monkeypatch):
@@ -279,7 +244,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_stops_the_run_and_names_what_is_free(tmp_path, mixed_dataset, capsys, small_disk):
     run_dir = small_disk / "run"
-    config = write_config(tmp_path / "c.json", mixed_dataset, run_dir, save_in_background=False, **JOINT)
+    config = write_config(tmp_path / "c.json", mixed_dataset, run_dir, **JOINT)
     line = refused(capsys, config)
     assert "No space left on device" in line and "MB, and" in line and "keep_last_checkpoints" in line
     whole_and_alone(run_dir, "000002")

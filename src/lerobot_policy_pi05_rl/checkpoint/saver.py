@@ -14,16 +14,12 @@ from safetensors import SafetensorError
 
 from ..errors import UserError, one_line, typed_line
 from ..recap import RecapAlgorithm
-from ..runtime.memory import available_memory
 from ..stored.files import CheckpointError
 from .hub import show_card
-from .snapshot import collect, copied_bytes
+from .snapshot import collect
 from .write import PARTIAL, finish_checkpoint, hidden, prune, remove_leftovers, write_files
 
 logger = logging.getLogger(__name__)
-
-
-ROOM = 1.25  # times the copy: what else grows meanwhile must not end the run
 
 
 class SaveError(UserError):
@@ -33,8 +29,8 @@ class SaveError(UserError):
 class CheckpointSaver:
     """Saves the checkpoints of one run. As a context it ends when the last one is whole.
 
-    Training waits for a copy to host memory alone, and files are written, read back, named and uploaded beside it;
-    where there is no room for the copy (``save_in_background``), it waits until they are written. At most one
+    Training waits until the files are written; they are read back, named and uploaded beside it. With
+    ``save_in_background`` it waits for a copy to host memory alone, and they are written beside it, too. At most one
     checkpoint is under way, the next one waits for it, and its failure is raised by :meth:`check`, by the next
     :meth:`save`, or at the end.
     """
@@ -44,7 +40,7 @@ class CheckpointSaver:
         run_dir: Path,
         total_steps: int,
         *,
-        in_background: bool | None = False,
+        in_background: bool = False,
         keep_last: int | None = None,
         upload_to: str | None = None,
         private: bool | None = None,
@@ -52,7 +48,6 @@ class CheckpointSaver:
         **constants: Any,
     ):
         """Args:
-        in_background: whether training goes on while files are written; None: where host memory has room for it.
         keep_last: how many checkpoints stay; None: all.
         upload_to: the Hub's repository that each is sent to, ``private`` if it is new; None: none is sent.
         writes: false in the processes that only take part in gathering what is spread over all of them.
@@ -63,7 +58,6 @@ class CheckpointSaver:
         self.in_background = in_background
         self._beside = ThreadPoolExecutor(1, "checkpoint")
         self._in_flight: Future | None = None
-        self._said = False
         if writes:
             remove_leftovers(run_dir)
 
@@ -83,29 +77,16 @@ class CheckpointSaver:
         """
         self._wait()
         final = self._directory(algorithm.optimization_step)
-        beside = self._goes_on(algorithm)
-        snapshot = collect(algorithm, metrics_state, copied=beside)
+        snapshot = collect(algorithm, metrics_state, copied=self.in_background)
         if snapshot is None:
             return final
         size = snapshot.nbytes
         write = partial(write_files, snapshot, final, policy=algorithm.policy, card=card, **self.constants)
-        if not beside:
+        if not self.in_background:
             self._try(write, final, size)
             write = None  # nor is what it refers to held while training goes on
         self._in_flight = self._beside.submit(self._complete, write, final, size)
         return final
-
-    def _goes_on(self, algorithm: RecapAlgorithm) -> bool:
-        """Whether training does while this checkpoint is written."""
-        if self.in_background is not None or algorithm.processes.fsdp is not None:
-            return self.in_background is not False  # what had to be gathered is a copy already
-        if not algorithm.processes.is_main:
-            return False
-        room = ROOM * copied_bytes(algorithm) <= available_memory()
-        if not room and not self._said:
-            logger.info("Host memory has no room for a copy: training waits while checkpoints are written")
-            self._said = True
-        return room
 
     def check(self) -> None:
         """Raise what went wrong in the background, if anything did. Costs nothing; called every step."""

@@ -69,14 +69,6 @@ def collect(algorithm: RecapAlgorithm, metrics_state: dict[str, Any], *, copied:
     )
 
 
-def copied_bytes(algorithm: RecapAlgorithm) -> int:
-    """Host memory that :func:`collect` takes for a copy, where nothing had to be gathered."""
-    state = [value for entry in algorithm.optimizer.state_dict()["state"].values() for value in entry.values()]
-    trained = [tensor for tensor in stored_state(algorithm.policy).values() if tensor.requires_grad]
-    tensors = [*trained, *state, *algorithm.state_dict().values()]
-    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
-
-
 def _host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 

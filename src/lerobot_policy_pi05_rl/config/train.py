@@ -65,9 +65,9 @@ class PI05RLTrainConfig(TrainRLServerPipelineConfig):
     output_dir_offline: Path | None = option(None, OWN, OFFLINE)  # the offline run writes here; None: output_dir
     offline_save_freq: int | None = option(None, NOTE, OFFLINE)  # wins over save_freq offline
     keep_last_checkpoints: int | None = option(None, NOTE, least=1)  # None: all
-    # Training goes on while a checkpoint is written, from a copy of all that trains, weights and optimizer state, in
-    # host memory. None: where there is room for that copy, looked up before each save.
-    save_in_background: bool | None = option(None, NOTE)
+    # Training goes on while a checkpoint is written. Off by default: it holds a copy of all that trains, weights and
+    # optimizer state, in host memory, and a run that has not got that room would be killed hours after its start.
+    save_in_background: bool = option(False, NOTE)
     resume_from: str | int | None = option(None, OWN)  # step, or folder of a checkpoint of this run; None: the newest
     # Steps between held-out evaluations (there is one at the end, too); 0: never.
     eval_steps: int = option(1000, NOTE, least=0)

@@ -126,7 +126,7 @@ def make_plan(setup: Setup, *, efficiency: float = EFFICIENCY, card: int | None 
         checkpoint=checkpoint,
         checkpoints_written=setup.checkpoints_written,
         disk=checkpoint * setup.checkpoints_at_once,
-        host=host_bytes(model, in_background=setup.config.save_in_background is not False, fsdp=setup.fsdp),
+        host=host_bytes(model, in_background=setup.config.save_in_background, fsdp=setup.fsdp),
         acting=chunk_memory(build_actor(policy, setup.config.peft), replace(shape, batch_size=1)),
         pushed=pushed_bytes(model),
         fits=fits,

@@ -18,7 +18,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     disk = f"Checkpoint: {gib(plan.checkpoint)} GiB; {plan.checkpoints_written} written, at most {gib(plan.disk)} GiB"
     console.print(f"{disk} on disk at once.", highlight=False)
     if plan.host:
-        console.print(f"Host memory while one is written: up to {gib(plan.host)} GiB more.", highlight=False)
+        console.print(f"Host memory while one is written: {gib(plan.host)} GiB more.", highlight=False)
     weights, peak = (gib(plan.acting[name]) for name in ("weights", "peak"))
     console.print(
         f"Acting (actor, lerobot-eval, lerobot-rollout): {peak} GiB, {weights} of it weights.", highlight=False
