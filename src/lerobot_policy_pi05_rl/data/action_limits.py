@@ -41,16 +41,16 @@ def warn_of_clipping(actor: ActorConfig, sources: Sequence[Source], tag: str) ->
             logger.warning("%s %s (dataset %s)", tag, text, source.name)
 
 
-def recorded_steps(actions: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(N − episodes, A) float64: how far each action lies from the one before it in its episode.
+def recorded_steps(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(N, D) float64: how far each frame lies from the one before it in its episode; 0 in the episode's first.
 
     Args:
-        actions: (N, A) as recorded, episode after episode.
+        values: (N, D) state or action as recorded, episode after episode.
         starts: (episodes,) the first row of each.
     """
-    within = np.ones(len(actions), dtype=bool)
-    within[starts] = False
-    return np.abs(np.diff(actions.astype(np.float64), axis=0, prepend=actions[:1]))[within]
+    found = np.abs(np.diff(values.astype(np.float64), axis=0, prepend=values[:1]))
+    found[starts] = 0.0
+    return found
 
 
 def clipping_texts(actor: ActorConfig, names: Sequence[str], actions: np.ndarray, starts: np.ndarray) -> list[str]:
@@ -61,7 +61,7 @@ def clipping_texts(actor: ActorConfig, names: Sequence[str], actions: np.ndarray
         actions: (N, A) as recorded, episode after episode.
         starts: (episodes,) the first row of each.
     """
-    texts, every = [], recorded_steps(actions, starts)
+    texts, every = [], np.delete(recorded_steps(actions, starts), starts, axis=0)
     for index, name in enumerate(names):
         values = actions[:, index].astype(np.float64)
         if name in (actor.action_clamp_limits or {}):

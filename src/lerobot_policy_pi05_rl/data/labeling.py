@@ -71,6 +71,11 @@ def run_labels(name: str) -> Path | None:
     return folder if "/" in name or folder.is_dir() else None
 
 
+def own_labeling(run: Path) -> str | None:
+    """The run as the name of the labeling that it has made of its own data; None: it has made none."""
+    return str(run.absolute()) if (run / RUN_LABELS).is_dir() else None
+
+
 def labelled_datasets(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The side-cars in a run's :func:`run_labels`, the first dataset's first, and of which dataset each is."""
     return [(path, read_meta(path)["dataset"]) for path in sorted(folder.glob("*.parquet"))]

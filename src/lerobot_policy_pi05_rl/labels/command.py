@@ -24,10 +24,10 @@ from ..data.labeling import (
     find_labeling,
     labeling_path,
     outcomes_if_labelled,
+    own_labeling,
     read_labelings,
     read_meta,
     replaceable_labeling,
-    run_labels,
     write_labeling,
 )
 from ..data.sources import Source, dataset_fingerprint
@@ -142,8 +142,7 @@ def shown_labelings(
     """
     if options.from_name is not None:
         return read_labelings(sources, options.from_name)
-    own = None if run is None else run_labels(str(run))
-    implied = cfg.dataset.labeling or (str(run) if own is not None and own.is_dir() else None)
+    implied = cfg.dataset.labeling or (None if run is None else own_labeling(run))
     if implied is None:
         return []
     try:

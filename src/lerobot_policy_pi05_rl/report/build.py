@@ -16,7 +16,7 @@ import pandas as pd
 from lerobot.utils.constants import PRETRAINED_MODEL_DIR
 
 from ..checkpoint.write import last_checkpoint
-from ..data.labeling import RUN_LABELS, labels_folder
+from ..data.labeling import labels_folder, own_labeling
 from ..data.pictures.stored_frames import DatasetFrames
 from ..errors import UserError
 from ..labels.critic import load_critic
@@ -175,8 +175,8 @@ def default_labeling(subject: Subject) -> str | None:
     """
     if subject.labeling is not None:
         return subject.labeling
-    if subject.run is not None and (subject.run / RUN_LABELS).is_dir():
-        return str(subject.run.absolute())
+    if subject.run is not None and (own := own_labeling(subject.run)) is not None:
+        return own
     name = newest_labeling(subject.dataset_root, subject.run)
     if name is not None:
         return name

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from .checks.recording import UNKNOWN
 from .checks.timing import Lag
 from .labels import OUTCOMES
-from .statistics import CalibrationBin
+from .statistics import CalibrationBin, evenly_spaced
 from .svg import Axis, Plot, axis_around, number
 
 LINE_POINTS = 100  # more cannot be told apart at the size of a chart
@@ -50,8 +50,8 @@ def values_chart(frames: pd.DataFrame, outcome: str, fps: float, longest_s: floa
         height=240,
     )
     groups = [(index, rows) for index, rows in of_outcome.groupby("episode_index", sort=True)]
-    for index, rows in (groups[place] for place in _sample(len(groups), most_lines)):
-        rows = rows.iloc[_sample(len(rows), LINE_POINTS)]
+    for index, rows in (groups[place] for place in evenly_spaced(len(groups), most_lines)):
+        rows = rows.iloc[evenly_spaced(len(rows), LINE_POINTS)]
         plot.line(rows["frame_index"] / fps, rows["value"], f"thin {outcome}", f"episode {index}")
     shown = {"success", "failure", outcome} & set(frames["outcome"])
     for other in sorted(shown, key=lambda name: (name == outcome, name)):
@@ -183,10 +183,5 @@ def _mean_over_episodes(frames: pd.DataFrame, fps: float) -> tuple[list[float], 
     fall whenever a good one ends."""
     values = frames.pivot(index="frame_index", columns="episode_index", values="value").sort_index().ffill()
     means = values.mean(axis=1)
-    means = means.iloc[_sample(len(means), LINE_POINTS)]
+    means = means.iloc[evenly_spaced(len(means), LINE_POINTS)]
     return [step / fps for step in means.index], means.tolist()
-
-
-def _sample(length: int, most: int) -> np.ndarray:
-    """At most ``most`` row numbers, evenly spaced, the first and last among them."""
-    return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)) if length else np.arange(0)

@@ -8,6 +8,11 @@ import pandas as pd
 from ..training import critic_metrics
 
 
+def evenly_spaced(length: int, most: int) -> np.ndarray:
+    """At most ``most`` row numbers, evenly spaced, the first and last among them."""
+    return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)) if length else np.arange(0)
+
+
 def episode_table(frames: pd.DataFrame, *, by_task: bool = False) -> pd.DataFrame:
     """One row per episode: task, outcome, length (frames), interventions (frames), index ``episode_index``.
 

@@ -4,14 +4,13 @@ import base64
 import io
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
 from ..data.labeling import OF_A_FAILURE
 from ..data.pictures.stored_frames import DatasetFrames
 from .labels import LabelingTable, ending
-from .statistics import extreme_moments
+from .statistics import evenly_spaced, extreme_moments
 from .svg import number
 
 MOMENTS = 3  # of each kind
@@ -57,7 +56,7 @@ def moments(labeling: LabelingTable, pictures: DatasetFrames, fps: float) -> lis
 
 def film(pictures: DatasetFrames, episode: int, length: int, fps: float) -> list[dict[str, Any]]:
     """What the template shows of a whole episode: evenly spaced frames, up to two cameras above each other."""
-    steps = np.unique(np.linspace(0, length - 1, min(length, STRIP_FRAMES)).round().astype(int)).tolist()
+    steps = evenly_spaced(length, STRIP_FRAMES).tolist()
     columns = [pictures.read(episode, steps, name) for name in pictures.cameras[:MOST_CAMERAS]]
     return [
         {"jpegs": [jpeg_uri(fitted(picture, CELL_WIDTH)) for picture in cell], "time": number(step / fps, 1)}

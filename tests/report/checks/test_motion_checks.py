@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from drawn import drawn, rows_of, with_values
 
+from lerobot_policy_pi05_rl.data.action_limits import recorded_steps
 from lerobot_policy_pi05_rl.report.checks.finding import Verdict
 from lerobot_policy_pi05_rl.report.checks.motion import (
     find_jumps,
@@ -14,7 +15,6 @@ from lerobot_policy_pi05_rl.report.checks.motion import (
     still_dimensions,
     still_frames,
 )
-from lerobot_policy_pi05_rl.report.checks.recording import steps
 
 CHECKS = (pauses, jumps, saturation, still_dimensions)
 
@@ -28,7 +28,7 @@ def test_a_clean_recording_is_ok(check, count):
 
 def test_steps_stay_in_their_episode():
     values = np.array([[0.0], [1.0], [50.0], [50.5]])
-    assert steps(values, np.array([0, 2])).ravel().tolist() == [0, 1, 0, 0.5]
+    assert recorded_steps(values, np.array([0, 2])).ravel().tolist() == [0, 1, 0, 0.5]
 
 
 def held(recording, first: int, length: int):

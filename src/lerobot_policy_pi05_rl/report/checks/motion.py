@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...data.action_limits import recorded_steps
 from ...data.statistics import STILL
 from .finding import Finding, Verdict, judge
-from .recording import Recording, Signal, numbered, steps
+from .recording import Recording, Signal, numbered
 
 SLOW = 0.1  # of the speed that nine of ten frames keep below: a frame slower than that hardly moves
 MANY_PAUSES = 0.3  # share of frames
@@ -34,7 +35,7 @@ def speeds(signal: Signal, starts: np.ndarray) -> np.ndarray:
     moves = moving(signal)
     if not moves.any():
         return np.zeros(len(signal.values))
-    return (steps(signal.values[:, moves], starts) / signal.ranges[moves]).max(axis=1)
+    return (recorded_steps(signal.values[:, moves], starts) / signal.ranges[moves]).max(axis=1)
 
 
 def moving(signal: Signal) -> np.ndarray:
@@ -77,12 +78,12 @@ def usual_steps(largest: np.ndarray) -> np.ndarray:
 
 def largest_steps(signal: Signal, starts: np.ndarray) -> np.ndarray:
     """(E, D) float64: the largest step of each episode's dimensions."""
-    return np.maximum.reduceat(steps(signal.values, starts), starts, axis=0)
+    return np.maximum.reduceat(recorded_steps(signal.values, starts), starts, axis=0)
 
 
 def find_jumps(recording: Recording, signal: Signal) -> tuple[list[Jump], int]:
     """The largest jump of each episode and dimension, the farthest beyond its usual first, and how many steps jump."""
-    every = steps(signal.values, recording.starts)
+    every = recorded_steps(signal.values, recording.starts)
     largest = np.maximum.reduceat(every, recording.starts, axis=0)
     usual = usual_steps(largest)
     bound = np.where(usual > 0, np.maximum(FAR * usual, LEAST_JUMP * signal.ranges), np.inf)

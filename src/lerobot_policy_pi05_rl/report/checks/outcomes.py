@@ -31,10 +31,10 @@ def outcomes(recording: Recording) -> Finding:
     text = f"{failed} of {known} episodes failed ({share:.1%})"
     text += f", {counts['truncated']} more were cut by a time limit" if counts["truncated"] else ""
     if not failed or not counts["success"]:
-        kind, given = ("failure", "failure") if not failed else ("success", "success")
+        kind = "success" if failed else "failure"
         advice = (
             f"without a {kind} a critic learns how long an episode takes, not what leads to success; if the labels "
-            f"are wrong: `{label} --{given} …` (numbers such as 0-40,52), else record the other kind, or clone"
+            f"are wrong: `{label} --{kind} …` (numbers such as 0-40,52), else record the other kind, or clone"
         )
         return Finding("outcomes", Verdict.HARMS, share, text, advice)
     rare = min(("success", "failure"), key=counts.__getitem__)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..statistics import evenly_spaced
 from .finding import Finding, Verdict
 from .recording import Recording, numbered
 
@@ -43,8 +44,7 @@ class Seen(NamedTuple):
 
 def chosen_episodes(recording: Recording) -> list[int]:
     """Rows of at most :data:`MOST_EPISODES` episodes, evenly chosen."""
-    count = len(recording.episodes)
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_EPISODES)).round().astype(int)).tolist()
+    return evenly_spaced(len(recording.episodes), MOST_EPISODES).tolist()
 
 
 def look(recording: Recording, cameras: Sequence[str], read: Read) -> list[Seen]:
@@ -57,7 +57,7 @@ def look(recording: Recording, cameras: Sequence[str], read: Read) -> list[Seen]
     ranges = np.where(recording.state.ranges > 0, recording.state.ranges, 1.0)
     for row in chosen_episodes(recording):
         length = int(recording.lengths[row])
-        steps = np.unique(np.linspace(0, length - 1, min(length, FRAMES)).round().astype(int)).tolist()
+        steps = evenly_spaced(length, FRAMES).tolist()
         states = recording.state.values[recording.starts[row] + np.array(steps)].astype(np.float64)
         moved = (np.abs(np.diff(states, axis=0)) / ranges).max(axis=1, initial=0.0) > MOVED
         for camera in cameras:

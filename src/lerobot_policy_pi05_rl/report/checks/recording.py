@@ -67,15 +67,3 @@ def numbered(episodes: Sequence[int] | np.ndarray) -> str:
     ranges = format_ranges(numbers).split(",")
     more = f",… ({len(numbers)} in all)" if len(ranges) > MOST_RANGES else ""
     return f"episode{'s' if len(numbers) > 1 else ''} {','.join(ranges[:MOST_RANGES])}{more}"
-
-
-def steps(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(N, D) float64: how far each frame lies from the one before it in its episode; 0 in the episode's first.
-
-    Args:
-        values: (N, D).
-        starts: (E,) the first row of each episode.
-    """
-    found = np.abs(np.diff(values.astype(np.float64), axis=0, prepend=values[:1]))
-    found[starts] = 0.0
-    return found
