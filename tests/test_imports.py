@@ -1,6 +1,7 @@
 """Arrows run one way: a module imports only what stands before it, and nothing in a circle, in functions neither."""
 
 import ast
+from collections import Counter
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -118,3 +119,9 @@ def test_the_tests_mirror_the_folders():
     tests = Path(__file__).parent
     folders = {path.relative_to(tests) for path in tests.rglob("*") if any(path.glob("test_*.py"))}
     assert Path("online/replay") in folders and [path for path in folders if not (ROOT / path).is_dir()] == []
+
+
+def test_every_test_file_has_a_name_of_its_own():
+    """Folders of tests are no packages: of two files of one name pytest can import the first alone."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

@@ -19,6 +19,7 @@ from tiny import write_config
 
 from lerobot_policy_pi05_rl.cli import main as cli
 from lerobot_policy_pi05_rl.config.file import load_config
+from lerobot_policy_pi05_rl.data.outcomes import FoundOutcome
 from lerobot_policy_pi05_rl.labels.browser.pictures import PictureBlocks
 from lerobot_policy_pi05_rl.labels.browser.server import LabelPage
 from lerobot_policy_pi05_rl.labels.browser.session import Episode, LabelSession
@@ -165,8 +166,7 @@ def test_a_broken_video_is_said_in_its_place_and_the_rest_goes_on(browser, confi
 def test_a_thousand_episodes_can_be_gone_through(browser, config):
     sources = outcome_sources(load_config(config))
     session = LabelSession(sources, None)
-    session.episodes = [Episode(0, k, 12, "a task") for k in range(1000)]
-    session._recorded = {(0, k): session._recorded[0, k % 6] for k in range(1000)}
+    session.episodes = {(0, k): Episode(0, k, 12, "a task", FoundOutcome()) for k in range(1000)}
     session.set_outcome = lambda source, episode, outcome: session._set[source].update({episode: outcome})
 
     async def label() -> None:

@@ -60,6 +60,14 @@ async def test_the_state_lists_every_episode(page, client):
     assert [each["disagreement"] for each in state["episodes"]] == [pytest.approx(0.1), pytest.approx(0.9), None, None]
 
 
+@pytest.mark.parametrize(("fps", "shown"), [(5, 5.0), (10, 10.0), (25, 12.5), (30, 10.0)])
+def test_the_page_is_told_how_many_pictures_a_second_are(page, fps, shown):
+    """What it plays and its clock shows would be of another speed otherwise."""
+    page.pictures.frames[0].info["fps"] = fps
+    state = json.loads(asyncio.run(page.state(None)).text)
+    assert (state["datasets"][0]["fps"], state["datasets"][0]["shown_fps"]) == (fps, shown)
+
+
 @asks
 async def test_an_outcome_is_saved_and_taken_back(page, client):
     body = {"source": 0, "episode": 3, "outcome": "truncated"}

@@ -12,7 +12,7 @@ from tiny import write_config
 from lerobot_policy_pi05_rl.config.file import load_config
 from lerobot_policy_pi05_rl.errors import UserError
 from lerobot_policy_pi05_rl.labels.browser import pictures
-from lerobot_policy_pi05_rl.labels.browser.pictures import PictureBlocks, block_frames, packed, shown_frames
+from lerobot_policy_pi05_rl.labels.browser.pictures import PictureBlocks, block_frames, packed, shown_frames, stride
 from lerobot_policy_pi05_rl.labels.outcomes import outcome_sources
 
 CAMERA = "observation.images.front"
@@ -45,6 +45,13 @@ def sources(request, tmp_path_factory):
 )
 def test_the_last_frame_is_always_shown(length, fps, expected):
     assert shown_frames(length, fps) == expected
+
+
+@pytest.mark.parametrize(("fps", "every"), [(5, 1), (10, 1), (15, 2), (20, 2), (25, 2), (30, 3), (50, 5)])
+def test_about_ten_pictures_a_second_are_shown(fps, every):
+    assert stride(fps) == every and np.diff(shown_frames(40, fps)).tolist() == [every] * (
+        len(shown_frames(40, fps)) - 1
+    )
 
 
 def test_a_block_holds_the_frames_in_their_order(sources):

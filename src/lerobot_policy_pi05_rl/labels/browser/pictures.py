@@ -21,10 +21,15 @@ QUALITY = 80
 CACHED_BYTES = 64 * 2**20
 
 
+def stride(fps: float) -> int:
+    """Every how many-th frame is shown: about ``SHOWN_FPS`` a second, and no more than there are."""
+    return max(1, round(fps / SHOWN_FPS))
+
+
 def shown_frames(length: int, fps: float) -> list[int]:
-    """The episode's frames that are shown, the last one in any case: about ``SHOWN_FPS`` a second."""
-    stride = max(1, round(fps / SHOWN_FPS))
-    return list(range((length - 1) % stride, length, stride))
+    """The episode's frames that are shown, the last one in any case."""
+    every = stride(fps)
+    return list(range((length - 1) % every, length, every))
 
 
 def block_frames(length: int, fps: float, block: int) -> list[int]:
@@ -52,6 +57,10 @@ class PictureBlocks:
         self._kept: OrderedDict[tuple[int, int, str, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
 
+    def fps(self, source: int) -> float:
+        """Frames a second of the dataset."""
+        return float(self.frames[source].info["fps"])
+
     def read(self, source: int, episode: int, length: int, camera: str, block: int) -> bytes:
         """The block, :func:`packed`; empty behind the last one.
 
@@ -63,9 +72,8 @@ class PictureBlocks:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        frames = self.frames[source]
-        steps = block_frames(length, float(frames.info["fps"]), block)
-        found = packed(frames.read(episode, steps, camera)) if steps else b""
+        steps = block_frames(length, self.fps(source), block)
+        found = packed(self.frames[source].read(episode, steps, camera)) if steps else b""
         with self._lock:
             self._kept[key] = found
             while sum(map(len, self._kept.values())) > CACHED_BYTES and len(self._kept) > 1:

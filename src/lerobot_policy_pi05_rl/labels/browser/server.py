@@ -12,7 +12,7 @@ from aiohttp import web
 
 from ...errors import UserError
 from ...returns import Outcome
-from .pictures import BLOCK, PictureBlocks, shown_frames
+from .pictures import BLOCK, PictureBlocks, shown_frames, stride
 from .session import Episode, LabelSession
 from .values import Curve, disagreement
 
@@ -36,7 +36,6 @@ class LabelPage:
 
     def __init__(self, session: LabelSession, pictures: PictureBlocks, curves: Mapping[tuple[int, int], Curve]):
         self.session, self.pictures, self.curves = session, pictures, curves
-        self.lengths = {(each.source, each.index): each.length for each in session.episodes}
         self.token = secrets.token_urlsafe(16)
 
     def app(self) -> web.Application:
@@ -60,11 +59,11 @@ class LabelPage:
 
     async def state(self, request: web.Request) -> web.Response:
         """Datasets, and every episode in their order."""
-        datasets = [
-            {"name": source.name, "fps": float(frames.info["fps"]), "cameras": frames.cameras}
-            for source, frames in zip(self.session.sources, self.pictures.frames, strict=True)
-        ]
-        episodes = [self._episode(each) for each in self.session.episodes]
+        datasets = []
+        for number, source in enumerate(self.session.sources):
+            fps, cameras = self.pictures.fps(number), self.pictures.frames[number].cameras
+            datasets.append({"name": source.name, "fps": fps, "shown_fps": fps / stride(fps), "cameras": cameras})
+        episodes = [self._episode(each) for each in self.session.episodes.values()]
         return web.json_response(
             {"datasets": datasets, "block": BLOCK, "episodes": episodes, "can_undo": self.session.can_undo}
         )
@@ -88,10 +87,10 @@ class LabelPage:
     async def block(self, request: web.Request) -> web.Response:
         """A block of one camera's pictures (``?camera=``); empty behind the last one."""
         source, episode, block = (int(request.match_info[name]) for name in ("source", "episode", "block"))
-        camera, length = request.query.get("camera", ""), self.lengths.get((source, episode))
-        if length is None or camera not in self.pictures.frames[source].cameras:
+        camera, each = request.query.get("camera", ""), self.session.episodes.get((source, episode))
+        if each is None or camera not in self.pictures.frames[source].cameras:
             raise web.HTTPNotFound
-        body = await asyncio.to_thread(self.pictures.read, source, episode, length, camera, block)
+        body = await asyncio.to_thread(self.pictures.read, source, episode, each.length, camera, block)
         return web.Response(body=body)
 
     async def curve(self, request: web.Request) -> web.Response:
@@ -100,7 +99,7 @@ class LabelPage:
         found = self.curves.get((source, episode))
         if found is None:
             return web.json_response(None)
-        shown = shown_frames(len(found.values), float(self.pictures.frames[source].info["fps"]))
+        shown = shown_frames(len(found.values), self.pictures.fps(source))
         values = [round(value, 4) if value == value else None for value in found.values[shown].tolist()]
         return web.json_response({"values": values, "positive": found.positive[shown].tolist()})
 
@@ -110,7 +109,7 @@ class LabelPage:
             "source": each.source,
             "episode": each.index,
             "frames": each.length,
-            "pictures": len(shown_frames(each.length, float(self.pictures.frames[each.source].info["fps"]))),
+            "pictures": len(shown_frames(each.length, self.pictures.fps(each.source))),
             "task": each.task,
             "outcome": found.outcome,
             "by": found.by,
@@ -118,8 +117,8 @@ class LabelPage:
         }
 
     def _saved(self, source: int, episode: int) -> web.Response:
-        each = next(one for one in self.session.episodes if (one.source, one.index) == (source, episode))
-        return web.json_response({"episode": self._episode(each), "can_undo": self.session.can_undo})
+        found = self._episode(self.session.episodes[source, episode])
+        return web.json_response({"episode": found, "can_undo": self.session.can_undo})
 
 
 @web.middleware

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...data.outcomes import FILE, FoundOutcome, LabelColumns
 from ...data.sources import Source, outcomes_path
@@ -19,6 +18,7 @@ class Episode:
     index: int  # its episode_index
     length: int  # frames
     task: str
+    recorded: FoundOutcome  # what the dataset's own columns say
 
 
 class LabelSession:
@@ -34,13 +34,13 @@ class LabelSession:
             DatasetError: the outcome file is damaged.
         """
         self.sources, self.path = sources, outcomes_path(sources[0])
-        self.episodes, self._recorded = [], {}
+        self.episodes: dict[tuple[int, int], Episode] = {}  # (source, episode_index) → episode, in their order
         for number, source in enumerate(sources):
             columns = LabelColumns(source)
             for row, (start, end) in enumerate(zip(source.starts.tolist(), source.ends.tolist(), strict=True)):
                 index = int(source.columns["episode_index"][start])
-                self.episodes.append(Episode(number, index, end - start, source.tasks[row]))
-                self._recorded[number, index] = columns.find(row)
+                found = columns.find(row)
+                self.episodes[number, index] = Episode(number, index, end - start, source.tasks[row], found)
         self._set = earlier_outcomes(sources, outcome_file)
         self._version = self._file_version()
         self._undo: list[tuple[int, int, Outcome | None]] = []
@@ -48,7 +48,7 @@ class LabelSession:
     def found(self, source: int, episode: int) -> FoundOutcome:
         """How the episode ended and who says so: a person, else the dataset's own columns."""
         outcome = self._set[source].get(episode)
-        return self._recorded[source, episode] if outcome is None else FoundOutcome(outcome, FILE)
+        return self.episodes[source, episode].recorded if outcome is None else FoundOutcome(outcome, FILE)
 
     def set_outcome(self, source: int, episode: int, outcome: Outcome | None) -> None:
         """Say how an episode ended; None takes back what was said.
@@ -80,11 +80,11 @@ class LabelSession:
 
     def counts(self) -> Counter[str]:
         """Outcome, or "unlabelled" → number of episodes."""
-        found = (self.found(episode.source, episode.index).outcome for episode in self.episodes)
+        found = (self.found(*key).outcome for key in self.episodes)
         return Counter("unlabelled" if outcome is None else outcome.value for outcome in found)
 
     def _save(self, source: int, episode: int, outcome: Outcome | None) -> Outcome | None:
-        if (source, episode) not in self._recorded:
+        if (source, episode) not in self.episodes:
             raise UserError(f"there is no episode {episode} of dataset {source}")
         if self._file_version() != self._version:
             self._set = earlier_outcomes(self.sources, None)
@@ -98,7 +98,7 @@ class LabelSession:
 
     def _file_version(self) -> tuple[int, int] | None:
         try:
-            status = Path(self.path).stat()
+            status = self.path.stat()
         except FileNotFoundError:
             return None
         return status.st_mtime_ns, status.st_ino
